@@ -1,0 +1,167 @@
+"""What a config is trained on, and how big: the argument after the colon.
+
+`--config=configs/config_g.py:digits`. Presets of the paper's Table 6; the small ones
+are this project's own. Config A reads a workload; the later letters change config A.
+"""
+
+import dataclasses
+
+from edm_jax.resolve import suggest
+
+MEBI_MIMG = 2**20 / 1e6  # the paper's durations count 2^20 images
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A data set, a network size and a training budget. Units are in the names."""
+
+    # Data: batches hold (raw - raw_mean) / raw_std * sigma_data.
+    dataset: str
+    resolution: int
+    channels: int
+    num_classes: int
+    raw_mean: tuple[float, ...]
+    raw_std: tuple[float, ...]
+    # Network size.
+    model_channels: int
+    attention_resolutions: tuple[int, ...]  # config A's; B drops the first
+    dropout: float = 0.0  # config G's; A-F have 0.1
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    blocks_per_level: int = 3
+    compute_dtype: str = "bfloat16"
+    # Budget and schedule.
+    batch_size: int = 2048  # config B's and later; A's is double
+    duration_mimg: float = 2048 * MEBI_MIMG
+    rampup_mimg: float = 10.0
+    halflife_mimg: float = 50.0  # config A's traditional EMA
+    snapshot_mimg: float = 8 * MEBI_MIMG
+    log_mimg: float = 0.5
+    alpha_ref_plain: float = 1e-4  # config A's; B doubles it
+    alpha_ref_mp: float = 0.01  # from config D on
+    t_ref: float = 70000.0  # steps, from config E on
+    # Noise distribution from config B on.
+    P_mean: float = -0.4
+    P_std: float = 1.0
+    # Evaluation.
+    train_split: str = "train"
+    heldout_split: str = "validation"
+    num_samples: int = 50000
+
+
+_RGB = {"raw_mean": (127.5,) * 3, "raw_std": (63.75,) * 3}
+
+# Latents of the paper's VAE (App. A.1), channel-wise statistics.
+IMAGENET512 = Workload(
+    dataset="imagenet512_latents",
+    resolution=64,
+    channels=4,
+    num_classes=1000,
+    raw_mean=(5.81, 3.25, 0.12, -2.15),
+    raw_std=(4.17, 4.62, 3.71, 3.28),
+    model_channels=192,
+    attention_resolutions=(32, 16, 8),
+)
+IMAGENET64 = dataclasses.replace(
+    IMAGENET512,
+    dataset="downsampled_imagenet/64x64",
+    channels=3,
+    **_RGB,
+    t_ref=35000.0,
+    P_mean=-0.8,
+    P_std=1.6,
+)
+# This project's own choices from here on: not in the paper.
+CIFAR10 = dataclasses.replace(
+    IMAGENET64,
+    dataset="cifar10",
+    resolution=32,
+    num_classes=10,
+    model_channels=128,
+    channel_mult=(1, 2, 2),
+    attention_resolutions=(16, 8),
+    batch_size=512,
+    duration_mimg=200.0,
+    rampup_mimg=2.0,
+    halflife_mimg=5.0,
+    snapshot_mimg=1.0,
+    alpha_ref_mp=0.012,
+    heldout_split="test",
+)
+DIGITS = Workload(
+    dataset="digits",
+    resolution=8,
+    channels=1,
+    num_classes=10,
+    raw_mean=(4.884,),
+    raw_std=(6.017,),
+    model_channels=32,
+    channel_mult=(1, 2),
+    blocks_per_level=1,
+    attention_resolutions=(8, 4),
+    compute_dtype="float32",
+    batch_size=64,
+    duration_mimg=0.064,
+    rampup_mimg=0.004,
+    halflife_mimg=0.0015,
+    snapshot_mimg=0.002,
+    log_mimg=0.0005,
+    alpha_ref_plain=5e-4,
+    alpha_ref_mp=0.024,
+    t_ref=250.0,
+    heldout_split="test",
+    num_samples=360,
+)
+DIGITS_TINY = dataclasses.replace(
+    DIGITS,
+    model_channels=8,
+    batch_size=16,
+    duration_mimg=0.00064,
+    rampup_mimg=0.00016,
+    snapshot_mimg=0.00016,
+    log_mimg=0.00008,
+    num_samples=20,
+)
+
+# size: (model_channels, alpha_ref, dropout, img512 Mi images, img64 Mi images)
+_SIZES = {
+    "xxs": (64, 0.0170, 0.0, 2048, None),
+    "xs": (128, 0.0120, 0.0, 2048, 1024),
+    "s": (192, 0.0100, 0.0, 2048, 1024),
+    "m": (256, 0.0090, 0.1, 2048, 2048),
+    "l": (320, 0.0080, 0.1, 1792, 1024),
+    "xl": (384, 0.0070, 0.1, 1280, 640),
+    "xxl": (448, 0.0065, 0.1, 896, None),
+}
+
+
+def _sizes(name: str, base: Workload, column: int) -> dict[str, Workload]:
+    workloads = {}
+    for size, (channels, alpha_ref, dropout, *durations) in _SIZES.items():
+        if durations[column] is not None:
+            workloads[f"{name}-{size}"] = dataclasses.replace(
+                base,
+                model_channels=channels,
+                alpha_ref_mp=alpha_ref,
+                dropout=dropout,
+                duration_mimg=durations[column] * MEBI_MIMG,
+            )
+    return workloads
+
+
+WORKLOADS = {
+    "digits": DIGITS,
+    "digits-tiny": DIGITS_TINY,
+    "cifar10": CIFAR10,
+    **_sizes("imagenet512", IMAGENET512, 0),
+    **_sizes("imagenet64", IMAGENET64, 1),
+}
+
+
+def get_workload(name: str) -> Workload:
+    """The workload of that name; raises ValueError naming the nearest right one."""
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    raise ValueError(
+        f"There is no workload {name!r}; there are {', '.join(WORKLOADS)}."
+        + suggest(name, list(WORKLOADS))
+    )

@@ -1,0 +1,104 @@
+"""Preconditioning, noise distribution and loss (Eq. 4-8, 14-16, 21); all float32."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from edm_jax.layers import Array
+from edm_jax.networks import Network, Params, UNetSpec
+
+Metrics = dict[str, Array]
+
+
+def scalings(sigma: Array, sigma_data: float) -> tuple[Array, Array, Array, Array]:
+    """c_skip, c_out, c_in and c_noise at noise levels sigma (Eq. 5-8)."""
+    variance = sigma**2 + sigma_data**2
+    c_skip = sigma_data**2 / variance
+    c_out = sigma * sigma_data * jax.lax.rsqrt(variance)
+    c_in = jax.lax.rsqrt(variance)
+    return c_skip, c_out, c_in, jnp.log(sigma) / 4
+
+
+def loss_weight(sigma: Array, sigma_data: float) -> Array:
+    """lambda(sigma): 1 is the loss of a network that outputs zero (Eq. 15)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """D(x; sigma, label): a network with its preconditioning (Eq. 4)."""
+
+    spec: UNetSpec
+    sigma_data: float
+
+    def __call__(
+        self,
+        params: Params,
+        x: Array,
+        sigma: Array,
+        label: Array,
+        dropout_keys: Array | None = None,
+    ) -> Array:
+        """x: (N, H, W, C), sigma: (N,), label: (N,) ints or (N, classes) -> like x."""
+        return self.with_logvar(params, x, sigma, label, dropout_keys)[0]
+
+    def with_logvar(
+        self,
+        params: Params,
+        x: Array,
+        sigma: Array,
+        label: Array,
+        dropout_keys: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """D (N, H, W, C) and u(sigma) (N,)."""
+        c_skip, c_out, c_in, c_noise = scalings(sigma, self.sigma_data)
+        c_skip, c_out, c_in = (c[:, None, None, None] for c in (c_skip, c_out, c_in))
+        network = Network(self.spec)
+        inputs = (c_in * x, c_noise, self.encode(label), dropout_keys)
+        f, logvar = network.apply({"params": params}, *inputs)
+        return c_skip * x + c_out * f, logvar
+
+    def encode(self, label: Array) -> Array:
+        """Class indices (N,) -> one-hot (N, classes) float32; vectors pass through."""
+        if label.ndim == 2:
+            return label.astype(jnp.float32)
+        return jax.nn.one_hot(label, self.spec.num_classes, dtype=jnp.float32)
+
+
+def example_keys(key: Array, step: Array, index: Array) -> Array:
+    """(N,) keys that belong to the examples: by step and place in the global batch."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+
+
+def make_loss(
+    denoiser: Denoiser, P_mean: float, P_std: float
+) -> Callable[[Params, dict[str, Any], Array], tuple[Array, Metrics]]:
+    """loss(params, batch, keys) -> (loss, metrics), Eq. 14-16 and 21.
+
+    batch: image (N, H, W, C) scaled to sigma_data, label. keys: (N,). Per element the
+    loss is lambda (D - y)^2 / e^u + u, summed over C, H, W and averaged over the batch:
+    a mean over elements would shrink gradients against Adam's epsilon.
+    """
+
+    def draw(key: Array, image: Array) -> tuple[Array, Array, Array]:
+        sigma_key, noise_key, dropout_key = jax.random.split(key, 3)
+        sigma = jnp.exp(P_mean + P_std * jax.random.normal(sigma_key))
+        return sigma, sigma * jax.random.normal(noise_key, image.shape), dropout_key
+
+    def loss(params: Params, batch: dict[str, Any], keys: Array):
+        image = batch["image"]
+        sigma, noise, dropout_keys = jax.vmap(draw)(keys, image)
+        denoised, logvar = denoiser.with_logvar(
+            params, image + noise, sigma, batch["label"], dropout_keys
+        )
+        weight = loss_weight(sigma, denoiser.sigma_data)
+        error = weight * jnp.sum(jnp.square(denoised - image), axis=(1, 2, 3))
+        elements = image[0].size
+        total = jnp.mean(error * jnp.exp(-logvar) + elements * logvar)
+        return total, {"loss": total, "loss_per_element": jnp.mean(error) / elements}
+
+    return loss

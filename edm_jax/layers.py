@@ -1,0 +1,288 @@
+"""The vocabulary: every operation that differs between configs A-G (paper App. B).
+
+Images are (N, H, W, C); the embedding is (N, C). Parameters are float32 masters that
+are cast to the dtype of the activations they meet. The last axis of every kernel is
+the output unit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+# Keeps the gradient of the square root finite at an all-zero vector; far below
+# the resolution of float32 anywhere else.
+_TINY = 1e-30
+
+
+def magnitude(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
+    """eps + RMS over `axes`, kept as size 1, in float32: what Alg. 1 divides by."""
+    squares = jnp.square(x.astype(jnp.float32))
+    return eps + jnp.sqrt(jnp.mean(squares, axis=axes, keepdims=True) + _TINY)
+
+
+def normalize(x: Array, axes: tuple[int, ...]) -> Array:
+    """Divides by eps + RMS over `axes`, in float32 (Alg. 1); keeps the dtype."""
+    return (x.astype(jnp.float32) / magnitude(x, axes)).astype(x.dtype)
+
+
+def unit_magnitude(kernel: Array) -> Array:
+    """What `normalize_units` divides a kernel (..., out) by: (1, ..., out)."""
+    return magnitude(kernel, axes=tuple(range(kernel.ndim - 1)))
+
+
+def normalize_units(kernel: Array) -> Array:
+    """Scales each output unit of a kernel (..., out) to RMS 1 (Eq. 66)."""
+    return normalize(kernel, axes=tuple(range(kernel.ndim - 1)))
+
+
+def pixel_norm(x: Array) -> Array:
+    """Normalizes each pixel's (or head's) feature vector, the last axis (Eq. 30)."""
+    return normalize(x, axes=(-1,))
+
+
+def mp_silu(x: Array) -> Array:
+    """Magnitude-preserving SiLU (Eq. 81)."""
+    return jax.nn.silu(x) / 0.596
+
+
+def plain_sum(a: Array, b: Array, t: float) -> Array:
+    """a + b; the balance `t` has no meaning here."""
+    del t
+    return a + b
+
+
+def mp_sum(a: Array, b: Array, t: float) -> Array:
+    """Magnitude-preserving blend (1-t)a + tb (Eq. 88)."""
+    return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
+
+
+def plain_cat(a: Array, b: Array, t: float) -> Array:
+    """Concatenates channels; the balance `t` has no meaning here."""
+    del t
+    return jnp.concatenate([a, b], axis=-1)
+
+
+def mp_cat(a: Array, b: Array, t: float) -> Array:
+    """Magnitude-preserving channel concatenation, b's share being t (Eq. 103)."""
+    channels_a, channels_b = a.shape[-1], b.shape[-1]
+    scale = math.sqrt((channels_a + channels_b) / ((1 - t) ** 2 + t**2))
+    scale_a = scale * (1 - t) / math.sqrt(channels_a)
+    scale_b = scale * t / math.sqrt(channels_b)
+    return jnp.concatenate([scale_a * a, scale_b * b], axis=-1)
+
+
+def resample(x: Array, mode: str) -> Array:
+    """Filter [1, 1]: 'down' is the 2x2 mean, 'up' the nearest pixel, 'keep' neither."""
+    if mode == "keep":
+        return x
+    n, h, w, c = x.shape
+    if mode == "down":
+        return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(
+        n, 2 * h, 2 * w, c
+    )
+
+
+def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
+    """Zeroes features with probability `rate`, each example by its own key.
+
+    keys: (N,) keys, or None at evaluation. salt: told apart by the call site. The mask
+    belongs to the example, so it is the same on any number of devices.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(
+        lambda key: jax.random.bernoulli(
+            jax.random.fold_in(key, salt), 1 - rate, x.shape[1:]
+        )
+    )(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+# Initial values. A parameter says how it is drawn; `networks.init_params` then draws
+# leaf by leaf on the host: nothing to compile, and the same numbers on every device.
+
+Draw = Callable[[np.random.Generator, tuple[int, ...], int], np.ndarray]
+
+
+def uniform_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (App. B.1)."""
+    bound = 1 / math.sqrt(fan_in)
+    return rng.uniform(-bound, bound, shape)
+
+
+def normal_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
+    """N(0, 1), whatever the fan-in (App. B.4)."""
+    del fan_in
+    return rng.normal(size=shape)
+
+
+def zeros_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
+    """Zeros."""
+    del rng, fan_in
+    return np.zeros(shape)
+
+
+def ones_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
+    """Ones."""
+    del rng, fan_in
+    return np.ones(shape)
+
+
+def phase_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
+    """U(0, 1) (Eq. 36)."""
+    del fan_in
+    return rng.uniform(0, 1, shape)
+
+
+@flax.struct.dataclass
+class Undrawn(nn.meta.AxisMetadata):
+    """A parameter's shape, in float32, and how it is drawn."""
+
+    value: Any
+    draw: Draw = flax.struct.field(pytree_node=False)
+    fan_in: int = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Undrawn":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: Any) -> "Undrawn":
+        raise NotImplementedError("Parameters are not stacked.")
+
+    def remove_axis(self, index: int, params: Any) -> "Undrawn":
+        raise NotImplementedError("Parameters are not stacked.")
+
+
+def declare(
+    module: nn.Module, name: str, draw: Draw, shape: tuple[int, ...], fan_in: int = 1
+) -> Array:
+    """The float32 parameter `name` of a module."""
+
+    def init(key: Array) -> Undrawn:
+        del key
+        return Undrawn(jnp.zeros(shape, jnp.float32), draw, fan_in)
+
+    return module.param(name, init)
+
+
+class Layer(nn.Module):
+    """Convolution (kernel_size 3) or linear map over the last axis (kernel_size 1).
+
+    With `normalized`, weights are used as normalize(w) * gain / sqrt(fan_in), so that
+    unit-RMS inputs give unit-RMS outputs (Eq. 47). `gain` adds a learned scalar that
+    starts at zero (App. B.7). Padding is zero and 'same'.
+    """
+
+    features: int
+    kernel_size: int
+    normalized: bool
+    bias: bool
+    draw: Draw
+    gain: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        window = (self.kernel_size,) * 2 if self.kernel_size > 1 else ()
+        shape = (*window, x.shape[-1], self.features)
+        fan_in = math.prod(shape[:-1])
+        kernel = declare(self, "kernel", self.draw, shape, fan_in)
+        gain = declare(self, "gain", zeros_draw, ()) if self.gain else 1.0
+        if self.normalized:
+            kernel = normalize_units(kernel) / math.sqrt(fan_in)
+        kernel = (kernel * gain).astype(x.dtype)
+        if window:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(1, 1),
+                padding="SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        else:
+            y = x @ kernel
+        if self.bias:
+            bias = declare(self, "bias", self.draw, (self.features,), fan_in)
+            y = y + bias.astype(x.dtype)
+        # For the dynamics plots; costs nothing unless the collection is asked for.
+        axes = tuple(range(y.ndim - 1))
+        mean_square = jnp.mean(jnp.square(y.astype(jnp.float32)), axis=axes)
+        self.sow("mean_squares", "output", mean_square)
+        return y
+
+
+class GroupNorm(nn.Module):
+    """Group normalization with min(32, C // 4) groups, computed in float32.
+
+    `affine` is ADM's: mean subtraction, learned scale and bias, eps 1e-5 (App. B.1).
+    Without it only the RMS is divided out, eps 1e-4 (Eq. 29).
+    """
+
+    affine: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        groups = min(32, channels // 4)
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)
+        if self.affine:
+            y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
+        eps = 1e-5 if self.affine else 1e-4
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), (1, 3), keepdims=True) + eps)
+        y = y.reshape(x.shape)
+        if self.affine:
+            scale = declare(self, "scale", ones_draw, (channels,))
+            y = y * scale + declare(self, "bias", zeros_draw, (channels,))
+        return y.astype(x.dtype)
+
+
+class NoNorm(nn.Module):
+    """No normalization (App. B.6)."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+class PositionalFeatures(nn.Module):
+    """ADM's timestep features: (N,) -> (N, features), cosines then sines (App. B.1)."""
+
+    features: int
+
+    def __call__(self, c_noise: Array) -> Array:
+        half = self.features // 2
+        angular = (1 / 10000) ** (jnp.arange(half, dtype=jnp.float32) / half)
+        angles = c_noise[:, None] * angular
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class FourierFeatures(nn.Module):
+    """scale * cos(2 pi (f c_noise + phi)): (N,) -> (N, features) (Eq. 35, 36, 75).
+
+    Frequencies ~ N(0, 1) and phases ~ U(0, 1) are stored with the weights, so that an
+    averaged network carries them, but never trained.
+    """
+
+    features: int
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, c_noise: Array) -> Array:
+        shape = (self.features,)
+        freqs = declare(self, "freqs", normal_draw, shape)
+        phases = declare(self, "phases", phase_draw, shape)
+        freqs, phases = jax.lax.stop_gradient((freqs, phases))
+        angles = c_noise[:, None] * freqs + phases
+        return self.scale * jnp.cos(2 * math.pi * angles)
+
+
+FROZEN_LEAVES = ("freqs", "phases")

@@ -1,0 +1,113 @@
+"""The optimizer chain, and forced weight normalization as its last link (App. B.5)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edm_jax import layers, schedules
+from edm_jax.networks import Params
+
+
+class NonfiniteState(NamedTuple):
+    """Running count of gradient elements that were not finite."""
+
+    count: jax.Array
+
+
+def zero_nonfinite() -> optax.GradientTransformation:
+    """Replaces non-finite gradient elements by 0 and counts them in the state."""
+
+    def init(params: Params) -> NonfiniteState:
+        del params
+        return NonfiniteState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Params, state: NonfiniteState, params: Params | None = None):
+        del params
+        bad = [jnp.sum(~jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
+        updates = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
+        return updates, NonfiniteState(state.count + sum(bad, jnp.zeros((), jnp.int32)))
+
+    return optax.GradientTransformation(init, update)
+
+
+class ForcedWeightNormState(NamedTuple):
+    """What each kernel's output units were divided by: (1, ..., out); 1 elsewhere."""
+
+    scale: Params
+
+
+def forced_weight_norm() -> optax.GradientTransformation:
+    """Puts every kernel back to RMS 1 per output unit after the update (Eq. 66).
+
+    The last link of a chain: rewrites the update u of weights w to normalize(w + u) - w.
+    Alg. 1 normalizes before each gradient instead; with the initial weights projected
+    once (`project`) both take the same gradients at the same weights. Averages are of
+    the weights as Adam left them, before the projection: `unprojected` has them. Gains
+    and frozen Fourier features are left alone.
+    """
+
+    def init(params: Params) -> ForcedWeightNormState:
+        return ForcedWeightNormState(_scales(params, jnp.ones_like))
+
+    def update(updates: Params, state: ForcedWeightNormState, params: Params | None):
+        del state
+        if params is None:
+            raise ValueError(optax.base.NO_PARAMS_MSG)
+        adam = optax.apply_updates(params, updates)
+        scale = _scales(adam, lambda magnitude: magnitude)
+        updates = jax.tree.map(lambda w, s, p: w / s - p, adam, scale, params)
+        return updates, ForcedWeightNormState(scale)
+
+    return optax.GradientTransformation(init, update)
+
+
+def project(params: Params) -> Params:
+    """Every kernel scaled to RMS 1 per output unit (Eq. 66); the rest as it is."""
+    return jax.tree.map(jnp.divide, params, _scales(params, lambda magnitude: magnitude))
+
+
+def unprojected(params: Params, opt_state: Any) -> Params:
+    """The weights as Adam left them, before a `forced_weight_norm` link; for the EMA."""
+    for link in _links(opt_state, ForcedWeightNormState):
+        params = jax.tree.map(jnp.multiply, params, link.scale)
+    return params
+
+
+def nonfinite_count(opt_state: Any) -> jax.Array:
+    """Gradient elements that `zero_nonfinite` has replaced so far."""
+    links = _links(opt_state, NonfiniteState)
+    return sum((link.count for link in links), jnp.zeros((), jnp.int32))
+
+
+def _links(opt_state: Any, kind: type) -> list[Any]:
+    def is_link(node: Any) -> bool:
+        return isinstance(node, kind)
+
+    return list(filter(is_link, jax.tree.leaves(opt_state, is_leaf=is_link)))
+
+
+def _scales(params: Params, of_magnitude: Callable[[jax.Array], jax.Array]) -> Params:
+    def scale(path: tuple[Any, ...], w: jax.Array) -> jax.Array:
+        is_kernel = path[-1].key == "kernel"
+        return of_magnitude(layers.unit_magnitude(w)) if is_kernel else jnp.ones(())
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def make_optimizer(opt: Any) -> optax.GradientTransformation:
+    """The chain of a config's `optimizer` fields: Adam, rate in images, projection."""
+    schedule = schedules.inverse_sqrt(
+        opt.alpha_ref, opt.t_ref * opt.batch_size, opt.rampup_mimg * 1e6
+    )
+    links = [
+        optax.scale(1 / opt.loss_scale),
+        zero_nonfinite(),
+        optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps),
+        optax.scale_by_learning_rate(schedules.per_step(schedule, opt.batch_size)),
+    ]
+    if opt.forced_weight_norm:
+        links.append(forced_weight_norm())
+    return optax.chain(*links)

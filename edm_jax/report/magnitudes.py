@@ -1,0 +1,113 @@
+"""The figure of activation and weight magnitudes, after Fig. 3 and 15."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from edm_jax.report.drawing import INK, PALETTE, WIDTH, Drawing, plain
+from edm_jax.report.runs import Entry, Run
+from edm_jax.report.series import curve, image_unit, thin
+
+PANELS = (
+    ("activations", "max"),
+    ("activations", "mean"),
+    ("weights", "max"),
+    ("weights", "mean"),
+)
+SHARED_RANGE = 8.0  # rows whose largest values differ more get their own axis
+
+
+def dynamics(entries: Sequence[Entry]) -> Drawing | None:
+    """Magnitudes of activations and weights against images (Fig. 3 and 15)."""
+    shown = [
+        (e, max(e.runs, key=lambda r: (r.measured, len(r.dynamics)))) for e in entries
+    ]
+    shown = [(entry, run) for entry, run in shown if run.dynamics]
+    if not shown:
+        return None
+    unit, label = image_unit(run for _, run in shown)
+    groups = _groups(run for _, run in shown)
+    resolutions = sorted({r for _, r in groups.values()}, reverse=True)
+    colours = {
+        r: PALETTE[(1, 3, 4, 5, 6, 2, 0)[i % 7]] for i, r in enumerate(resolutions)
+    }
+    height = 1.42 * len(shown) + 1.0
+    figure = Figure(figsize=(WIDTH, height))
+    grid = figure.subplots(len(shown), 4, squeeze=False, sharex=True)
+    figure.subplots_adjust(
+        0.055, 0.5 / height, 0.99, 1 - 0.85 / height, wspace=0.22, hspace=0.42
+    )
+    for axes_row, (entry, run) in zip(grid, shown, strict=True):
+        for axes, (kind, statistic) in zip(axes_row, PANELS, strict=True):
+            for group, (side, resolution) in groups.items():
+                x, y = thin(*curve(run.dynamics, kind, group, statistic))
+                style = {"color": colours[resolution], "lw": 1.2}
+                axes.plot(x / unit, y, ls="-" if side == "enc" else "--", **style)
+            axes.tick_params(labelsize=8)
+        state = "" if run.measured else f" ({run.state})"
+        name = plain(f"{entry.label}   {entry.title}{state}")
+        axes_row[0].set_title(name, loc="left", fontweight="bold", fontsize=9)
+    own = _share_columns(grid)
+    for axes, (kind, statistic) in zip(grid[0], PANELS, strict=True):
+        x = axes.get_position().x0
+        head = f"{kind.capitalize()}, {statistic}"
+        figure.text(x, 1 - 0.52 / height, head, fontsize=10)
+    figure.text(0.52, 0.1 / height, label, ha="center")
+    lines = [Line2D([], [], color=colours[r]) for r in resolutions]
+    lines += [Line2D([], [], color=INK, ls=ls) for ls in ("-", "--")]
+    names = [f"{r}×{r}" for r in resolutions] + ["encoder", "decoder"]
+    figure.legend(lines, names, loc="upper left", ncols=len(lines), fontsize=8.5)
+    axis = (
+        f"Each row has its own vertical axis for {' and '.join(own)}, whose ranges "
+        "differ too much between configs; other columns share one"
+        if own
+        else "Each column shares one vertical axis"
+    )
+    caption = (
+        "Maximum and mean over layers of the magnitude of activations and of weights "
+        f"against images trained. {axis}, from zero. The paper (Fig. 3 and 15): in C both "
+        "grow without bound, in D activations stop growing while weights still do, in E "
+        "both stand still; weights do so in F and G too."
+    )
+    return Drawing("dynamics", figure, "Magnitudes during training", caption)
+
+
+def _groups(runs: Iterable[Run]) -> dict[str, tuple[str, int]]:
+    """Side and resolution of every group such as enc_8x8 in the records."""
+    names = {
+        name
+        for run in runs
+        for record in run.dynamics
+        for kind in ("activations", "weights")
+        for name in record.get(kind) or {}
+    }
+    found = {name: re.fullmatch(r"(enc|dec)_(\d+)x\d+", name) for name in sorted(names)}
+    return {name: (m[1], int(m[2])) for name, m in found.items() if m}
+
+
+def _share_columns(grid: np.ndarray) -> list[str]:
+    """Give each column one y axis from zero, or each of its rows if they differ.
+
+    Returns the names of the columns whose rows have their own axes.
+    """
+    own = []
+    for column, (kind, statistic) in zip(grid.T, PANELS, strict=True):
+        tops = [
+            max(
+                (line.get_ydata().max() for line in a.lines if len(line.get_ydata())),
+                default=0.0,
+            )
+            for a in column
+        ]
+        positive = [top for top in tops if top > 0] or [1.0]
+        alone = max(positive) / min(positive) > SHARED_RANGE
+        if alone:
+            own.append(f"{kind} ({statistic})")
+        for axes, top in zip(column, tops, strict=True):
+            axes.set_ylim(0, 1.08 * ((top or 1.0) if alone else max(positive)))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+    return own

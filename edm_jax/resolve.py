@@ -1,0 +1,197 @@
+"""From a config's words to a `UNetSpec`, refusing words and combinations without sense.
+
+Each change between configs A-G is a word of its own, so a study can take G without one
+of them, or E with one more.
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from edm_jax import layers, networks
+
+_WEIGHTS = {
+    "biased": {"normalized": False, "bias": True},
+    "plain": {"normalized": False, "bias": False},
+    "mp": {"normalized": True, "bias": False},
+}
+# (ordinary layers, ADM's zero-initialised layers, label layer)
+_INIT = {
+    "adm": (layers.uniform_draw, layers.zeros_draw, layers.normal_draw),
+    "uniform": (layers.uniform_draw,) * 3,
+    "normal": (layers.normal_draw,) * 3,
+}
+_NORM = {
+    "group": functools.partial(layers.GroupNorm, affine=True),
+    "rms_group": functools.partial(layers.GroupNorm, affine=False),
+    "none": layers.NoNorm,
+}
+_FOURIER = layers.FourierFeatures
+_MP_FOURIER = functools.partial(_FOURIER, scale=math.sqrt(2))
+# (noise features, features of the u(sigma) head)
+_NOISE_FEATURES = {
+    "positional": (layers.PositionalFeatures, _FOURIER),
+    "fourier": (_FOURIER, _FOURIER),
+    "mp_fourier": (_MP_FOURIER, _MP_FOURIER),
+}
+_SILU = {"silu": jax.nn.silu, "mp_silu": layers.mp_silu}
+_ADD = {"sum": layers.plain_sum, "mp_sum": layers.mp_sum}
+_CAT = {"cat": layers.plain_cat, "mp_cat": layers.mp_cat}
+_MODULATION = {"scale_shift": True, "scale": False}
+_ATTENTION = {"dot": False, "cosine": True}
+_BLOCK = {"branch": networks.BranchBlock, "main_path": networks.MainPathBlock}
+_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+_HALF_PRECISION = {"partial": False, "full": True}
+
+
+def suggest(word: str, words: Sequence[str]) -> str:
+    """' Did you mean ...?' for a mistyped word, or '' when nothing is near."""
+    near = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _pick(table: Mapping[str, Any], config: Any, field: str) -> Any:
+    word = config[field]
+    if word in table:
+        return table[word]
+    words = ", ".join(repr(w) for w in table)
+    raise ValueError(
+        f"network.{field} is {word!r}, but takes one of {words}."
+        + suggest(word, list(table))
+    )
+
+
+def resolve_ops(net: Any) -> networks.Ops:
+    """The operations named by a config's `network` words; raises ValueError."""
+    make_layer = functools.partial(layers.Layer, **_pick(_WEIGHTS, net, "weights"))
+    draw, last_draw, label_draw = _pick(_INIT, net, "init")
+    noise_features, logvar_features = _pick(_NOISE_FEATURES, net, "noise_features")
+    add, cat = _pick(_ADD, net, "add"), _pick(_CAT, net, "cat")
+    return networks.Ops(
+        layer=functools.partial(make_layer, draw=draw),
+        last_layer=functools.partial(make_layer, draw=last_draw),
+        # The label layer never has a bias (App. B.1).
+        label_layer=functools.partial(make_layer, draw=label_draw, bias=False),
+        norm=_pick(_NORM, net, "norm"),
+        noise_features=noise_features,
+        logvar_features=logvar_features,
+        silu=_pick(_SILU, net, "silu"),
+        add=functools.partial(add, t=net.residual_balance),
+        add_embedding=functools.partial(add, t=net.embedding_balance),
+        cat=functools.partial(cat, t=net.cat_balance),
+        shift=_pick(_MODULATION, net, "modulation"),
+        gain=net.gain,
+        cosine_attention=_pick(_ATTENTION, net, "attention"),
+        clamp=net.clamp,
+    )
+
+
+def resolve_network(config: Any) -> networks.UNetSpec:
+    """The network of a whole config; raises ValueError for one that makes no sense."""
+    net = config.network
+    ops = resolve_ops(net)
+    check(config)
+    dtype = _pick(_DTYPE, net, "compute_dtype")
+    full = _pick(_HALF_PRECISION, net, "half_precision")
+    return networks.UNetSpec(
+        resolution=net.resolution,
+        channels=net.channels,
+        num_classes=net.num_classes,
+        model_channels=net.model_channels,
+        channel_mult=tuple(net.channel_mult),
+        blocks_per_level=net.blocks_per_level,
+        attention_resolutions=tuple(net.attention_resolutions),
+        head_channels=net.head_channels,
+        block=_pick(_BLOCK, net, "block"),
+        ops=ops,
+        dropout=net.dropout,
+        pixel_norm=net.pixel_norm,
+        constant_channel=net.constant_channel,
+        embedding_layers=net.embedding_layers,
+        unit_variance_label=net.unit_variance_label,
+        output_silu=net.output_silu,
+        dtype=dtype,
+        # [choice] partial: the input and output convolutions stay in float32.
+        io_dtype=dtype if full else jnp.float32,
+        logvar=config.loss.uncertainty,
+    )
+
+
+def _architecture_faults(config: Any) -> Iterator[str]:
+    net = config.network
+    halvings = len(net.channel_mult) - 1
+    if net.weights == "mp" and net.init == "adm":
+        yield (
+            "network.weights='mp' divides each weight by its norm, and "
+            "network.init='adm' starts some at zero; set network.init='normal' "
+            "(App. B.4)."
+        )
+    if net.attention == "dot" and net.norm == "none":
+        yield (
+            "network.attention='dot' takes its queries from a normalized input, and "
+            "network.norm='none' leaves them unbounded; set "
+            "network.attention='cosine' (App. B.3)."
+        )
+    if net.gain and net.init == "adm":
+        yield (
+            "network.gain and network.init='adm' both start the output at zero, where "
+            "neither would then get a gradient; set one of them only (App. B.7)."
+        )
+    if net.resolution < 1 or net.resolution % 2**halvings:
+        yield (
+            f"network.resolution={net.resolution} cannot be halved {halvings} times; "
+            "shorten network.channel_mult."
+        )
+    if net.model_channels < 4 or net.model_channels % 4:
+        yield "network.model_channels must be a positive multiple of 4."
+    widths = [net.model_channels * mult for mult in net.channel_mult]
+    if any(width % min(net.head_channels, width) for width in widths):
+        yield "network.head_channels must divide the channels of every level."
+    if net.embedding_layers not in (1, 2):
+        yield f"network.embedding_layers={net.embedding_layers}, but takes 1 or 2."
+    if not 0 <= net.dropout < 1:
+        yield f"network.dropout={net.dropout}, but must lie in [0, 1)."
+
+
+def _training_faults(config: Any) -> Iterator[str]:
+    opt, loss = config.optimizer, config.loss
+    if opt.forced_weight_norm and config.network.weights != "mp":
+        yield (
+            "optimizer.forced_weight_norm fixes the norm of weights whose norm still "
+            "matters unless network.weights is 'mp'; set network.weights='mp' "
+            "(App. B.5)."
+        )
+    positive = {
+        "network.clamp": config.network.clamp,
+        "loss.P_std": loss.P_std,
+        "loss.sigma_data": loss.sigma_data,
+        "optimizer.batch_size": opt.batch_size,
+        "optimizer.alpha_ref": opt.alpha_ref,
+        "optimizer.t_ref": opt.t_ref,
+        "optimizer.loss_scale": opt.loss_scale,
+        "training.duration_mimg": config.training.duration_mimg,
+    }
+    for field, value in positive.items():
+        if not value > 0:
+            yield f"{field}={value}, but must be positive (inf turns a bound off)."
+    if opt.rampup_mimg < 0:
+        yield f"optimizer.rampup_mimg={opt.rampup_mimg}, but must not be negative."
+    if config.training.parallel not in ("jit", "pmap"):
+        yield f"training.parallel={config.training.parallel!r} is not 'jit' or 'pmap'."
+    for sigma_rel in config.ema.sigma_rels:
+        if not 0 < sigma_rel < 0.2886:
+            yield (
+                f"ema.sigma_rels has {sigma_rel}, outside (0, 0.2886), the range of "
+                "power-function averages (App. C.1)."
+            )
+
+
+def check(config: Any) -> None:
+    """Raises ValueError, one sentence, where a config contradicts itself."""
+    for fault in (*_architecture_faults(config), *_training_faults(config)):
+        raise ValueError(fault)

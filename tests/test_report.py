@@ -1,0 +1,472 @@
+"""Claims about the comparison: what it computes, what it refuses to show."""
+
+import base64
+import copy
+import csv
+import io
+import json
+import re
+import runpy
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edm_jax import report
+from edm_jax.report.figures import traditional_sigma_rel
+from edm_jax.report.series import curve
+from edm_jax.report.tables import COLUMNS, GROWTH_COLUMNS, format_number
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLES = {
+    "a": "EDM baseline",
+    "b": "+ Minor improvements",
+    "c": "+ Architectural streamlining",
+    "d": "+ Magnitude-preserving learned layers",
+    "e": "+ Control effective learning rate",
+    "f": "+ Remove group normalizations",
+    "g": "+ Magnitude-preserving fixed-function layers",
+}
+BASE = {
+    "letter": "a",
+    "title": "EDM baseline",
+    "workload": "digits",
+    "seed": 0,
+    "network": {"conv": "biased", "norm": "group", "attention": [32, 16, 8], "cat": 1},
+    "loss": {"P_mean": -1.2, "P_std": 1.2, "uncertainty": False},
+    "optimizer": {"batch_size": 4096, "alpha_ref": 1e-4, "t_ref": float("inf")},
+    "ema": {"halflives_mimg": [0.07], "halflife_rampup": 0.05},
+}
+CHANGES = {
+    "b": {
+        "network.attention": [16, 8],
+        "loss.P_mean": -0.4,
+        "loss.P_std": 1.0,
+        "loss.uncertainty": True,
+        "optimizer.batch_size": 2048,
+        "optimizer.alpha_ref": 2e-4,
+        "ema.halflives_mimg": [],
+    },
+    "c": {"network.conv": "plain", "network.norm": "rms_group"},
+    "d": {"network.conv": "mp", "optimizer.alpha_ref": 0.01},
+    "e": {"optimizer.t_ref": 70000.0, "optimizer.forced_weight_norm": True},
+    "f": {"network.norm": "none"},
+    "g": {"network.cat": "mp"},
+}
+BEST = {"a": 0.3612, "b": 0.3411, "c": 0.3354, "d": 0.3123, "e": 0.2987, "f": 0.295}
+BEST["g"] = 0.2894
+OPTIMUM = dict(zip("abcdefg", (0.034, 0.09, 0.075, 0.15, 0.145, 0.1, 0.13)))
+WEIGHTS = {"a": 2.1, "b": 2.4, "c": 2.8, "d": 6.5, "e": 1.0, "f": 1.001, "g": 0.999}
+ACTIVATIONS = {"a": 3.0, "b": 3.5, "c": 4.2, "d": 1.1, "e": 1.02, "f": 1.3, "g": 1.01}
+TOTAL = 1_500_000
+
+
+def config_of(letter: str) -> dict:
+    """The synthetic config of a letter: the one before it plus its changes."""
+    config = copy.deepcopy(BASE)
+    for step in "bcdefg"[: ord(letter) - ord("a")]:
+        for name, value in CHANGES[step].items():
+            section, field = name.split(".")
+            config[section][field] = value
+    config |= {"letter": letter, "title": TITLES[letter]}
+    return config
+
+
+def metrics_of(letter: str, rng: np.random.Generator) -> list[dict]:
+    """Training, held-out and dynamics records that look like a run's."""
+    records = []
+    for step, nimg in enumerate(np.linspace(0, TOTAL, 61).astype(int).tolist()):
+        t = nimg / TOTAL
+        value = BEST[letter] + (1.1 - BEST[letter]) * np.exp(-7 * t**0.7)
+        common = {"step": step, "nimg": nimg}
+        noisy = float(value * np.exp(0.04 * rng.normal()))
+        train = {"loss": 64 * noisy, "loss_per_element": noisy, "lr": 1e-3}
+        records.append({"kind": "train", **common, **train})
+        records.append({"kind": "heldout", **common, "loss_per_element": value})
+        magnitudes = {}
+        for kind, factors in (("activations", ACTIVATIONS), ("weights", WEIGHTS)):
+            magnitudes[kind] = {}
+            for index, group in enumerate(GROUPS):
+                grown = 1 + (factors[letter] - 1) * t**0.8 * (1 - 0.12 * index)
+                mean = (0.8 + 0.1 * index) * grown
+                magnitudes[kind][group] = {"max": 1.4 * mean, "mean": mean}
+        records.append({"kind": "dynamics", **common, **magnitudes})
+    return records
+
+
+GROUPS = ("enc_8x8", "dec_8x8", "enc_4x4", "dec_4x4", "enc_2x2", "dec_2x2")
+
+
+def evaluation_of(letter: str) -> dict:
+    sweep = [
+        {"sigma_rel": s, "loss": BEST[letter] * (1 + 1.5 * np.log(s / b) ** 2 / 60)}
+        for b in [OPTIMUM[letter]]
+        for s in sorted({*np.linspace(0.015, 0.25, 25).round(4).tolist(), b})
+    ]
+    return {
+        "nimg": TOTAL,
+        "untrained_loss": 1.0031,
+        "raw_loss": BEST[letter] * 1.21,
+        "sweep": sweep,
+        "best": {"sigma_rel": OPTIMUM[letter], "loss": BEST[letter]},
+        "traditional": [{"halflife_mimg": 0.07, "loss": 0.363}]
+        if letter == "a"
+        else [],
+        "pixel_frechet": 11.37 - 10 * (0.37 - BEST[letter]),
+        "pixel_frechet_floor": 1.934,
+        "num_samples": 1000,
+        "images_per_s": 512.3 - 20 * (ord(letter) - 97),
+    }
+
+
+def samples_png(rng: np.random.Generator) -> bytes:
+    out = io.BytesIO()
+    grid = np.zeros((90, 72), np.uint8)
+    grid[::9] = grid[:, ::9] = 255
+    Image.fromarray(grid | rng.integers(0, 200, grid.shape, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_run(study: Path, letter: str, name: str = "", **status) -> Path:
+    """Write one finished run directory; keywords replace fields of its status."""
+    run = study / (name or f"digits-{letter}-s0")
+    run.mkdir(parents=True)
+    rng = np.random.default_rng(ord(letter))
+    records = metrics_of(letter, rng)
+    state = {"state": "done", "stage": "evaluate", "nimg": TOTAL, "total_nimg": TOTAL}
+    provenance = {"start_time": "2026-02-03T10:11:12Z", "params": 461_234 + ord(letter)}
+    provenance |= {"jax": "0.10.2", "devices": ["cpu:0"], "git_commit": "0123abc"}
+    files = {
+        "config.json": config_of(letter),
+        "provenance.json": provenance,
+        "status.json": {**state, "images_per_s": 500.0, "message": "", **status},
+        "evaluation.json": evaluation_of(letter),
+    }
+    for file, value in files.items():
+        (run / file).write_text(json.dumps(value))
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    (run / "samples.png").write_bytes(samples_png(rng))
+    return run
+
+
+def rewrite(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def rows_of(*runs: Path) -> list:
+    return report.results_rows(report.ladder([report.load_run(run) for run in runs]))
+
+
+def read_csv(out: Path) -> list[dict[str, str]]:
+    text = (out / "results.csv").read_bytes().decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+class Page(HTMLParser):
+    """The cells by heading of each line of the results, and every address loaded."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.lines: list[dict[str, str]] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self._label: str | None = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        if tag == "tbody":
+            self.lines.append({})
+        self.addresses += [
+            v for k, v in attrs.items() if re.search("src|href|data$", k)
+        ]
+        self._label = attrs.get("data-label") if tag == "td" else None
+        if self._label:
+            self.lines[-1][self._label] = ""
+
+    def handle_data(self, data):
+        if self._label:
+            self.lines[-1][self._label] += data
+
+    def handle_endtag(self, tag):
+        self._label = None if tag == "td" else self._label
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A ladder as a study leaves it: E was killed, F failed, the rest is done."""
+    path = tmp_path_factory.mktemp("runs") / "digits-ladder"
+    for letter in "abcdefg":
+        write_run(path, letter)
+    late = {"nimg": 600_000, "stage": "train"}
+    rewrite(path / "digits-e-s0/status.json", state="interrupted", **late)
+    failed = {"state": "failed", "message": "loss is not finite in enc.8x8_block0"}
+    rewrite(path / "digits-f-s0/status.json", **failed, **late)
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(study) -> Path:
+    out = study / "report"
+    report.build(report.find_runs([study]), out)
+    return out
+
+
+def test_config_diff_is_computed_exactly_from_the_two_configs():
+    diffs = {
+        after: report.config_diff(config_of(before), config_of(after))
+        for before, after in zip("abcdef", "bcdefg", strict=True)
+    }
+    assert diffs["c"] == [
+        "network.conv: biased -> plain",
+        "network.norm: group -> rms_group",
+    ]
+    assert "network.attention: (32, 16, 8) -> (16, 8)" in diffs["b"]
+    assert "optimizer.alpha_ref: 0.0001 -> 0.0002" in diffs["b"]
+    assert "optimizer.t_ref: inf -> 70000" in diffs["e"]
+    assert "optimizer.forced_weight_norm: (absent) -> true" in diffs["e"]
+    back = report.config_diff(config_of("e"), config_of("d"))
+    assert "optimizer.forced_weight_norm: true -> (absent)" in back
+    for letter, changes in CHANGES.items():
+        assert {line.split(":")[0] for line in diffs[letter]} == set(changes)
+
+
+def test_config_diff_ignores_letter_and_title_alone():
+    renamed = {**config_of("a"), "letter": "z", "title": "other", "seed": 1}
+    assert report.config_diff(config_of("a"), renamed) == ["seed: 0 -> 1"]
+
+
+def test_growth_is_last_over_first_of_each_group():
+    def record(enc, dec):
+        return {
+            "nimg": 0,
+            "weights": {"enc_8x8": {"mean": enc}, "dec_8x8": {"mean": dec}},
+        }
+
+    records = [record(2.0, 0.0), record(9.0, 9.0), record(3.0, 1.0)]
+    assert report.growth(records, "weights") == {"enc_8x8": 1.5}
+    assert report.growth(records[:1], "weights") == {}
+
+
+def test_the_row_shows_the_group_that_grows_most(study):
+    rows = rows_of(*(study / f"digits-{letter}-s0" for letter in "dg"))
+    assert rows[0].values["weight_growth"] == pytest.approx(6.5)
+    # The first group moves most; 0.999 is the farthest, so the largest is another.
+    assert 0.999 < rows[1].values["weight_growth"] < 1.0
+
+
+def test_a_torn_last_line_of_the_metrics_is_ignored(tmp_path):
+    run = write_run(tmp_path, "g")
+    whole = report.load_run(run)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "step": 61, "nimg": 152\xff')
+    assert report.load_run(run).train == whole.train
+    assert report.load_run(run).heldout == whole.heldout
+
+
+def test_a_resumed_run_counts_the_later_of_two_records_of_the_same_image(tmp_path):
+    run = write_run(tmp_path, "g")
+    again = {"kind": "heldout", "step": 1, "nimg": 0, "loss_per_element": 7.0}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    heldout = report.load_run(run).heldout
+    assert heldout[0] == again
+    assert len(heldout) == 61
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "interrupted", "failed"])
+def test_an_unfinished_run_shows_its_state_and_no_numbers(tmp_path, state):
+    run = write_run(tmp_path, "c", state=state, nimg=700, message="out of memory")
+    (row,) = rows_of(run)
+    assert row.state == state
+    assert "out of memory" in row.message
+    assert "700 of 1,500,000 images" in row.message
+    assert set(row.values.values()) == {None}
+
+
+def test_an_evaluation_of_fewer_images_than_were_trained_gives_no_numbers(tmp_path):
+    run = write_run(tmp_path, "c")
+    rewrite(run / "evaluation.json", nimg=TOTAL // 2)
+    (row,) = rows_of(run)
+    assert set(row.values.values()) == {None}
+    assert "evaluation.json is of 750,000 images" in row.message
+
+
+def test_seeds_are_averaged_and_an_unfinished_seed_is_not(tmp_path):
+    runs = [write_run(tmp_path, "g", f"g-s{seed}") for seed in range(3)]
+    for seed, run in enumerate(runs):
+        rewrite(run / "config.json", seed=seed)
+        rewrite(
+            run / "evaluation.json", best={"sigma_rel": 0.1, "loss": 2.0 + 2 * seed}
+        )
+    rewrite(runs[2] / "status.json", state="running")
+    mean, unfinished = rows_of(*runs)
+    assert mean.values["heldout_loss"] == 3.0
+    assert mean.deviations["heldout_loss"] == pytest.approx(2**0.5)
+    assert unfinished.values["heldout_loss"] is None
+
+
+def test_an_altered_config_is_a_row_of_its_own_compared_with_its_letter(tmp_path):
+    runs = [write_run(tmp_path, letter) for letter in "fg"]
+    runs.append(write_run(tmp_path, "g", "g-without-mp-cat"))
+    altered = config_of("g")
+    altered["network"]["cat"] = 1
+    rewrite(runs[2] / "config.json", **altered)
+    rows = rows_of(*runs)
+    assert [row.entry.label for row in rows] == ["F", "G", "g-without-mp-cat"]
+    assert rows[1].changed == ["network.cat: 1 -> mp"]
+    assert rows[2].changed == ["network.cat: mp -> 1"]
+    assert rows[2].paper == (None, None)
+
+
+def test_csv_markdown_and_page_agree_on_every_number(out):
+    columns = COLUMNS + GROWTH_COLUMNS
+    lines = read_csv(out)
+    markdown = (out / "results.md").read_text(encoding="utf-8")
+    tables = [
+        [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table]
+        for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+        for table in [table.splitlines()[2:]]
+    ]
+    page = Page(out / "index.html").lines
+    assert len(lines) == len(tables[0]) == 7
+    done = [index for index, line in enumerate(lines) if line["state"] == "done"]
+    assert len(done) == 5
+    for index in done:
+        texts = [format_number(float(lines[index][c.key]), c.form) for c in columns]
+        assert tables[0][index][4:-1] == texts[: len(COLUMNS)]
+        assert tables[1][index][1:] == texts[len(COLUMNS) :]
+        assert [page[index][c.heading] for c in COLUMNS] == texts[: len(COLUMNS)]
+        grown = page[7 + done.index(index)]
+        shown = [grown[c.heading] for c in GROWTH_COLUMNS]
+        assert shown == [f"× {text}" for text in texts[len(COLUMNS) :]]
+
+
+def test_unfinished_runs_have_no_number_in_any_table(out):
+    for line in read_csv(out):
+        if line["state"] != "done":
+            assert all(line[c.key] == "" for c in COLUMNS + GROWTH_COLUMNS)
+            assert line["message"].startswith("train, 600,000 of 1,500,000 images")
+    e, f = Page(out / "index.html").lines[4:6]
+    assert set(e) == {"FID, paper", "best σ_rel, paper", "state"}
+    assert f["state"] == "failed"
+    assert "loss is not finite in enc.8x8_block0" in (out / "index.html").read_text()
+
+
+def test_the_papers_numbers_are_those_of_table_1(out):
+    fids = [line["paper_fid"] for line in read_csv(out)]
+    assert fids == ["8", "7.24", "6.96", "3.75", "3.02", "2.71", "2.56"]
+    shown = [line["FID, paper"] for line in Page(out / "index.html").lines[:7]]
+    assert shown[0] == "8.00"
+
+
+def test_the_page_loads_nothing_from_elsewhere(out):
+    page = Page(out / "index.html")
+    assert page.addresses
+    assert all(
+        address.startswith(("#", "data:image/png")) for address in page.addresses
+    )
+    assert not {"script", "link", "iframe", "base"} & set(page.tags)
+    text = (out / "index.html").read_text()
+    loads = re.findall(r"@import|url\((?!#)[^)]*\)", text)
+    assert loads == []
+
+
+def test_ids_in_the_page_are_unique_and_every_reference_finds_one(out):
+    text = (out / "index.html").read_text()
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(ids)
+
+
+def test_samples_are_inlined_as_they_are_on_disk(out, study):
+    png = (study / "digits-g-s0/samples.png").read_bytes()
+    page = (out / "index.html").read_text()
+    assert base64.b64encode(png).decode() in page
+    unfinished = (study / "digits-f-s0/samples.png").read_bytes()
+    assert base64.b64encode(unfinished).decode() not in page
+
+
+def test_every_figure_lies_beside_the_page_as_a_png(out):
+    names = sorted(path.name for path in (out / "figures").iterdir())
+    assert names == ["dynamics.png", "ema.png", "loss.png", "samples.png"]
+    for name in names:
+        with Image.open(out / "figures" / name) as image:
+            assert image.width == 2080
+
+
+def test_texts_from_runs_are_escaped(tmp_path):
+    evil = '<script>alert("1")</script> & $\\bad{$ | \n_'
+    run = write_run(tmp_path, "a", name="run <b> &amp; $y$")
+    rewrite(run / "config.json", title=evil, workload=evil)
+    rewrite(run / "provenance.json", command=evil)
+    other = write_run(tmp_path, "b", state="failed", message=evil)
+    rewrite(other / "config.json", title=evil)
+    page = Page(report.build([run, other], tmp_path / "out"))
+    text = (tmp_path / "out/index.html").read_text()
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert '<script>alert("1")' in unescape(text)
+    assert "<script" not in (tmp_path / "out/results.md").read_text()
+    assert read_csv(tmp_path / "out")[0]["title"] == evil
+
+
+def test_runs_with_missing_empty_and_foreign_files_are_rendered(tmp_path):
+    bare = tmp_path / "study/queued"
+    bare.mkdir(parents=True)
+    (bare / "config.json").write_text("")
+    run = write_run(tmp_path / "study", "a")
+    (run / "samples.png").write_bytes(samples_png(np.random.default_rng(0))[:200])
+    (run / "metrics.jsonl").write_text("[1]\nnull\n{}\n")
+    (run / "evaluation.json").write_text('{"nimg": 1')
+    assert report.load_run(run).samples is None
+    report.build(report.find_runs([tmp_path / "study"]), tmp_path / "out")
+    first, second = read_csv(tmp_path / "out")
+    assert (
+        first["message"] == "evaluation.json is missing or unreadable: evaluate the run"
+    )
+    assert second["message"] == "status.json is missing or unreadable"
+    assert list((tmp_path / "out/figures").iterdir()) == []
+
+
+def test_a_diverged_run_shows_nan_and_its_finite_records_are_drawn(tmp_path):
+    run, nan = write_run(tmp_path, "b"), float("nan")
+    rewrite(
+        run / "evaluation.json", best={"sigma_rel": 0.05, "loss": nan}, raw_loss=nan
+    )
+    records = [json.loads(s) for s in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records[90:]:
+        record |= {"loss": nan, "loss_per_element": nan, "weights": {}}
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    report.build([run], tmp_path / "out")
+    page = Page(tmp_path / "out/index.html").lines[0]
+    assert page["held-out loss"] == "NaN"
+    assert read_csv(tmp_path / "out")[0]["raw_loss"] == "nan"
+    nimg, values = curve(report.load_run(run).heldout, "loss_per_element")
+    assert len(nimg) == 30
+    assert np.isfinite(values).all()
+    assert (tmp_path / "out/figures/loss.png").exists()
+
+
+def test_a_traditional_ema_stands_at_the_relative_deviation_of_its_half_life():
+    # App. C: a half-life of 50 Mimg at 2147.48 Mimg is sigma_rel = .03359.
+    assert traditional_sigma_rel(50, 0.05, 2147.48) == pytest.approx(0.03359, abs=1e-5)
+    # A half-life that is always ln 2 / (γ + 1) of the time is the power function t^γ.
+    gamma = 6.937204
+    rampup = np.log(2) / (gamma + 1)
+    assert traditional_sigma_rel(50, rampup, 10) == pytest.approx(0.1, abs=1e-6)
+
+
+def test_the_command_writes_the_page_and_names_a_path_that_holds_no_run(
+    tmp_path, capsys
+):
+    main = runpy.run_path(str(ROOT / "experiments/compare.py"))["main"]
+    write_run(tmp_path / "study", "a")
+    main([str(tmp_path / "study"), f"--out={tmp_path / 'out'}"])
+    assert capsys.readouterr().out == f"Wrote {tmp_path / 'out/index.html'}\n"
+    with pytest.raises(SystemExit, match="nothing-here is no run and holds none"):
+        main([str(tmp_path / "nothing-here")])
