@@ -31,6 +31,17 @@ def load(
     return config.lock()
 
 
+def from_json(fields: Mapping) -> ml_collections.ConfigDict:
+    """The locked config of a run's config.json, whose lists are tuples again."""
+
+    def tuples(value):
+        if isinstance(value, Mapping):
+            return {key: tuples(each) for key, each in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(fields)).lock()
+
+
 def letter_path(letter: str) -> pathlib.Path:
     """The file of a letter of the ladder."""
     return pathlib.Path(__file__).parent / f"config_{letter}.py"

@@ -92,13 +92,16 @@ def get_config(workload: str = "digits") -> ConfigDict:
     training.snapshot_mimg = w.snapshot_mimg
     training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.log_mimg = w.log_mimg
+    training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes
     training.parallel = "jit"  # or pmap
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.sigma_rels = tuple(round(0.01 * i, 3) for i in range(2, 26))
     evaluation.P_mean = w.P_mean  # noise levels of the held-out loss,
     evaluation.P_std = w.P_std  # the same for every letter
-    evaluation.num_sigmas = 8  # per held-out image
+    evaluation.num_heldout = 4096  # images at most
+    evaluation.num_sigmas = 2  # per held-out image
+    evaluation.batch_size = w.evaluation_batch_size
     evaluation.num_samples = w.num_samples
     evaluation.num_steps = 32  # of the Heun sampler
     evaluation.sigma_min = 0.002

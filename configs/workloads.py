@@ -36,6 +36,7 @@ class Workload:
     halflife_mimg: float = 50.0  # config A's traditional EMA
     snapshot_mimg: float = 8 * MEBI_MIMG
     log_mimg: float = 0.5
+    probe_mimg: float = 8 * MEBI_MIMG
     alpha_ref_plain: float = 1e-4  # config A's; B doubles it
     alpha_ref_mp: float = 0.01  # from config D on
     t_ref: float = 70000.0  # steps, from config E on
@@ -46,6 +47,7 @@ class Workload:
     train_split: str = "train"
     heldout_split: str = "validation"
     num_samples: int = 50000
+    evaluation_batch_size: int = 256
 
 
 _RGB = {"raw_mean": (127.5,) * 3, "raw_std": (63.75,) * 3}
@@ -92,9 +94,9 @@ DIGITS = Workload(
     resolution=8,
     channels=1,
     num_classes=10,
-    raw_mean=(4.884,),
-    raw_std=(6.017,),
-    model_channels=32,
+    raw_mean=(4.8834,),
+    raw_std=(6.0130,),
+    model_channels=16,
     channel_mult=(1, 2),
     blocks_per_level=1,
     attention_resolutions=(8, 4),
@@ -105,11 +107,13 @@ DIGITS = Workload(
     halflife_mimg=0.0015,
     snapshot_mimg=0.002,
     log_mimg=0.0005,
+    probe_mimg=0.004,
     alpha_ref_plain=5e-4,
-    alpha_ref_mp=0.024,
+    alpha_ref_mp=0.03,
     t_ref=250.0,
     heldout_split="test",
     num_samples=360,
+    evaluation_batch_size=120,
 )
 DIGITS_TINY = dataclasses.replace(
     DIGITS,
@@ -119,6 +123,7 @@ DIGITS_TINY = dataclasses.replace(
     rampup_mimg=0.00016,
     snapshot_mimg=0.00016,
     log_mimg=0.00008,
+    probe_mimg=0.00032,
     num_samples=20,
 )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,14 @@ def loss_weight(sigma: Array, sigma_data: float) -> Array:
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
+class Denoised(NamedTuple):
+    """D(x; sigma) (N, H, W, C), u(sigma) (N,), and layer statistics where asked for."""
+
+    image: Array
+    logvar: Array
+    mean_squares: Params
+
+
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
     """D(x; sigma, label): a network with its preconditioning (Eq. 4)."""
@@ -41,25 +49,20 @@ class Denoiser:
         sigma: Array,
         label: Array,
         dropout_keys: Array | None = None,
-    ) -> Array:
-        """x: (N, H, W, C), sigma: (N,), label: (N,) ints or (N, classes) -> like x."""
-        return self.with_logvar(params, x, sigma, label, dropout_keys)[0]
+        statistics: bool = False,
+    ) -> Denoised:
+        """x: (N, H, W, C), sigma: (N,), label: (N,) ints or (N, classes).
 
-    def with_logvar(
-        self,
-        params: Params,
-        x: Array,
-        sigma: Array,
-        label: Array,
-        dropout_keys: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """D (N, H, W, C) and u(sigma) (N,)."""
+        dropout_keys: (N,) in training. statistics: also the mean square of every
+        layer's output features.
+        """
         c_skip, c_out, c_in, c_noise = scalings(sigma, self.sigma_data)
         c_skip, c_out, c_in = (c[:, None, None, None] for c in (c_skip, c_out, c_in))
-        network = Network(self.spec)
         inputs = (c_in * x, c_noise, self.encode(label), dropout_keys)
-        f, logvar = network.apply({"params": params}, *inputs)
-        return c_skip * x + c_out * f, logvar
+        mutable = ["mean_squares"] if statistics else []
+        network = Network(self.spec)
+        (f, logvar), sown = network.apply({"params": params}, *inputs, mutable=mutable)
+        return Denoised(c_skip * x + c_out * f, logvar, sown.get("mean_squares", {}))
 
     def encode(self, label: Array) -> Array:
         """Class indices (N,) -> one-hot (N, classes) float32; vectors pass through."""
@@ -92,7 +95,7 @@ def make_loss(
     def loss(params: Params, batch: dict[str, Any], keys: Array):
         image = batch["image"]
         sigma, noise, dropout_keys = jax.vmap(draw)(keys, image)
-        denoised, logvar = denoiser.with_logvar(
+        denoised, logvar, _ = denoiser(
             params, image + noise, sigma, batch["label"], dropout_keys
         )
         weight = loss_weight(sigma, denoiser.sigma_data)

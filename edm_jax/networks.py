@@ -114,9 +114,9 @@ class Attention(nn.Module):
         n, h, w, channels = x.shape
         head = min(self.spec.head_channels, channels)
         y = x if ops.cosine_attention else ops.norm(name="norm")(x)
-        # Channels run head-major, then channel within the head, then q, k, v.
         qkv = ops.layer(3 * channels, 1, name="qkv")(y)
-        q, k, v = jnp.moveaxis(qkv.reshape(n, h * w, channels // head, head, 3), -1, 0)
+        heads = (n, h * w, channels // head, head)
+        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         if ops.cosine_attention:
             q, k, v = layers.pixel_norm(q), layers.pixel_norm(k), layers.pixel_norm(v)
         logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)

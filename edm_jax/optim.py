@@ -97,11 +97,16 @@ def _scales(params: Params, of_magnitude: Callable[[jax.Array], jax.Array]) -> P
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def make_optimizer(opt: Any) -> optax.GradientTransformation:
-    """The chain of a config's `optimizer` fields: Adam, rate in images, projection."""
-    schedule = schedules.inverse_sqrt(
+def learning_rate(opt: Any) -> Callable[..., jax.Array]:
+    """Learning rate by images seen, of a config's `optimizer` fields."""
+    return schedules.inverse_sqrt(
         opt.alpha_ref, opt.t_ref * opt.batch_size, opt.rampup_mimg * 1e6
     )
+
+
+def make_optimizer(opt: Any) -> optax.GradientTransformation:
+    """The chain of a config's `optimizer` fields: Adam, rate in images, projection."""
+    schedule = learning_rate(opt)
     links = [
         optax.scale(1 / opt.loss_scale),
         zero_nonfinite(),

@@ -70,6 +70,7 @@ def prepare(data: DataConfig) -> None:
         return
     import tensorflow_datasets as tfds
 
+    tfds.disable_progress_bar()
     # Google's bucket holds TFRecord files only, which need TensorFlow.
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:

@@ -1,0 +1,181 @@
+"""The training loop: what happens, from top to bottom."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from edm_jax import backend, data, networks, optim, snapshots
+from edm_jax.checkpoint import Checkpoints
+from edm_jax.heldout import HeldOut
+from edm_jax.run_dir import RunDir
+from edm_jax.train_step import TrainState
+from edm_jax.trainer import Trainer, make_trainer
+
+# (images trained, images in all, images/s)
+OnProgress = Callable[[int, int, float], None]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved, and training again goes on."""
+
+
+def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -> None:
+    """Trains to the config's duration, going on from the last checkpoint.
+
+    SIGINT or SIGTERM: finishes the step, saves, and raises Interrupted.
+    """
+    backend.keep_freed_memory()
+    batch_size, training = config.optimizer.batch_size, config.training
+    total = total_steps(config)
+    trainer = make_trainer(config)
+    run.record_provenance(
+        params=networks.count_params(networks.abstract_params(trainer.denoiser.spec)),
+        devices=[device.device_kind for device in jax.devices()],
+    )
+    run.set_status(state="running", stage="train", total_nimg=total * batch_size)
+    data.prepare(config.data)
+    heldout = HeldOut(trainer.denoiser, config)
+    checkpoints = Checkpoints(run.checkpoints)
+    state = trainer.initial_state()
+    state = checkpoints.restore(state) or state
+    start = int(trainer.step.fetch(state.step))
+    run.forget_after(start)
+    if start == 0:
+        _probe(trainer, state, heldout, run, 0)
+    batches = data.train_batches(
+        config.data, batch_size=batch_size, seed=config.seed, start_step=start
+    )
+    log = _Log(run, trainer, total, on_progress)
+    with _stop_signals() as stopped:
+        for step in range(start + 1, total + 1):
+            now, before = step * batch_size, (step - 1) * batch_size
+
+            def due(mimg: float, now: int = now, before: int = before) -> bool:
+                # Intervals need not be whole numbers of steps; all are due at the end.
+                return now // (mimg * 1e6) > before // (mimg * 1e6) or step == total
+
+            state, metrics = trainer.step(state, next(batches))
+            log.dispatched(step, metrics, due(training.log_mimg))
+            if due(training.probe_mimg):
+                _probe(trainer, state, heldout, run, step)
+                log.restart_clock()
+            if due(training.snapshot_mimg):
+                _snapshot(trainer, state, run, step)
+                log.restart_clock()
+            if due(training.checkpoint_mimg) or stopped():
+                log.flush()
+                checkpoints.save(step, state)
+                log.restart_clock()
+            if stopped() and step < total:
+                checkpoints.close()
+                run.set_status(state="interrupted", message="stopped by a signal")
+                raise Interrupted(f"{run.path} is saved at {now} images.")
+    checkpoints.close()
+    run.set_status(state="done", nimg=total * batch_size, message="")
+
+
+def total_steps(config: Any) -> int:
+    """Steps in all: the first whole number that reaches training.duration_mimg."""
+    return math.ceil(
+        round(config.training.duration_mimg * 1e6) / config.optimizer.batch_size
+    )
+
+
+def _probe(
+    trainer: Trainer, state: TrainState, heldout: HeldOut, run: RunDir, step: int
+) -> None:
+    """Logs the held-out loss, of the last average and unaveraged, and magnitudes."""
+    nimg = step * trainer.config.optimizer.batch_size
+    params, emas = trainer.step.fetch((state.params, state.emas))
+    average = list(emas.values())[-1]
+    losses = heldout.loss(average), heldout.loss(params)
+    names = "loss_per_element", "raw_loss_per_element"
+    run.log("heldout", step, nimg, **dict(zip(names, losses)))
+    run.log("dynamics", step, nimg, **heldout.magnitudes(params))
+
+
+def _snapshot(trainer: Trainer, state: TrainState, run: RunDir, step: int) -> None:
+    """Stores every tracked average."""
+    batch_size = trainer.config.optimizer.batch_size
+    for name, average in trainer.step.fetch(state.emas).items():
+        meta = snapshots.SnapshotMeta(
+            profile=trainer.profiles[name],
+            nimg=step * batch_size,
+            update_interval=trainer.config.ema.update_every * batch_size,
+            config_hash=run.config_hash,
+        )
+        snapshots.write(run.snapshots, jax.tree.map(np.asarray, average), meta)
+
+
+class _Log:
+    """Writes training metrics, reading those of a step after the next is dispatched."""
+
+    def __init__(self, run: RunDir, trainer: Trainer, total: int, report: OnProgress):
+        self._run, self._trainer, self._report = run, trainer, report
+        self._batch_size = trainer.config.optimizer.batch_size
+        self._schedule = optim.learning_rate(trainer.config.optimizer)
+        self._total_nimg = total * self._batch_size
+        self._pending: tuple[int, Any, bool] | None = None
+        self._read: list[dict[str, float]] = []
+        self._rate = 0.0
+        self._seconds, self._images = 0.0, 0
+        self._clock: float | None = None  # None: the next interval is no measure
+
+    def dispatched(self, step: int, metrics: Any, due: bool) -> None:
+        self.flush()
+        self._pending = step, metrics, due
+
+    def restart_clock(self) -> None:
+        self._clock = None
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics, due = self._pending
+        self._pending = None
+        fetched = self._trainer.step.fetch(metrics)
+        self._read.append({name: float(value) for name, value in fetched.items()})
+        now = time.perf_counter()
+        if self._clock is not None:
+            self._seconds += now - self._clock
+            self._images += self._batch_size
+            self._rate = self._images / self._seconds
+        self._clock = now
+        nimg = step * self._batch_size
+        self._run.set_status(nimg=nimg, images_per_s=self._rate, now=False)
+        self._report(nimg, self._total_nimg, self._rate)
+        if due:
+            self._write(step, nimg)
+
+    def _write(self, step: int, nimg: int) -> None:
+        means = {k: float(np.mean([m[k] for m in self._read])) for k in self._read[0]}
+        means["nonfinite"] = self._read[-1]["nonfinite"]  # a running count
+        lr = float(self._schedule(nimg - self._batch_size))
+        self._run.log("train", step, nimg, **means, lr=lr, images_per_s=self._rate)
+        self._read, self._seconds, self._images = [], 0.0, 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Notes SIGINT and SIGTERM instead of dying; a second one acts as usual."""
+    received: list[int] = []
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in previous:
+        signal.signal(each, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
