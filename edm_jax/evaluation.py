@@ -1,8 +1,10 @@
 """What a trained run is worth: every EMA length, a grid of samples, a distance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -19,7 +21,7 @@ from edm_jax import (
     sampling,
     snapshots,
 )
-from edm_jax.heldout import HeldOut
+from edm_jax.heldout import HeldOut, Inference
 from edm_jax.networks import Params
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
@@ -49,10 +51,12 @@ def evaluate(
             "loss": heldout.loss(snapshots.read(ref.path)[0]),
         }
         for ref in refs
-        if isinstance(ref.meta.profile, ema.TraditionalProfile) and ref.meta.nimg == nimg
+        if isinstance(ref.meta.profile, ema.TraditionalProfile)
+        and ref.meta.nimg == nimg
     ]
-    images, labels = sample(config, heldout, best, on_progress)
-    _save_grid(config, images, labels, run.path / "samples.png")
+    seeds = range(config.evaluation.num_samples)
+    images, labels = sample(config, heldout.inference, best, seeds, on_progress)
+    save_grid(images, labels, run.path / "samples.png")
     train, test = (
         data.load_split(config.data, name, config.evaluation.num_heldout)["image"]
         for name in (config.data.train_split, config.data.heldout_split)
@@ -97,14 +101,17 @@ def _sweep(
 
 
 def sample(
-    config: Any, heldout: HeldOut, params: Params, on_progress: OnProgress
+    config: Any,
+    inference: Inference,
+    params: Params,
+    seeds: Sequence[int],
+    on_progress: OnProgress = lambda *_: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """evaluation.num_samples images (N, H, W, C), scaled as the data, and labels (N,).
+    """An image for each seed (N, H, W, C), scaled as the data, and its label (N,).
 
-    Image i has seed i and class i mod num_classes.
+    The class is the seed modulo num_classes, and the image depends on its seed alone.
     """
     evaluation, net = config.evaluation, config.network
-    seeds = range(evaluation.num_samples)
     labels = np.asarray(seeds) % max(net.num_classes, 1)
     shape = (net.resolution, net.resolution, net.channels)
     sigmas = sampling.sigma_steps(
@@ -114,7 +121,7 @@ def sample(
         evaluation.rho,
     )
     images = sampling.heun(
-        lambda x, sigma: heldout.denoise(params, x, sigma, labels),
+        lambda x, sigma: jnp.asarray(inference.denoise(params, x, sigma, labels)),
         sampling.initial_noise(seeds, shape),
         sigmas,
         on_step=lambda step: on_progress("sampling steps", step, len(sigmas) - 1),
@@ -122,8 +129,8 @@ def sample(
     return np.asarray(images), labels
 
 
-def _save_grid(config: Any, images: np.ndarray, labels: np.ndarray, path: Any) -> None:
-    """Rows are classes, as far as there are samples; pixels are enlarged for small ones."""
+def save_grid(images: np.ndarray, labels: np.ndarray, path: Path) -> None:
+    """Writes a grid whose rows are classes; small images are enlarged."""
     classes = np.unique(labels)[:GRID_ROWS]
     columns = min([GRID_COLUMNS, *(int(np.sum(labels == c)) for c in classes)])
     picked = np.concatenate([images[labels == c][:columns] for c in classes])

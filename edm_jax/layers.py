@@ -213,7 +213,7 @@ class Layer(nn.Module):
             y = x @ kernel
         if self.bias:
             bias = declare(self, "bias", self.draw, (self.features,), fan_in)
-            y = y + bias.astype(x.dtype)
+            y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
         # For the dynamics plots; costs nothing unless the collection is asked for.
         axes = tuple(range(y.ndim - 1))
         mean_square = jnp.mean(jnp.square(y.astype(jnp.float32)), axis=axes)
@@ -247,7 +247,8 @@ class GroupNorm(nn.Module):
         y = y * jax.lax.rsqrt(group_mean(jnp.square(y)) + eps)
         if self.affine:
             scale = declare(self, "scale", ones_draw, (channels,))
-            y = y * scale + declare(self, "bias", zeros_draw, (channels,))
+            bias = declare(self, "bias", zeros_draw, (channels,))
+            y = y * scale[None, None, None] + bias[None, None, None]
         return y.astype(x.dtype)
 
 
@@ -266,7 +267,7 @@ class PositionalFeatures(nn.Module):
     def __call__(self, c_noise: Array) -> Array:
         half = self.features // 2
         angular = (1 / 10000) ** (jnp.arange(half, dtype=jnp.float32) / half)
-        angles = c_noise[:, None] * angular
+        angles = c_noise[:, None] * angular[None]
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -286,7 +287,7 @@ class FourierFeatures(nn.Module):
         freqs = declare(self, "freqs", normal_draw, shape)
         phases = declare(self, "phases", phase_draw, shape)
         freqs, phases = jax.lax.stop_gradient((freqs, phases))
-        angles = c_noise[:, None] * freqs + phases
+        angles = c_noise[:, None] * freqs[None] + phases[None]
         return self.scale * jnp.cos(2 * math.pi * angles)
 
 

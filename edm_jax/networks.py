@@ -20,7 +20,7 @@ import numpy as np
 from edm_jax import layers
 from edm_jax.layers import Array
 
-Params = dict[str, Any]
+Params = Any  # a nested dict of arrays
 LOGVAR_FEATURES = 128
 
 

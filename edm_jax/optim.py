@@ -24,7 +24,7 @@ def zero_nonfinite() -> optax.GradientTransformation:
         del params
         return NonfiniteState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Params, state: NonfiniteState, params: Params | None = None):
+    def update(updates: Params, state: Any, params: Params = None):
         del params
         bad = [jnp.sum(~jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
         updates = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
@@ -52,10 +52,10 @@ def forced_weight_norm() -> optax.GradientTransformation:
     def init(params: Params) -> ForcedWeightNormState:
         return ForcedWeightNormState(_scales(params, jnp.ones_like))
 
-    def update(updates: Params, state: ForcedWeightNormState, params: Params | None):
+    def update(updates: Params, state: Any, params: Params = None):
         del state
         if params is None:
-            raise ValueError(optax.base.NO_PARAMS_MSG)
+            raise ValueError("forced_weight_norm rewrites weights: give it the params.")
         adam = optax.apply_updates(params, updates)
         scale = _scales(adam, lambda magnitude: magnitude)
         updates = jax.tree.map(lambda w, s, p: w / s - p, adam, scale, params)
@@ -66,7 +66,9 @@ def forced_weight_norm() -> optax.GradientTransformation:
 
 def project(params: Params) -> Params:
     """Every kernel scaled to RMS 1 per output unit (Eq. 66); the rest as it is."""
-    return jax.tree.map(jnp.divide, params, _scales(params, lambda magnitude: magnitude))
+    return jax.tree.map(
+        jnp.divide, params, _scales(params, lambda magnitude: magnitude)
+    )
 
 
 def unprojected(params: Params, opt_state: Any) -> Params:

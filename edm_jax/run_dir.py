@@ -145,6 +145,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, json.dumps(value, indent=1, default=_as_number) + "\n")
 
 
+def update_status(run: Path, **fields: Any) -> None:
+    """Changes fields of a run's status.json from outside the run."""
+    path = run / "status.json"
+    write_json(path, read_json(path) | fields)
+
+
 def _as_number(value: Any) -> Any:
     return np.asarray(value).tolist()
 

@@ -31,9 +31,7 @@ class Trainer:
             params = optim.project(params)
         tx = optim.make_optimizer(opt)
         seed = self.config.seed
-        return self.step.place(
-            train_step.init_state(params, tx, self.profiles, seed)
-        )
+        return self.step.place(train_step.init_state(params, tx, self.profiles, seed))
 
 
 def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:

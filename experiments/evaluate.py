@@ -13,7 +13,7 @@ from experiments import cli
 
 cli.use_compilation_cache()
 
-from edm_jax import evaluation  # noqa: E402  JAX reads the environment when imported
+from edm_jax import evaluation
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from experiments import cli
 
 cli.use_compilation_cache()
 
-from edm_jax import loop  # noqa: E402  JAX reads the environment when imported
-from edm_jax.run_dir import RunDir  # noqa: E402
+from edm_jax import loop
+from edm_jax.run_dir import RunDir
 
 
 def main() -> None:

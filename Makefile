@@ -1,0 +1,40 @@
+# `make ablation` and `make test` need Python >= 3.11 with venv, and nothing else.
+PYTHON ?= python3
+WORKLOAD ?= digits
+RUNS ?= runs/ladder-$(WORKLOAD)
+BIN := .venv/bin
+
+.PHONY: ablation test fast lint clean
+
+ablation: .venv/installed
+	$(BIN)/python experiments/launch.py --study=ladder --workload=$(WORKLOAD) --runs=$(RUNS)
+	$(BIN)/python experiments/compare.py $(RUNS) --out=report
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+fast: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: edm_jax needs Python 3.11 or later, and $(PYTHON) is older or missing; name another one with PYTHON=python3.12." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) has no venv module; install it (on Debian: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .cache build *.egg-info

@@ -1,0 +1,1 @@
+"""Studies: named lists of runs. Each file has `runs(workload) -> list[RunSpec]`."""

@@ -1,0 +1,326 @@
+"""The U-Nets of A-G against the paper's counts and an independent forward pass."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_unet
+import pytest
+
+import configs
+from edm_jax import networks, resolve
+from edm_jax.diffusion import Denoiser
+
+# Trainable parameters without the head, which Table 1 rounds to 295.9M ... 280.2M.
+COUNTS = {
+    "imagenet512-s": {
+        "a": 295_902_724,
+        "b": 291_757_828,
+        "c": 277_816_512,
+        "d": 277_816_512,
+        "e": 277_816_512,
+        "f": 280_212_672,
+        "g": 280_212_709,
+    },
+    "imagenet64-s": {
+        "a": 295_899_267,
+        "b": 291_754_371,
+        "c": 277_813_056,
+        "d": 277_813_056,
+        "e": 277_813_056,
+        "f": 280_209_216,
+        "g": 280_209_253,
+    },
+    "imagenet512-xxs": {
+        "a": 33_106_436,
+        "b": 32_642_308,
+        "c": 31_042_624,
+        "d": 31_042_624,
+        "e": 31_042_624,
+        "f": 31_308_864,
+        "g": 31_308_901,
+    },
+}
+HEAD_COUNTS = {"a": 0, "b": 129} | dict.fromkeys("cdefg", 128)
+# Table 6, config G, in millions.
+PRESET_COUNTS = {"xs": 124.7, "m": 497.8, "l": 777.5, "xl": 1119.3, "xxl": 1523.2}
+BATCH = 8
+
+
+def spec_of(letter, workload="digits-tiny", overrides=None):
+    path = f"{configs.letter_path(letter)}:{workload}"
+    return resolve.resolve_network(configs.load(path, overrides))
+
+
+def tiny_spec(letter):
+    # Several heads; from C on, a clamp so low that it acts.
+    clamp = {} if letter in "ab" else {"network.clamp": "2.5"}
+    heads = {"network.channels": "3", "network.head_channels": "4"}
+    return spec_of(letter, overrides=heads | clamp)
+
+
+def counts_of(letter, workload):
+    params = networks.abstract_params(spec_of(letter, workload))
+    unet = networks.count_params(params["unet"])
+    return unet, networks.count_params(params) - unet
+
+
+@functools.cache
+def gradients_of(letter):
+    """Jitted (params, x, sigma, label) -> ((sum of r D and of u, (D, u)), gradients)."""
+    denoiser = Denoiser(tiny_spec(letter), 0.5)
+    weight = np.random.default_rng(5).normal(size=(BATCH, 8, 8, 3))
+    weight = jnp.asarray(weight, jnp.float32)
+
+    def objective(params, x, sigma, label):
+        image, logvar, _ = denoiser(params, x, sigma, label)
+        total = jnp.sum(weight * image) + 10 * jnp.sum(logvar * sigma)
+        return total, (image, logvar)
+
+    return jax.jit(
+        jax.value_and_grad(objective, has_aux=True),
+        compiler_options={"xla_backend_optimization_level": 0},  # compiles in half
+    )
+
+
+@functools.cache
+def example():
+    rng = np.random.default_rng(0)
+    sigma = np.exp(rng.normal(-0.4, 1.0, BATCH)).astype(np.float32)
+    x = (
+        rng.normal(size=(BATCH, 8, 8, 3))
+        * np.sqrt(0.25 + sigma**2)[:, None, None, None]
+    )
+    label = np.eye(10)[rng.integers(10, size=BATCH)]
+    label[0] = rng.dirichlet(np.ones(10))  # soft labels count, too
+    return x.astype(np.float32), sigma, label.astype(np.float32)
+
+
+@functools.cache
+def initial_params(letter):
+    return networks.init_params(tiny_spec(letter), seed=0)
+
+
+@functools.cache
+def random_params(letter):
+    """Initial parameters with zeros, ones and unit norms broken up: every path counts."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            spread = np.exp(rng.normal(size=leaf.shape[-1]) - 2)  # so that eps counts
+            scale = spread if letter in "defg" else 1 / math.sqrt(leaf[..., 0].size)
+            return (rng.normal(size=leaf.shape) * scale).astype(np.float32)
+        if name in ("bias", "scale", "gain"):
+            center = {"bias": 0.0, "scale": 1.0, "gain": 0.7}[name]
+            return np.asarray(center + 0.3 * rng.normal(size=leaf.shape), np.float32)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(draw, initial_params(letter))
+
+
+@functools.cache
+def result(letter):
+    """(D, u) and gradients at the random parameters, as NumPy."""
+    evaluate = gradients_of(letter)
+    (_, denoised), grads = evaluate(random_params(letter), *example())
+    return jax.tree.map(np.asarray, (denoised, grads))
+
+
+def kernels(letter):
+    """(name, w, dL/dw) of every kernel, as (fan-in, out)."""
+    grads = jax.tree_util.tree_leaves_with_path(result(letter)[1])
+    for (path, g), w in zip(grads, jax.tree.leaves(random_params(letter)), strict=True):
+        if path[-1].key == "kernel":
+            flat = (-1, w.shape[-1])
+            yield jax.tree_util.keystr(path), w.reshape(flat), g.reshape(flat)
+
+
+@pytest.mark.parametrize("letter", "abcdefg")
+def test_parameter_counts_are_the_papers(letter):
+    expected = COUNTS["imagenet512-s"][letter], HEAD_COUNTS[letter]
+    assert counts_of(letter, "imagenet512-s") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letter", "abcdefg")
+@pytest.mark.parametrize("workload", ["imagenet64-s", "imagenet512-xxs"])
+def test_parameter_counts_at_other_sizes_are_the_papers(workload, letter):
+    expected = COUNTS[workload][letter], HEAD_COUNTS[letter]
+    assert counts_of(letter, workload) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "millions"), PRESET_COUNTS.items())
+def test_preset_sizes_are_the_papers(size, millions):
+    unet, _ = counts_of("g", f"imagenet512-{size}")
+    assert unet / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("letter", "abcdfg")
+def test_the_denoiser_agrees_with_an_independent_forward_pass(letter):
+    (image, logvar), _ = result(letter)
+    x, sigma, label = (np.asarray(each, np.float64) for each in example())
+    expected = oracle_unet.denoise(
+        letter.upper(), random_params(letter), x, sigma, label, clamp=2.5
+    )
+    # In units of F: a fault of the network is not hidden where c_out is small.
+    c_out = (0.5 * sigma / np.sqrt(sigma**2 + 0.25)).reshape(-1, 1, 1, 1)
+    scale = np.sqrt(np.mean(((expected[0] - x) / c_out) ** 2))
+    np.testing.assert_allclose((image - expected[0]) / c_out / scale, 0, atol=1e-5)
+    np.testing.assert_allclose(logvar, expected[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("letter", "abcdfg")
+def test_every_trained_parameter_matters_and_fourier_features_are_frozen(letter):
+    for path, g in jax.tree_util.tree_leaves_with_path(result(letter)[1]):
+        frozen = path[-1].key in ("freqs", "phases")
+        assert np.any(g != 0) != frozen, jax.tree_util.keystr(path)
+
+
+# E's network is D's: test_configs has the difference.
+@pytest.mark.parametrize("letter", "dfg")
+def test_gradients_are_orthogonal_to_normalized_weights(letter):
+    for name, w, g in kernels(letter):
+        cosine = np.sum(w * g, axis=0) / np.linalg.norm(w, axis=0)
+        # The additive eps leaves a part eps / (eps + RMS) of the radial gradient.
+        cosine /= np.linalg.norm(g, axis=0) + 1e-30
+        assert np.all(np.abs(cosine) < 0.02), name
+        assert np.median(np.abs(cosine)) < 0.002, name
+
+
+def test_gradients_are_not_orthogonal_to_unnormalized_weights():
+    cosines = [
+        np.abs(np.sum(w * g, axis=0))
+        / np.linalg.norm(w, axis=0)
+        / np.linalg.norm(g, axis=0)
+        for _, w, g in kernels("c")
+    ]
+    assert np.median(np.concatenate(cosines)) > 0.03
+
+
+# Out of a unit-RMS group norm and a SiLU (RMS .596) C's weights make 1/sqrt(3) and D's 1;
+# a zero border takes a factor 22/24 from an 8x8 image. F's main path is not normalized.
+@pytest.mark.parametrize(
+    ("letter", "lowest", "highest"),
+    [
+        ("a", 0, 0),
+        ("b", 0, 0),
+        ("c", 0.596 / math.sqrt(3) * 22 / 24 * 0.75, 0.4),
+        ("d", 0.596 * 22 / 24 * 0.75, 0.75),
+        ("f", 0.8, 2.0),
+        ("g", 0, 0),
+    ],
+)
+def test_initial_output_has_the_expected_magnitude(letter, lowest, highest):
+    x, sigma, label = example()
+    c_skip = (0.25 / (sigma**2 + 0.25)).reshape(-1, 1, 1, 1)
+    c_out = (0.5 * sigma / np.sqrt(sigma**2 + 0.25)).reshape(-1, 1, 1, 1)
+    evaluate = gradients_of(letter)
+    (_, (image, _)), _ = evaluate(initial_params(letter), x, sigma, label)
+    rms = np.sqrt(np.mean(((np.asarray(image) - c_skip * x) / c_out) ** 2))
+    assert lowest - 1e-6 <= rms <= highest + 1e-6
+
+
+def block_outputs(spec, params, inputs):
+    """Outputs of the blocks and the embedding, by name."""
+    kinds = networks.Block, networks.Embedding
+    _, state = networks.Network(spec).apply(
+        {"params": params},
+        *inputs,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, kinds),
+    )
+    outputs = state["intermediates"]["unet"]
+    return {name: each["__call__"][0] for name, each in outputs.items()}
+
+
+def test_blocks_of_g_keep_unit_magnitude_throughout():
+    spec = spec_of("g", overrides={"network.model_channels": "64"})
+    rng = np.random.default_rng(0)
+    inputs = (
+        rng.normal(size=(32, 8, 8, 1)).astype(np.float32),
+        (rng.normal(-0.4, 1, 32) / 4).astype(np.float32),
+        np.eye(10, dtype=np.float32)[rng.integers(10, size=32)],
+    )
+
+    def magnitudes(params):
+        outputs = block_outputs(spec, params, inputs)
+        return {name: jnp.sqrt(jnp.mean(y**2)) for name, y in outputs.items()}
+
+    by_block = jax.jit(magnitudes)(networks.init_params(spec, 0))
+    assert len(by_block) == 11
+    for name, magnitude in by_block.items():
+        assert 0.78 < magnitude < 1.1, name
+
+
+def test_blocks_run_in_half_precision_and_the_rest_in_float32():
+    spec = spec_of("g", overrides={"network.compute_dtype": "bfloat16"})
+    params = networks.abstract_params(spec)
+    inputs = networks.abstract_inputs(spec)
+    outputs = jax.eval_shape(lambda p, x: block_outputs(spec, p, x), params, inputs)
+    assert outputs.pop("embedding").dtype == jnp.float32
+    assert {each.dtype for each in outputs.values()} == {jnp.dtype(jnp.bfloat16)}
+    f, u = jax.eval_shape(networks.Network(spec).apply, {"params": params}, *inputs)
+    assert f.dtype == u.dtype == jnp.float32
+
+
+def leaves_where(letter, condition):
+    leaves = jax.tree_util.tree_leaves_with_path(initial_params(letter)["unet"])
+    return {
+        "/".join(key.key for key in path[-2:]) for path, x in leaves if condition(x)
+    }
+
+
+def test_a_starts_the_end_of_every_branch_at_zero_and_g_only_its_gains():
+    ends = {"conv1", "proj", "out_conv"}
+    kernels_and_biases = {
+        f"{end}/{leaf}" for end in ends for leaf in ("kernel", "bias")
+    }
+    norms = {f"{norm}/bias" for norm in ("norm0", "norm1", "norm", "out_norm")}
+    assert leaves_where("a", lambda x: not x.any()) == kernels_and_biases | norms
+    gains = {"emb_linear/gain", "out_conv/gain"}
+    assert leaves_where("g", lambda x: not x.any()) == gains
+
+
+def test_weights_start_uniform_in_c_and_normal_in_d():
+    for letter, second_moment in (("c", 1 / 3), ("d", 1)):
+        for path, x in jax.tree_util.tree_leaves_with_path(initial_params(letter)):
+            if path[-1].key == "kernel" and x.size > 500:
+                fan_in = x[..., 0].size if letter == "c" else 1
+                x = x * math.sqrt(fan_in)
+                assert np.mean(x**2) == pytest.approx(second_moment, rel=0.2)
+                assert letter == "d" or np.max(np.abs(x)) <= 1
+
+
+def test_networks_share_the_initial_values_of_shared_layers():
+    with_names = jax.tree_util.tree_leaves_with_path(initial_params("d"))
+    by_name = {jax.tree_util.keystr(path): x for path, x in with_names}
+    same = [
+        np.array_equal(by_name[jax.tree_util.keystr(path)], x)
+        for path, x in jax.tree_util.tree_leaves_with_path(initial_params("f"))
+        if by_name[jax.tree_util.keystr(path)].shape == x.shape
+    ]
+    assert len(same) > 30
+    assert all(same)
+
+
+def test_dropout_belongs_to_the_example_and_each_block_draws_its_own():
+    denoiser = Denoiser(spec_of("d"), 0.5)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 8, 8, 1)).astype(np.float32)
+    x[1] = x[0]
+    sigma, label = np.ones(4, np.float32), np.zeros(4, np.int32)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = networks.init_params(denoiser.spec, 0)
+    denoise = jax.jit(
+        lambda x, keys: denoiser(params, x, sigma, label, keys).image,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    image = np.asarray(denoise(x, keys))
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(denoise(x[order], keys[order]), image[order], atol=1e-5)
+    assert not np.allclose(image[0], image[1], atol=1e-2)

@@ -1,0 +1,206 @@
+"""The optimizer chain against Adam by hand, and forced weight normalization (App. B.5)."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from edm_jax import optim
+
+BATCH = 2048
+
+
+def options(**changes):
+    fields = {
+        "batch_size": BATCH,
+        "alpha_ref": 0.01,
+        "t_ref": 3.0,  # steps
+        "rampup_mimg": 2 * BATCH / 1e6,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "loss_scale": 1.0,
+        "forced_weight_norm": False,
+    }
+    return types.SimpleNamespace(**fields | changes)
+
+
+def rate(step):
+    """Of `options()`: a ramp of 2 steps, then a decay from step 3."""
+    return 0.01 * min(step / 2, 1) / np.sqrt(max(step / 3, 1))
+
+
+def toy_params():
+    """One of every kind of leaf that a network has."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    return {
+        "conv": {"kernel": 3 * draw(3, 3, 2, 4), "bias": draw(4)},
+        "linear": {"kernel": 2 * draw(6, 5), "gain": draw()},
+        "noise_features": {"freqs": draw(8), "phases": draw(8)},
+    }
+
+
+def toy_gradients(step):
+    rng = np.random.default_rng(100 + step)
+    return jax.tree.map(
+        lambda w: jnp.asarray(rng.standard_normal(w.shape), jnp.float32), toy_params()
+    )
+
+
+def run(opt, gradients, params):
+    """[(params, state) after each step]."""
+    tx = optim.make_optimizer(opt)
+    state, history = tx.init(params), []
+    for each in gradients:
+        updates, state = tx.update(each, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append((params, state))
+    return history
+
+
+def adam_by_hand(gradients, w, opt):
+    """Kingma and Ba's Algorithm 1 in float64, the rate of step 0 first."""
+    m, v, path = 0.0, 0.0, []
+    for step, g in enumerate(np.asarray(gradients, np.float64)):
+        m = opt.beta1 * m + (1 - opt.beta1) * g
+        v = opt.beta2 * v + (1 - opt.beta2) * g**2
+        m_hat = m / (1 - opt.beta1 ** (step + 1))
+        v_hat = v / (1 - opt.beta2 ** (step + 1))
+        w = w - rate(step) * m_hat / (np.sqrt(v_hat) + opt.eps)
+        path.append(w)
+    return path
+
+
+def kernels(params):
+    return [params["conv"]["kernel"], params["linear"]["kernel"]]
+
+
+def unit_rms(kernel):
+    w = np.asarray(kernel, np.float64)
+    return np.sqrt(np.mean(w**2, axis=tuple(range(w.ndim - 1))))
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 100.0])
+@pytest.mark.parametrize("size", [1.0, 1e-8])
+def test_chain_is_adam_rederived_by_hand_and_divides_loss_scale_out(loss_scale, size):
+    # Gradients of 1e-8 are of the size of eps: its place in the formula shows.
+    opt = options(loss_scale=loss_scale)
+    gradients = size * np.random.default_rng(1).standard_normal((12, 5))
+    scaled = [{"w": jnp.asarray(loss_scale * g, jnp.float32)} for g in gradients]
+    history = run(opt, scaled, {"w": jnp.ones(5)})
+    actual = np.stack([np.asarray(params["w"]) for params, _ in history])
+    expected = adam_by_hand(gradients, np.ones(5), opt)
+    np.testing.assert_allclose(actual - 1, np.subtract(expected, 1), atol=1e-6)
+    assert np.abs(np.subtract(expected, 1)).max() > 5e-3
+
+
+def test_first_step_of_a_ramp_moves_nothing():
+    (after, _), (later, _) = run(options(), map(toy_gradients, range(2)), toy_params())
+    for before, w, v in zip(
+        *map(jax.tree.leaves, (toy_params(), after, later)), strict=True
+    ):
+        np.testing.assert_array_equal(before, w)
+        assert np.abs(v - w).max() > 1e-3
+
+
+def test_nonfinite_gradient_elements_count_as_0_and_are_counted():
+    finite = np.random.default_rng(1).standard_normal((6, 4))
+    spoiled, zeroed = finite.copy(), finite.copy()
+    spoiled[1, 0], spoiled[3, :2] = np.nan, (np.inf, -np.inf)
+    zeroed[1, 0] = zeroed[3, :2] = 0
+
+    def path(gradients):
+        trees = [{"w": jnp.asarray(g, jnp.float32)} for g in gradients]
+        return run(options(), trees, {"w": jnp.ones(4)})
+
+    for (actual, _), (expected, _) in zip(path(spoiled), path(zeroed), strict=True):
+        np.testing.assert_array_equal(actual["w"], expected["w"])
+    counts = [int(optim.nonfinite_count(state)) for _, state in path(spoiled)]
+    assert counts == [0, 1, 1, 3, 3, 3]
+
+
+def test_every_output_unit_has_unit_rms_after_every_step():
+    params = optim.project(toy_params())
+    history = run(
+        options(forced_weight_norm=True), map(toy_gradients, range(8)), params
+    )
+    for after in [params, *(each for each, _ in history)]:
+        for kernel in kernels(after):
+            # 1 / (1 + 1e-4): epsilon is additive.
+            np.testing.assert_allclose(unit_rms(kernel), 0.9999, atol=2e-4)
+
+
+def test_gains_biases_and_frozen_features_are_not_normalized():
+    gradients = [toy_gradients(step) for step in range(5)]
+    (*_, (plain, _)) = run(options(), gradients, toy_params())
+    (*_, (forced, _)) = run(options(forced_weight_norm=True), gradients, toy_params())
+    for layer, name in [
+        ("conv", "bias"),
+        ("linear", "gain"),
+        ("noise_features", "freqs"),
+        ("noise_features", "phases"),
+    ]:
+        np.testing.assert_allclose(forced[layer][name], plain[layer][name], rtol=1e-6)
+    assert unit_rms(plain["conv"]["kernel"]).min() > 2  # and these would have been
+
+
+def test_projection_touches_kernels_only_and_keeps_their_directions():
+    params = toy_params()
+    projected = optim.project(params)
+    for before, after in zip(kernels(params), kernels(projected), strict=True):
+        before = np.asarray(before, np.float64)
+        np.testing.assert_allclose(after, before / (1e-4 + unit_rms(before)), rtol=1e-6)
+    np.testing.assert_array_equal(projected["conv"]["bias"], params["conv"]["bias"])
+    again = optim.project(projected)
+    for once, twice in zip(kernels(projected), kernels(again), strict=True):
+        np.testing.assert_allclose(twice, once, atol=1e-5, rtol=2e-4)
+
+
+def test_unprojected_recovers_the_weights_as_adam_left_them():
+    tx = optim.make_optimizer(options(forced_weight_norm=True))
+    plain = optim.make_optimizer(options())
+    params = optim.project(toy_params())
+    state, plain_state = tx.init(params), plain.init(params)
+    for step in range(6):
+        gradients = toy_gradients(step)
+        # Adam alone, from the same weights: its moments do not know the projection.
+        updates, plain_state = plain.update(gradients, plain_state, params)
+        adam = optax.apply_updates(params, updates)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        recovered = optim.unprojected(params, state)
+        for w, v in zip(*map(jax.tree.leaves, (recovered, adam)), strict=True):
+            np.testing.assert_allclose(w, v, rtol=1e-6, atol=1e-6)
+    assert np.abs(unit_rms(recovered["conv"]["kernel"]) - 1).max() > 1e-3
+
+
+def test_without_forced_normalization_there_is_nothing_to_undo():
+    ((params, state),) = run(options(), [toy_gradients(0)], toy_params())
+    recovered = optim.unprojected(params, state)
+    for w, v in zip(*map(jax.tree.leaves, (recovered, params)), strict=True):
+        np.testing.assert_array_equal(w, v)
+
+
+def test_forced_normalization_says_so_when_it_is_given_no_weights():
+    link = optim.forced_weight_norm()
+    with pytest.raises(ValueError, match="params"):
+        link.update(toy_gradients(0), link.init(toy_params()), None)
+
+
+def test_rate_of_the_chain_is_the_logged_rate():
+    """One weight with a constant gradient moves by the rate itself."""
+    opt = options()
+    schedule = optim.learning_rate(opt)
+    gradients = [{"w": jnp.ones(1)} for _ in range(8)]
+    path = [float(p["w"][0]) for p, _ in run(opt, gradients, {"w": jnp.zeros(1)})]
+    moved = -np.diff([0.0, *path])
+    logged = [float(schedule(step * BATCH)) for step in range(8)]
+    np.testing.assert_allclose(moved, logged, rtol=1e-4)
+    np.testing.assert_allclose(logged, [rate(step) for step in range(8)], rtol=1e-6)
