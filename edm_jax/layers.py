@@ -5,6 +5,7 @@ are cast to the dtype of the activations they meet. The last axis of every kerne
 the output unit.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -155,7 +156,7 @@ class Undrawn(nn.meta.AxisMetadata):
         return self.value
 
     def replace_boxed(self, val: Any) -> "Undrawn":
-        return self.replace(value=val)
+        return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: Any) -> "Undrawn":
         raise NotImplementedError("Parameters are not stacked.")
@@ -166,7 +167,7 @@ class Undrawn(nn.meta.AxisMetadata):
 
 def declare(
     module: nn.Module, name: str, draw: Draw, shape: tuple[int, ...], fan_in: int = 1
-) -> Array:
+) -> Any:
     """The float32 parameter `name` of a module."""
 
     def init(key: Array) -> Undrawn:

@@ -52,30 +52,32 @@ def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -
         config.data, batch_size=batch_size, seed=config.seed, start_step=start
     )
     log = _Log(run, trainer, total, on_progress)
+
+    def due(interval_mimg: float, step: int) -> bool:
+        # Intervals need not be whole numbers of steps; all are due at the end.
+        interval = interval_mimg * 1e6
+        now, before = step * batch_size, (step - 1) * batch_size
+        return now // interval > before // interval or step == total
+
     with _stop_signals() as stopped:
         for step in range(start + 1, total + 1):
-            now, before = step * batch_size, (step - 1) * batch_size
-
-            def due(mimg: float, now: int = now, before: int = before) -> bool:
-                # Intervals need not be whole numbers of steps; all are due at the end.
-                return now // (mimg * 1e6) > before // (mimg * 1e6) or step == total
-
             state, metrics = trainer.step(state, next(batches))
-            log.dispatched(step, metrics, due(training.log_mimg))
-            if due(training.probe_mimg):
+            log.dispatched(step, metrics, due(training.log_mimg, step))
+            if due(training.probe_mimg, step):
                 _probe(trainer, state, heldout, run, step)
                 log.restart_clock()
-            if due(training.snapshot_mimg):
+            if due(training.snapshot_mimg, step):
                 _snapshot(trainer, state, run, step)
                 log.restart_clock()
-            if due(training.checkpoint_mimg) or stopped():
+            if due(training.checkpoint_mimg, step) or stopped():
                 log.flush()
                 checkpoints.save(step, state)
                 log.restart_clock()
             if stopped() and step < total:
                 checkpoints.close()
                 run.set_status(state="interrupted", message="stopped by a signal")
-                raise Interrupted(f"{run.path} is saved at {now} images.")
+                nimg = step * batch_size
+                raise Interrupted(f"{run.path} is saved at {nimg} images.")
     checkpoints.close()
     run.set_status(state="done", nimg=total * batch_size, message="")
 
@@ -90,13 +92,17 @@ def total_steps(config: Any) -> int:
 def _probe(
     trainer: Trainer, state: TrainState, heldout: HeldOut, run: RunDir, step: int
 ) -> None:
-    """Logs the held-out loss, of the last average and unaveraged, and magnitudes."""
+    """Logs the held-out loss, averaged and not, and the magnitudes."""
     nimg = step * trainer.config.optimizer.batch_size
-    params, emas = trainer.step.fetch((state.params, state.emas))
-    average = list(emas.values())[-1]
-    losses = heldout.loss(average), heldout.loss(params)
-    names = "loss_per_element", "raw_loss_per_element"
-    run.log("heldout", step, nimg, **dict(zip(names, losses)))
+    average = trainer.step.fetch(state.emas[trainer.longest_average])
+    params = trainer.step.fetch(state.params)
+    run.log(
+        "heldout",
+        step,
+        nimg,
+        loss_per_element=heldout.loss(average),
+        raw_loss_per_element=heldout.loss(params),
+    )
     run.log("dynamics", step, nimg, **heldout.magnitudes(params))
 
 

@@ -14,7 +14,7 @@ from edm_jax.networks import Params
 class NonfiniteState(NamedTuple):
     """Running count of gradient elements that were not finite."""
 
-    count: jax.Array
+    total: jax.Array
 
 
 def zero_nonfinite() -> optax.GradientTransformation:
@@ -28,7 +28,7 @@ def zero_nonfinite() -> optax.GradientTransformation:
         del params
         bad = [jnp.sum(~jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
         updates = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
-        return updates, NonfiniteState(state.count + sum(bad, jnp.zeros((), jnp.int32)))
+        return updates, NonfiniteState(state.total + sum(bad, jnp.zeros((), jnp.int32)))
 
     return optax.GradientTransformation(init, update)
 
@@ -81,7 +81,7 @@ def unprojected(params: Params, opt_state: Any) -> Params:
 def nonfinite_count(opt_state: Any) -> jax.Array:
     """Gradient elements that `zero_nonfinite` has replaced so far."""
     links = _links(opt_state, NonfiniteState)
-    return sum((link.count for link in links), jnp.zeros((), jnp.int32))
+    return sum((link.total for link in links), jnp.zeros((), jnp.int32))
 
 
 def _links(opt_state: Any, kind: type) -> list[Any]:

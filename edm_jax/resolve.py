@@ -183,6 +183,8 @@ def _training_faults(config: Any) -> Iterator[str]:
         yield f"optimizer.rampup_mimg={opt.rampup_mimg}, but must not be negative."
     if config.training.parallel not in ("jit", "pmap"):
         yield f"training.parallel={config.training.parallel!r} is not 'jit' or 'pmap'."
+    if not config.ema.sigma_rels:
+        yield "ema.sigma_rels is empty, and nothing could be rebuilt; name at least one."
     for sigma_rel in config.ema.sigma_rels:
         if not 0 < sigma_rel < 0.2886:
             yield (

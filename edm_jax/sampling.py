@@ -66,7 +66,7 @@ def guided(
 
 def heun(
     denoise: Denoise,
-    noise: Array,
+    noise: Array | np.ndarray,
     sigmas: np.ndarray,
     seeds: Sequence[int] = (),
     churn: Churn = Churn(),

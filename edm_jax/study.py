@@ -44,9 +44,6 @@ class Job:
         command = self.commands.pop(0)
         environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="1")
         pin = None
-        if self.cores and hasattr(os, "sched_setaffinity"):
-            cores = self.cores
-            pin = lambda: os.sched_setaffinity(0, cores)
         self.run.mkdir(parents=True, exist_ok=True)
         with open(self.run / LOG, "ab") as log:
             # A session of its own: Ctrl-C reaches it through the launcher, once.
@@ -57,8 +54,11 @@ class Job:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=pin,
             )
+        if self.cores and hasattr(os, "sched_setaffinity"):
+            # In time: it is still starting and has no threads yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self.process.pid, self.cores)
 
     def log_tail(self, lines: int = 5) -> str:
         """The last lines that it printed."""

@@ -169,7 +169,8 @@ class PmapStep:
         """Puts a host state on the devices."""
         count = len(self._devices)
         stacked = jax.tree.map(lambda x: jnp.stack([x] * count), state)
-        return jax.pmap(lambda x: x, devices=self._devices)(stacked)
+        # The same axis name as the step's: another one would compile the step twice.
+        return jax.pmap(lambda x: x, axis_name="data", devices=self._devices)(stacked)
 
     def __call__(self, state: TrainState, batch: Batch):
         count = len(self._devices)

@@ -22,6 +22,11 @@ class Trainer:
     profiles: dict[str, Profile]
     step: train_step.JitStep | train_step.PmapStep
 
+    @property
+    def longest_average(self) -> str:
+        """Name of the longest power-function average: the same for every letter."""
+        return max(name for name in self.profiles if name.startswith("power"))
+
     def initial_state(self) -> TrainState:
         """The state before the first step, on the devices."""
         opt = self.config.optimizer

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import rich.console
 import rich.progress
@@ -111,7 +112,7 @@ class _Bars:
         }
         self._said: dict[str, str] = {}
 
-    def __enter__(self) -> "_Bars":
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar.start()
         return self

@@ -44,7 +44,7 @@ def unet(letter, p, x, c_noise, label, clamp):
         return x if letter in "AB" else np.clip(x, -clamp, clamp)
 
     if letter not in "AB":
-        x = np.concatenate([x, np.ones(x.shape[:3] + (1,))], axis=-1)
+        x = np.concatenate([x, np.ones((*x.shape[:3], 1))], axis=-1)
     s0 = x = conv(letter, p["enc_8x8_conv"], x)
     s1 = x = run("enc_8x8_block0", x, attend=at8)
     s2 = x = run("enc_4x4_down", x, resample=half)
