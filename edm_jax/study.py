@@ -43,7 +43,6 @@ class Job:
         """Starts the first command that is left, on `cores` where that is possible."""
         command = self.commands.pop(0)
         environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="1")
-        pin = None
         self.run.mkdir(parents=True, exist_ok=True)
         with open(self.run / LOG, "ab") as log:
             # A session of its own: Ctrl-C reaches it through the launcher, once.
