@@ -65,7 +65,7 @@ IMAGENET512 = Workload(
 )
 IMAGENET64 = dataclasses.replace(
     IMAGENET512,
-    dataset="downsampled_imagenet/64x64",
+    dataset="imagenet_resized/64x64",
     channels=3,
     **_RGB,
     t_ref=35000.0,

@@ -6,7 +6,7 @@ import platform
 
 import jax
 
-# Measured on 2 cores, config G at 8x8: x1.4 together (benchmarks/train_step.py).
+# What they gain is printed by benchmarks/train_step.py.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "dot",
     "xla_cpu_prefer_vector_width": 512,

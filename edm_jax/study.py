@@ -71,6 +71,9 @@ class Display(Protocol):
     def show(self, job: Job, note: str) -> None:
         """Shows a job's status; `note` is 'running', or how it ended."""
 
+    def stopping(self) -> None:
+        """Says that the runs were asked to save and stop."""
+
 
 def is_done(run: Path) -> bool:
     """Whether a run is trained to its end and evaluated there."""
@@ -105,6 +108,7 @@ def run_local(jobs: Sequence[Job], workers: int, display: Display) -> list[Job]:
                     if job.process and job.process.returncode:
                         failed.append(job)
         except KeyboardInterrupt:
+            display.stopping()
             _stop(active)
             raise
     return failed

@@ -83,7 +83,6 @@ def _launch(jobs: list[study.Job], workers: int) -> None:
         try:
             failed = study.run_local(jobs, workers, bars)
         except KeyboardInterrupt:
-            bars.close()
             sys.exit("launch: interrupted; the same command goes on from here.")
     for job in failed:
         print(f"{job.run} failed; {job.run / study.LOG} ends:\n{job.log_tail()}\n")
@@ -122,6 +121,10 @@ class _Bars:
 
     def close(self) -> None:
         self._bar.stop()
+
+    def stopping(self) -> None:
+        self.close()
+        print("Stopping: each run finishes its step and saves.", flush=True)
 
     def show(self, job: study.Job, note: str) -> None:
         status = job.status

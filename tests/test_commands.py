@@ -1,0 +1,76 @@
+"""The commands: what describe prints, and that a wrong input is one sentence."""
+
+import json
+import sys
+
+import pytest
+
+import configs
+from experiments import cli, describe, launch, reconstruct
+
+
+def run(monkeypatch, main, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    cli.run(main)
+
+
+@pytest.mark.parametrize(
+    ("letter", "params", "gflops"),
+    [("a", 295_902_724, 110.4), ("c", 277_816_512, 100.3), ("g", 280_212_709, 102.2)],
+)
+def test_describe_agrees_with_table_1(monkeypatch, capsys, letter, params, gflops):
+    run(
+        monkeypatch,
+        describe.main,
+        f"--config={configs.letter_path(letter)}:imagenet512-s",
+    )
+    described = json.loads(capsys.readouterr().out)
+    assert described["params"] == params
+    head = 0 if letter == "a" else 128
+    assert described["params_with_logvar"] == params + head
+    # Table 1 counts more than convolutions and matrix products.
+    assert gflops * 0.98 < described["gflops"] <= gflops
+    assert described["snapshot_bytes"] >= 4 * params
+
+
+def test_describe_lists_the_changes_since_the_letter_before(monkeypatch, capsys):
+    run(
+        monkeypatch,
+        describe.main,
+        f"--config={configs.letter_path('e')}:imagenet512-s",
+    )
+    described = json.loads(capsys.readouterr().out)
+    assert described["changes_from"] == "d"
+    assert described["changes"] == {
+        "optimizer.forced_weight_norm": [False, True],
+        "optimizer.t_ref": ["inf", 70000.0],
+    }
+
+
+G = f"--config={configs.letter_path('g')}:digits"
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "sentence"),
+    [
+        (describe.main, ["--config=configs/config_gg.py:digits"], "'config_g.py'"),
+        (describe.main, [G + "s"], "'digits'"),
+        (describe.main, [G, "--config.network.dropuot=0.1"], "'network.dropout'"),
+        (describe.main, [G, "--config.network.silu=mp_sliu"], "'mp_silu'"),
+        (describe.main, [G, "--config.network.weights=plain"], "App. B.5"),
+        (describe.main, [G, "--config.network.dropout=much"], "holds a float"),
+        (describe.main, [G, "--dropout=0.1"], "--config.FIELD=VALUE"),
+        (launch.main, ["--study=lader"], "'ladder'"),
+        (launch.main, ["--workload=digit", "--runs=/nowhere"], "'digits'"),
+        (reconstruct.main, ["--run=nowhere", "--sigma_rel=0.1"], "no config.json"),
+        (reconstruct.main, ["--run=nowhere", "--sigma_rel=short"], "0.05,0.13"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence_and_status_2(
+    monkeypatch, capsys, main, arguments, sentence
+):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, main, *arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err.strip()
+    assert sentence in printed and "\n" not in printed

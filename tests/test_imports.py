@@ -1,0 +1,81 @@
+"""The arrows between the rooms of the library, kept by reading every import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each room and the rooms it may import from; a new room is entered here.
+ARROWS = {
+    "layers": "",
+    "networks": "layers",
+    "resolve": "layers networks",
+    "diffusion": "layers networks",
+    "sampling": "layers",
+    "schedules": "",
+    "optim": "layers networks schedules",
+    "backend": "",
+    "ema": "",
+    "snapshots": "ema",
+    "posthoc": "ema snapshots",
+    "train_step": "backend diffusion networks optim",
+    "checkpoint": "train_step",
+    "trainer": "diffusion ema networks optim resolve train_step",
+    "data": "",
+    "dynamics": "networks",
+    "metrics": "",
+    "heldout": "backend data diffusion dynamics networks",
+    "run_dir": "",
+    "loop": "backend checkpoint data heldout networks optim run_dir snapshots "
+    "train_step trainer",
+    "evaluation": "backend data ema heldout metrics networks posthoc resolve run_dir "
+    "sampling snapshots trainer",
+    "study": "run_dir",
+    "report": "",
+}
+# Third parties that only some rooms may see.
+GUESTS = {
+    "flax": {"layers", "networks"},
+    "orbax": {"checkpoint"},
+    "tensorflow_datasets": {"data"},
+    "grain": {"data"},
+    "ml_collections": set(),
+    "configs": set(),
+    "experiments": set(),
+}
+NO_JAX = {"ema", "snapshots", "posthoc", "metrics", "run_dir", "report", "study"}
+
+
+def imports(path):
+    """Dotted names of all that a file imports, `from a import b` as a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted((ROOT / "edm_jax").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_only_along_the_arrows(path):
+    room = path.relative_to(ROOT / "edm_jax").parts[0].removesuffix(".py")
+    for first, second in (f"{name}.".split(".")[:2] for name in imports(path)):
+        assert first not in GUESTS or room in GUESTS[first], first
+        assert first != "jax" or room not in NO_JAX
+        if first == "edm_jax" and second != room:
+            assert second in ARROWS[room].split()
+
+
+def test_the_compute_path_imports_without_data_and_config_libraries():
+    absent = "tensorflow_datasets", "ml_collections", "grain"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}));"
+        "import edm_jax.train_step, edm_jax.ema, edm_jax.sampling"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

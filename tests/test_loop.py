@@ -1,0 +1,444 @@
+"""A whole run at digits-tiny: resume to the bit, probes, magnitudes and evaluation."""
+
+import json
+import os
+import signal
+import statistics
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import configs
+from edm_jax import (
+    data,
+    diffusion,
+    dynamics,
+    ema,
+    evaluation,
+    loop,
+    networks,
+    resolve,
+    snapshots,
+)
+from edm_jax.checkpoint import Checkpoints
+from edm_jax.heldout import HeldOut
+from edm_jax.run_dir import RunDir
+from edm_jax.trainer import make_trainer
+
+BATCH, TOTAL = 16, 40
+# One level, so that a step compiles in seconds; a log line every 5 steps, snapshots
+# every 10, probes every 20, checkpoints every 15.
+TINY = {
+    "network.channel_mult": "(1,)",
+    "network.dropout": "0.1",
+    "training.checkpoint_mimg": "0.00024",
+    "evaluation.num_heldout": "40",
+    "evaluation.num_sigmas": "1",
+    "evaluation.batch_size": "40",
+    "evaluation.num_samples": "12",
+    "evaluation.num_steps": "3",
+    "evaluation.sigma_rels": "(0.05, 0.08, 0.1, 0.2)",
+}
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("tfds")
+
+    def load(letter="g", **overrides):
+        dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+        here = {"data.data_dir": str(data_dir)}
+        return configs.load(
+            f"{configs.letter_path(letter)}:digits-tiny", TINY | here | dotted
+        )
+
+    data.prepare(load().data)
+    return load
+
+
+class Finished(types.SimpleNamespace):
+    """A run directory, its config, and what its training reported."""
+
+    def metrics(self):
+        """The lines of metrics.jsonl without what a clock says."""
+        lines = (self.run.path / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return [{k: r[k] for k in r if k != "images_per_s"} for r in records]
+
+    def final_state(self):
+        """As stored: every array of it, by name."""
+        trainer = make_trainer(self.config)
+        checkpoints = Checkpoints(self.run.checkpoints)
+        state = checkpoints.restore(trainer.initial_state())
+        checkpoints.close()
+        return jax.tree.map(np.asarray, trainer.step.fetch(state))
+
+
+def train(config, path):
+    run, reports = RunDir(path, config), []
+    loop.train(config, run, lambda *report: reports.append(report))
+    return Finished(run=run, config=config, reports=reports)
+
+
+@pytest.fixture(scope="module")
+def whole(load, tmp_path_factory):
+    """Config G, trained without a break."""
+    return train(load(), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def interrupted(load, tmp_path_factory):
+    """The same, stopped by SIGINT in step 23, amid an interval of the log, resumed."""
+    config, path = load(), tmp_path_factory.mktemp("interrupted")
+    run = RunDir(path, config)
+
+    def stop(nimg, total, rate):
+        if nimg == 22 * BATCH:  # reported while step 23 is under way
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(loop.Interrupted, match=f"saved at {23 * BATCH} images"):
+        loop.train(config, run, stop)
+    assert signal.getsignal(signal.SIGINT) is handler
+    status, snapshot_count = run.status, len(list(run.snapshots.iterdir()))
+    resumed = train(config, path)
+    resumed.status_between, resumed.snapshots_between = status, snapshot_count
+    return resumed
+
+
+@pytest.fixture(scope="module")
+def evaluated(whole):
+    reports = []
+    result = evaluation.evaluate(
+        whole.config, whole.run, lambda *report: reports.append(report)
+    )
+    return types.SimpleNamespace(result=result, reports=reports)
+
+
+def assert_same_weights(one, other):
+    """All of the last checkpoint, and every snapshot, to the bit."""
+    states = one.final_state(), other.final_state()
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(states[0]),
+        jax.tree.leaves(states[1]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+    files = [sorted(each.run.snapshots.iterdir()) for each in (one, other)]
+    assert [f.name for f in files[0]] == [f.name for f in files[1]]
+    for a, b in zip(*files, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_interrupted_training_saves_and_says_so(interrupted):
+    status = interrupted.status_between
+    assert status["state"] == "interrupted" and status["stage"] == "train"
+    assert status["nimg"] == 23 * BATCH and status["total_nimg"] == TOTAL * BATCH
+    assert interrupted.snapshots_between == 2 * 2
+    # Resumed there: nothing before is trained again.
+    assert interrupted.reports[0][0] == 24 * BATCH
+
+
+def test_interrupted_and_resumed_training_is_the_uninterrupted_to_the_bit(
+    whole, interrupted
+):
+    assert_same_weights(whole, interrupted)
+
+
+def test_interrupted_and_resumed_training_logs_the_same_metrics(whole, interrupted):
+    assert whole.metrics() == interrupted.metrics()
+
+
+@pytest.mark.slow
+def test_training_killed_after_a_checkpoint_repeats_itself_to_the_bit(
+    load, whole, tmp_path
+):
+    def die(nimg, total, rate):
+        if nimg == 27 * BATCH:
+            raise SystemError("killed")
+
+    with pytest.raises(SystemError):
+        loop.train(load(), RunDir(tmp_path, load()), die)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    resumed = train(load(), tmp_path)
+    assert resumed.reports[0][0] == 16 * BATCH
+    assert_same_weights(whole, resumed)
+    assert whole.metrics() == resumed.metrics()
+
+
+@pytest.mark.slow
+def test_training_under_pmap_resumes_to_the_bit(load, tmp_path):
+    config = load(training__parallel="pmap", training__duration_mimg="0.00032")
+
+    def stop(nimg, total, rate):
+        if nimg == 10 * BATCH:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(loop.Interrupted):
+        loop.train(config, RunDir(tmp_path / "broken", config), stop)
+    resumed = train(config, tmp_path / "broken")
+    assert_same_weights(resumed, train(config, tmp_path / "whole"))
+
+
+def test_training_a_finished_run_again_changes_nothing(whole):
+    before = whole.metrics()
+    reports = []
+    loop.train(whole.config, whole.run, lambda *report: reports.append(report))
+    assert reports == [] and whole.metrics() == before
+    assert whole.run.status["state"] == "done"
+
+
+def test_finished_run_says_done_and_how_much(whole):
+    status = whole.run.status
+    assert status["state"] == "done"
+    assert status["nimg"] == status["total_nimg"] == TOTAL * BATCH
+    assert [nimg for nimg, _, _ in whole.reports] == [
+        step * BATCH for step in range(1, TOTAL + 1)
+    ]
+    provenance = json.loads((whole.run.path / "provenance.json").read_text())
+    spec = resolve.resolve_network(whole.config)
+    counted = networks.count_params(networks.init_params(spec, 0))
+    assert provenance["params"] == counted
+
+
+def test_log_has_a_line_for_every_interval_with_the_rate_of_its_last_step(whole):
+    records = whole.run.records("train")
+    assert [r["step"] for r in records] == list(range(5, TOTAL + 1, 5))
+    assert all(r["nimg"] == r["step"] * BATCH for r in records)
+    assert all(r["nonfinite"] == 0 and r["grad_rms"] > 0 for r in records)
+    opt = whole.config.optimizer
+    for record in records:
+        # Before the decay of t_ref = 250 steps: the ramp alone, images before the step.
+        ramp = min((record["nimg"] - BATCH) / (opt.rampup_mimg * 1e6), 1)
+        assert record["lr"] == pytest.approx(opt.alpha_ref * ramp, rel=1e-5)
+
+
+def test_total_is_the_first_whole_step_that_reaches_the_duration(load):
+    for duration, steps in [("0.00064", 40), ("0.000641", 41), ("0.000016", 1)]:
+        assert loop.total_steps(load(training__duration_mimg=duration)) == steps
+
+
+def test_every_tracked_profile_is_stored_at_every_interval(whole):
+    refs = snapshots.list_snapshots(whole.run.snapshots)
+    stored = {(ref.meta.nimg, ref.meta.profile.sigma_rel) for ref in refs}
+    times = [step * BATCH for step in (10, 20, 30, 40)]
+    assert stored == {(nimg, sigma) for nimg in times for sigma in (0.05, 0.10)}
+    assert len(refs) == 8
+    assert {ref.meta.config_hash for ref in refs} == {whole.run.config_hash}
+    assert {ref.meta.update_interval for ref in refs} == {BATCH}
+
+
+def test_last_snapshots_hold_the_averages_of_the_checkpoint(whole):
+    emas = whole.final_state().emas
+    for name, profile in make_trainer(whole.config).profiles.items():
+        (ref,) = [
+            ref
+            for ref in snapshots.list_snapshots(whole.run.snapshots)
+            if ref.meta.nimg == TOTAL * BATCH and ref.meta.profile == profile
+        ]
+        stored = snapshots.flatten(snapshots.read(ref.path)[0])
+        for leaf, array in snapshots.flatten(emas[name]).items():
+            np.testing.assert_array_equal(stored[leaf], array)
+
+
+# Held-out loss
+
+
+@pytest.fixture(scope="module")
+def denoiser(load):
+    config = load()
+    return diffusion.Denoiser(resolve.resolve_network(config), config.loss.sigma_data)
+
+
+@pytest.fixture(scope="module")
+def heldout(load, denoiser):
+    return HeldOut(denoiser, load())
+
+
+def test_held_out_loss_is_the_same_twice_and_1_for_a_network_of_zeros(
+    load, denoiser, heldout
+):
+    params = networks.init_params(denoiser.spec, 0)  # its gains are zero
+    loss = heldout.loss(params)
+    assert heldout.loss(params) == loss
+    other = HeldOut(denoiser, load())
+    np.testing.assert_array_equal(other.noisy, heldout.noisy)
+    assert loss == pytest.approx(1, abs=0.1)
+
+
+def test_held_out_loss_falls_from_about_1_as_training_goes_on(whole):
+    probes = whole.run.records("heldout")
+    assert [probe["step"] for probe in probes] == [0, 20, 40]
+    losses = [probe["loss_per_element"] for probe in probes]
+    assert losses[0] == pytest.approx(1, abs=0.1)
+    assert losses[0] > losses[1] > losses[2] and losses[2] < 0.9
+    assert probes[0]["raw_loss_per_element"] == losses[0]
+    assert probes[2]["raw_loss_per_element"] != losses[2]
+
+
+def test_held_out_noise_levels_are_the_middles_of_equal_parts(heldout, load):
+    config = load().evaluation
+    ln_sigma = np.log(np.sort(heldout.sigma).astype(np.float64))
+    # By the standard library's own inverse of the normal distribution.
+    normal = statistics.NormalDist(config.P_mean, config.P_std)
+    middles = [normal.inv_cdf((i + 0.5) / 40) for i in range(40)]
+    np.testing.assert_allclose(ln_sigma, middles, atol=1e-5)
+
+
+def test_denoising_does_not_depend_on_how_the_rows_fall_into_batches(heldout, whole):
+    params, denoise = whole.final_state().params, heldout.inference.denoise
+    inputs = heldout.noisy, heldout.sigma, heldout.label
+    together = denoise(params, *inputs)
+    part = denoise(params, *(x[7:20] for x in inputs))
+    np.testing.assert_allclose(part, together[7:20], rtol=1e-4, atol=1e-5)
+    thrice = denoise(params, *(np.concatenate([x] * 3)[:100] for x in inputs))
+    np.testing.assert_allclose(thrice[80:], together[:20], rtol=1e-4, atol=1e-5)
+
+
+# Magnitudes
+
+
+def test_magnitudes_of_a_hand_made_tree_are_max_and_mean_over_units():
+    def kernel(*rms):
+        """Two units of fan-in 9, of alternating sign: their RMS is their size."""
+        signs = np.where(np.arange(9) % 2, 1.0, -1.0)
+        return {"kernel": signs[:, None] * np.array(rms)}
+
+    params = {
+        "unet": {
+            "enc_8x8_conv": kernel(100.0, 100.0),  # the input convolution: left out
+            "enc_8x8_block0": {"conv0": kernel(1.0, 3.0), "linear": kernel(2.0)},
+            "enc_8x8_block1": {"conv0": kernel(6.0), "gain": {"gain": np.float32(50)}},
+            "enc_4x4_down": {"conv0": kernel(0.5)},
+            "dec_4x4_in0": {"attention": {"qkv": kernel(4.0, 8.0)}},
+            "embedding": {"noise0": kernel(70.0)},
+            "out_conv": kernel(90.0),
+        },
+        "logvar": kernel(80.0),
+    }
+    assert dynamics.weight_magnitudes(params) == {
+        "enc_8x8": {"max": 6.0, "mean": 3.0},
+        "enc_4x4": {"max": 0.5, "mean": 0.5},
+        "dec_4x4": {"max": 8.0, "mean": 6.0},
+    }
+    outputs = {
+        "unet": {
+            "enc_8x8_conv": {"output": (np.array([1e4]),)},
+            "enc_8x8_block0": {
+                "conv0": {"output": (np.array([4.0, 16.0]),)},
+                "conv1": {"output": (np.array([36.0]),)},
+            },
+            "dec_8x8_block0": {"conv0": {"output": (np.array([0.25]),)}},
+        }
+    }
+    assert dynamics.activation_magnitudes(outputs) == {
+        "enc_8x8": {"max": 6.0, "mean": 4.0},
+        "dec_8x8": {"max": 0.5, "mean": 0.5},
+    }
+
+
+def test_weights_of_config_g_stand_still(whole):
+    records = whole.run.records("dynamics")
+    assert [record["step"] for record in records] == [0, 20, 40]
+    for record in records:
+        assert set(record["weights"]) == set(record["activations"])
+        assert set(record["weights"]) == {"enc_8x8", "dec_8x8"}
+        for place in record["weights"].values():
+            assert place["max"] == pytest.approx(1, abs=3e-4)
+            assert place["mean"] == pytest.approx(1, abs=3e-4)
+
+
+@pytest.mark.slow
+def test_weights_of_config_d_grow(load, tmp_path):
+    records = train(load("d"), tmp_path).run.records("dynamics")
+    for place in ("enc_8x8", "dec_8x8"):
+        means = [record["weights"][place]["mean"] for record in records]
+        assert 0.9 < means[0] < means[1] < means[2] and means[2] > 1.01 * means[0]
+
+
+# Evaluation
+
+
+def test_evaluation_reports_every_length_of_the_sweep(whole, evaluated):
+    result = evaluated.result
+    on_disk = json.loads((whole.run.path / "evaluation.json").read_text())
+    assert on_disk == result
+    sweep = result["sweep"]
+    assert [point["sigma_rel"] for point in sweep] == [0.05, 0.08, 0.1, 0.2]
+    assert result["best"] == min(sweep, key=lambda point: point["loss"])
+    assert result["nimg"] == TOTAL * BATCH and result["traditional"] == []
+    assert result["untrained_loss"] == pytest.approx(1, abs=0.1)
+    assert result["best"]["loss"] < result["untrained_loss"]
+    probe = whole.run.records("heldout")[-1]
+    assert result["raw_loss"] == probe["raw_loss_per_element"]
+    assert ("EMA lengths", 4, 4) in evaluated.reports
+    assert ("sampling steps", 3, 3) in evaluated.reports
+
+
+def test_stored_profiles_are_reported_exactly_and_others_with_their_error(
+    whole, evaluated, heldout
+):
+    points = {point["sigma_rel"]: point for point in evaluated.result["sweep"]}
+    for sigma_rel in (0.05, 0.10):
+        point = points[sigma_rel]
+        assert point["fit_error"] < 1e-7 and point["sum_abs"] == 1
+        meta = snapshots.SnapshotMeta(
+            ema.PowerProfile(sigma_rel), TOTAL * BATCH, BATCH, whole.run.config_hash
+        )
+        params, _ = snapshots.read(whole.run.snapshots / meta.filename)
+        assert point["loss"] == pytest.approx(heldout.loss(params), rel=1e-6)
+    for sigma_rel in (0.08, 0.2):
+        assert points[sigma_rel]["fit_error"] > 1e-6
+    # That of the last average is also what the run's own last probe found.
+    probe = whole.run.records("heldout")[-1]
+    assert points[0.10]["loss"] == pytest.approx(probe["loss_per_element"], rel=1e-5)
+
+
+def test_distance_is_reported_beside_that_of_two_sets_of_real_images(evaluated):
+    result = evaluated.result
+    assert result["num_samples"] == 12
+    assert 0 < result["pixel_frechet_floor"] < result["pixel_frechet"]
+
+
+def test_sampled_image_depends_on_its_seed_alone(whole, heldout):
+    params, inference = whole.final_state().params, heldout.inference
+    images, labels = evaluation.sample(whole.config, inference, params, range(12))
+    np.testing.assert_array_equal(labels, np.arange(12) % 10)
+    part, label = evaluation.sample(whole.config, inference, params, [11, 3])
+    np.testing.assert_array_equal(label, [1, 3])
+    np.testing.assert_allclose(part, images[[11, 3]], rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_a_grid_whose_rows_are_classes(whole, evaluated):
+    with Image.open(whole.run.path / "samples.png") as image:
+        # 12 samples of 10 classes: one column; an 8x8 digit and its frame, enlarged 8x.
+        assert image.size == (10 * 8, 10 * 10 * 8) and image.mode == "L"
+
+
+def test_evaluating_a_run_without_snapshots_says_to_train_first(load, tmp_path):
+    with pytest.raises(ValueError, match="no snapshots yet; train it first"):
+        evaluation.evaluate(load(), RunDir(tmp_path, load()))
+
+
+@pytest.mark.slow
+def test_config_a_has_its_traditional_average_evaluated_beside_the_sweep(
+    load, tmp_path
+):
+    a = train(load("a", training__duration_mimg="0.00032"), tmp_path)
+    result = evaluation.evaluate(a.config, a.run)
+    (traditional,) = result["traditional"]
+    assert traditional["halflife_mimg"] == 0.0015
+    assert [point["sigma_rel"] for point in result["sweep"]] == [0.05, 0.08, 0.1, 0.2]
+    # A short average is near the weights themselves.
+    assert traditional["loss"] == pytest.approx(result["raw_loss"], rel=0.2)
+    assert traditional["loss"] != result["raw_loss"]
+
+
+def test_no_file_is_left_half_written(whole, interrupted, evaluated):
+    for each in (whole, interrupted):
+        names = [f for _, _, files in os.walk(each.run.path) for f in files]
+        assert not [n for n in names if n.endswith(".tmp") or str(os.getpid()) in n]
