@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,8 +73,10 @@ def run(main: Callable[[], None]) -> None:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between processes, unless the user chose where."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "edm_jax" / "xla"))
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    # By machine: what is compiled for one CPU may not run on another.
+    cache = home / "edm_jax" / f"xla-{platform.node()}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
