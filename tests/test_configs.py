@@ -269,9 +269,8 @@ def test_a_combination_without_sense_is_refused_with_its_reason(
 )
 def test_a_combination_with_sense_runs(letter, overrides):
     spec = resolve.resolve_network(load(letter, **overrides))
-    params = networks.abstract_params(spec)
-    inputs = networks.abstract_inputs(spec, batch=2)
-    f, u = jax.eval_shape(networks.Network(spec).apply, {"params": params}, *inputs)
+    inputs = jax.random.key(0), *networks.abstract_inputs(spec, batch=2)
+    (f, u), _ = jax.eval_shape(networks.Network(spec).init_with_output, *inputs)
     assert (f.shape, u.shape) == ((2, 8, 8, 1), (2,))
 
 

@@ -104,6 +104,17 @@ def test_the_denoiser_returns_its_input_as_the_noise_vanishes(denoise):
     assert difference[0] / difference[1] == pytest.approx(100, rel=0.3)
 
 
+def test_dropout_in_the_network_belongs_to_the_example(denoise):
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    x[1] = x[0]
+    sigma, label = np.ones(4, np.float32), np.zeros(4, np.int32)
+    image = np.asarray(denoise(x, sigma, label, keys(4)))
+    order = np.array([2, 0, 3, 1])
+    permuted = denoise(x[order], sigma, label, keys(4)[order])
+    np.testing.assert_allclose(permuted, image[order], atol=1e-5)
+    assert not np.allclose(image[0], image[1], atol=1e-2)
+
+
 def test_class_indices_and_one_hot_vectors_mean_the_same():
     denoiser = denoiser_of("d")
     one_hot = denoiser.encode(jnp.array([3, 0]))

@@ -31,8 +31,8 @@ ARROWS = {
     "run_dir": "",
     "loop": "backend checkpoint data heldout networks optim run_dir snapshots "
     "train_step trainer",
-    "evaluation": "backend data ema heldout metrics networks posthoc resolve run_dir "
-    "sampling snapshots trainer",
+    "evaluation": "backend data diffusion ema heldout metrics networks posthoc resolve "
+    "run_dir sampling snapshots",
     "study": "run_dir",
     "report": "",
 }

@@ -181,11 +181,13 @@ def test_unprojected_recovers_the_weights_as_adam_left_them():
     assert np.abs(unit_rms(recovered["conv"]["kernel"]) - 1).max() > 1e-3
 
 
-def test_without_forced_normalization_there_is_nothing_to_undo():
-    ((params, state),) = run(options(), [toy_gradients(0)], toy_params())
-    recovered = optim.unprojected(params, state)
-    for w, v in zip(*map(jax.tree.leaves, (recovered, params)), strict=True):
-        np.testing.assert_array_equal(w, v)
+def test_without_a_projection_there_is_nothing_to_undo():
+    before_the_first = optim.make_optimizer(options(forced_weight_norm=True))
+    ((params, without),) = run(options(), [toy_gradients(0)], toy_params())
+    for state in (without, before_the_first.init(params)):
+        recovered = optim.unprojected(params, state)
+        for w, v in zip(*map(jax.tree.leaves, (recovered, params)), strict=True):
+            np.testing.assert_array_equal(w, v)
 
 
 def test_forced_normalization_says_so_when_it_is_given_no_weights():

@@ -252,6 +252,15 @@ def test_growth_is_last_over_first_of_each_group():
     assert report.growth(records[:1], "weights") == {}
 
 
+def test_growth_may_leave_out_the_first_part_of_the_training():
+    records = [
+        {"nimg": nimg, "activations": {"enc_8x8": {"mean": mean}}}
+        for nimg, mean in ((0, 1.0), (20, 3.0), (30, 4.0), (100, 6.0))
+    ]
+    assert report.growth(records, "activations", since=0.25) == {"enc_8x8": 1.5}
+    assert report.growth(records, "activations", since=0.2) == {"enc_8x8": 2.0}
+
+
 def test_the_row_shows_the_group_that_grows_most(study):
     rows = rows_of(*(study / f"digits-{letter}-s0" for letter in "dg"))
     assert rows[0].values["weight_growth"] == pytest.approx(6.5)

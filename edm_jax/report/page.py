@@ -236,9 +236,10 @@ def _growth(rows: Sequence[Row]) -> str:
     return (
         '<h2>Do magnitudes grow?</h2><table class="growth"><thead><tr>'
         f'<th class="left">config</th>{heads}</tr></thead>{"".join(bodies)}</table>'
-        '<p class="note">Mean magnitude at the last record over that at the first, in '
-        "the encoder or decoder group and resolution where the factor is largest: 1 is "
-        "standing still. What the paper says is of its Fig. 3 and 15.</p>"
+        '<p class="note">Mean magnitude at the end over that at the start, or for '
+        "activations at a quarter of the training, in the encoder or decoder group and "
+        "resolution where the factor is largest: 1 is standing still. What the paper "
+        "says is of its Fig. 3 and 15.</p>"
     )
 
 

@@ -37,8 +37,11 @@ def _evaluated(*keys: str) -> Callable[[Run], float | None]:
     return lambda run: number(run.evaluation, *keys)
 
 
-def _greatest(kind: str) -> Callable[[Run], float | None]:
-    return lambda run: max(growth(run.dynamics, kind).values(), default=None)
+def _greatest(kind: str, since: float = 0.0) -> Callable[[Run], float | None]:
+    def greatest(run: Run) -> float | None:
+        return max(growth(run.dynamics, kind, since=since).values(), default=None)
+
+    return greatest
 
 
 COLUMNS = (
@@ -60,7 +63,13 @@ COLUMNS = (
 )
 GROWTH_COLUMNS = (
     Column("weight_growth", "weights grow by", ".2f", _greatest("weights")),
-    Column("activation_growth", "activations grow by", ".2f", _greatest("activations")),
+    # In its first steps a network finds its activations' level, whatever the config.
+    Column(
+        "activation_growth",
+        "activations grow by, after the first quarter",
+        ".2f",
+        _greatest("activations", since=0.25),
+    ),
 )
 
 
@@ -147,17 +156,22 @@ def config_diff(before: Record, after: Record) -> list[str]:
 
 
 def growth(
-    dynamics: Sequence[Record], kind: str, statistic: str = "mean"
+    dynamics: Sequence[Record],
+    kind: str,
+    statistic: str = "mean",
+    since: float = 0.0,
 ) -> dict[str, float]:
     """Divide each group's last magnitude by its first (the paper's Fig. 3).
 
     ``kind`` is weights or activations, ``statistic`` mean or max over the layers
-    of a group such as enc_8x8. Groups without two finite values, or that start
-    at zero, are left out.
+    of a group such as enc_8x8, ``since`` the fraction of the images at which to
+    start. Groups without two finite values, or that start at zero, are left out.
     """
     if len(dynamics) < 2:
         return {}
-    first, last = dynamics[0], dynamics[-1]
+    last = dynamics[-1]
+    begin = since * (number(last, "nimg") or 0)
+    first = next(r for r in dynamics if (number(r, "nimg") or 0) >= begin)
     ratios: dict[str, float] = {}
     for group in first.get(kind) or {}:
         start = number(first, kind, group, statistic)
