@@ -91,7 +91,7 @@ def run_local(jobs: Sequence[Job], workers: int, display: Display) -> list[Job]:
     """
     waiting, active, failed = list(jobs), [], []
     free = _parts(sorted(_cores()), workers)
-    with _interrupt_on_sigterm():
+    with _interruptible():
         try:
             while waiting or active:
                 while waiting and free:
@@ -155,10 +155,13 @@ def _parts(cores: list[int], count: int) -> list[tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    previous = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interruptible() -> Iterator[None]:
+    """Both signals raise KeyboardInterrupt, even where a shell had them ignored."""
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for each in previous:
+        signal.signal(each, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
