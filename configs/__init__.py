@@ -78,10 +78,14 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
         value = float(text) if text in ("inf", "-inf") else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text  # a bare word is a string
+    old = flat[field]
+    # ConfigDict would take None for anything and a bool for an int.
+    fits = value is not None and isinstance(value, bool) == isinstance(old, bool)
     try:
+        if not fits:
+            raise TypeError
         config.update_from_flattened_dict({field: value})
     except (TypeError, ValueError):
-        old = flat[field]
         raise ValueError(
             f"{field}={text} is a {type(value).__name__}, but the field holds a "
             f"{type(old).__name__}, now {old!r}."

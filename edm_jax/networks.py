@@ -160,7 +160,9 @@ class BranchBlock(Block):
     """Configs A-E: resampling and normalization act on the branch (Fig. 16-20)."""
 
     def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
-        branch = Branch(self.spec, self.features, self.salt, self.resample)
+        branch = Branch(
+            self.spec, self.features, self.salt, self.resample, name="branch"
+        )
         y = branch(x, emb, dropout_keys)
         main = self.match_channels(layers.resample(x, self.resample))
         return self.spec.ops.add(self.maybe_pixel_norm(main), y)
@@ -174,7 +176,7 @@ class MainPathBlock(Block):
     """
 
     def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
-        branch = Branch(self.spec, self.features, self.salt)
+        branch = Branch(self.spec, self.features, self.salt, name="branch")
         x = layers.resample(x, self.resample)
         if self.encoder:
             x = self.maybe_pixel_norm(self.match_channels(x))

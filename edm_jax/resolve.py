@@ -122,6 +122,21 @@ def resolve_network(config: Any) -> networks.UNetSpec:
     )
 
 
+def _size_faults(config: Any) -> Iterator[str]:
+    net = config.network
+    mult = net.channel_mult
+    if not mult or not all(isinstance(m, int) and m > 0 for m in mult):
+        yield f"network.channel_mult={mult}, but takes one positive integer per level."
+    for field in ("channels", "head_channels", "blocks_per_level"):
+        if net[field] < 1:
+            yield f"network.{field}={net[field]}, but must be at least 1."
+    if net.num_classes < 0:
+        yield f"network.num_classes={net.num_classes}; 0 is the unconditional network."
+    for field in ("residual_balance", "embedding_balance", "cat_balance"):
+        if not 0 <= net[field] <= 1:
+            yield f"network.{field}={net[field]}, but must lie in [0, 1]."
+
+
 def _architecture_faults(config: Any) -> Iterator[str]:
     net = config.network
     halvings = len(net.channel_mult) - 1
@@ -174,11 +189,17 @@ def _training_faults(config: Any) -> Iterator[str]:
         "optimizer.alpha_ref": opt.alpha_ref,
         "optimizer.t_ref": opt.t_ref,
         "optimizer.loss_scale": opt.loss_scale,
-        "training.duration_mimg": config.training.duration_mimg,
+        "ema.update_every": config.ema.update_every,
     }
+    training = config.training
+    for name in ("duration", "snapshot", "probe", "log", "checkpoint"):
+        positive[f"training.{name}_mimg"] = training[f"{name}_mimg"]
     for field, value in positive.items():
         if not value > 0:
             yield f"{field}={value}, but must be positive (inf turns a bound off)."
+    for field in ("beta1", "beta2"):
+        if not 0 <= opt[field] < 1:
+            yield f"optimizer.{field}={opt[field]}, but must lie in [0, 1)."
     if opt.rampup_mimg < 0:
         yield f"optimizer.rampup_mimg={opt.rampup_mimg}, but must not be negative."
     if config.training.parallel not in ("jit", "pmap"):
@@ -195,5 +216,7 @@ def _training_faults(config: Any) -> Iterator[str]:
 
 def check(config: Any) -> None:
     """Raises ValueError, one sentence, where a config contradicts itself."""
-    for fault in (*_architecture_faults(config), *_training_faults(config)):
-        raise ValueError(fault)
+    # One after the other: later checks rely on what the earlier ones allow.
+    for find_faults in (_size_faults, _architecture_faults, _training_faults):
+        for fault in find_faults(config):
+            raise ValueError(fault)

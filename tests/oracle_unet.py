@@ -63,7 +63,7 @@ def unet(letter, p, x, c_noise, label, clamp):
 
 def branch_block(letter, p, x, emb, resample):
     """Fig. 16-20: everything acts on the residual branch."""
-    q = p["Branch_0"]
+    q = p["branch"]
     y = silu(letter, group_norm(letter, q.get("norm0"), x))
     if resample:
         x, y = resample(x), resample(y)
@@ -81,7 +81,7 @@ def branch_block(letter, p, x, emb, resample):
 
 def main_path_block(letter, side, p, x, emb, resample):
     """Fig. 21, 22: resampling and pixel norm act on the main path."""
-    q = p["Branch_0"]
+    q = p["branch"]
     x = resample(x) if resample else x
     if side == "enc":
         x = linear(letter, p["conv_skip"], x) if "conv_skip" in p else x

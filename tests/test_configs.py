@@ -201,6 +201,8 @@ def test_overrides_reach_their_field_and_only_it(field, text, value):
         ("network__gain", "yes", "is a str, but the field holds a bool, now True"),
         ("optimizer__batch_size", "32.5", "is a float, but the field holds a int"),
         ("network__channel_mult", "3", "is a int, but the field holds a tuple"),
+        ("network__dropout", "None", "is a NoneType, but the field holds a float"),
+        ("optimizer__batch_size", "True", "is a bool, but the field holds a int"),
     ],
 )
 def test_a_mistyped_override_is_told_the_nearest_right_one(field, text, message):
@@ -231,6 +233,13 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("f", {"network__attention": "dot"}, "queries from a normalized input"),
         ("a", {"network__gain": "True"}, "neither would then get a gradient"),
         ("c", {"optimizer__forced_weight_norm": "True"}, "set network.weights='mp'"),
+        ("g", {"network__channel_mult": "()"}, "one positive integer per level"),
+        ("g", {"network__channel_mult": "(1.5, 2)"}, "one positive integer per level"),
+        ("g", {"network__head_channels": "0"}, "must be at least 1"),
+        ("g", {"network__num_classes": "-1"}, "0 is the unconditional network"),
+        ("g", {"network__cat_balance": "2.0"}, r"must lie in \[0, 1\]"),
+        ("g", {"optimizer__beta2": "1.5"}, r"must lie in \[0, 1\)"),
+        ("g", {"ema__update_every": "0"}, "must be positive"),
         ("g", {"network__resolution": "5"}, "cannot be halved 1 times"),
         ("g", {"network__model_channels": "10"}, "positive multiple of 4"),
         ("g", {"network__head_channels": "3"}, "divide the channels of every level"),

@@ -20,7 +20,9 @@ from edm_jax import (
     ema,
     evaluation,
     loop,
+    metrics,
     networks,
+    posthoc,
     resolve,
     snapshots,
 )
@@ -421,6 +423,15 @@ def test_sampled_image_depends_on_its_seed_alone(whole, heldout):
     part, label = evaluation.sample(whole.config, inference, params, [11, 3])
     np.testing.assert_array_equal(label, [1, 3])
     np.testing.assert_allclose(part, images[[11, 3]], rtol=1e-3, atol=1e-4)
+
+
+def test_samples_come_from_the_best_length(load, whole, evaluated, heldout):
+    best = evaluated.result["best"]["sigma_rel"]
+    params = posthoc.reconstruct(whole.run.snapshots, [best])[best].params
+    images, _ = evaluation.sample(whole.config, heldout.inference, params, range(12))
+    real = data.load_split(load().data, "test", 40)["image"]
+    distance = metrics.pixel_frechet(images, real)
+    assert evaluated.result["pixel_frechet"] == pytest.approx(distance, rel=1e-4)
 
 
 def test_samples_are_a_grid_whose_rows_are_classes(whole, evaluated):
