@@ -6,6 +6,9 @@ import orbax.checkpoint as ocp
 
 from edm_jax.train_step import TrainState
 
+# Metrics of the steps since the last line of the log, which averages them.
+Unlogged = list[dict[str, float]]
+
 
 class Checkpoints:
     """The last two states of a run, written in the background."""
@@ -14,18 +17,29 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
-    def restore(self, like: TrainState) -> TrainState | None:
-        """The newest state, placed as `like` is; None where there is none."""
+    def restore(self, like: TrainState) -> tuple[TrainState, Unlogged]:
+        """The newest state, placed as `like` is, and the metrics that no line has yet.
+
+        `like` and none where there is no checkpoint.
+        """
         step = self._manager.latest_step()
         if step is None:
-            return None
-        target = ocp.args.StandardRestore(like._asdict())
-        return TrainState(**self._manager.restore(step, args=target))
+            return like, []
+        target = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like._asdict()),
+            unlogged=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(step, args=target)
+        return TrainState(**restored["state"]), restored["unlogged"]["metrics"]
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Stores the state after `step` steps, unless that is there already."""
+    def save(self, step: int, state: TrainState, unlogged: Unlogged) -> None:
+        """Stores what there is after `step` steps, unless that is there already."""
         if self._manager.latest_step() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+            items = ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()),
+                unlogged=ocp.args.JsonSave({"metrics": unlogged}),
+            )
+            self._manager.save(step, args=items)
 
     def close(self) -> None:
         """Waits for the last save; raises what went wrong in the background."""

@@ -31,27 +31,52 @@ def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -
     SIGINT or SIGTERM: finishes the step, saves, and raises Interrupted.
     """
     backend.keep_freed_memory()
-    batch_size, training = config.optimizer.batch_size, config.training
     total = total_steps(config)
+    total_nimg = total * config.optimizer.batch_size
     trainer = make_trainer(config)
     run.record_provenance(
         params=networks.count_params(networks.abstract_params(trainer.denoiser.spec)),
         devices=[device.device_kind for device in jax.devices()],
     )
-    run.set_status(state="running", stage="train", total_nimg=total * batch_size)
+    run.set_status(state="running", stage="train", total_nimg=total_nimg, message="")
     data.prepare(config.data)
+    with (
+        contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints,
+        _stop_signals() as stopped,
+    ):
+        state, unlogged = checkpoints.restore(trainer.initial_state())
+        start = int(trainer.step.fetch(state.step))
+        log = _Log(run, trainer, total, on_progress, unlogged)
+        step = _train_steps(
+            trainer, state, start, total, run, log, checkpoints, stopped
+        )
+    if step < total:
+        nimg = step * config.optimizer.batch_size
+        run.set_status(state="interrupted", message="stopped by a signal")
+        raise Interrupted(f"{run.path} is saved at {nimg} images.")
+    run.set_status(state="done", nimg=total_nimg, message="")
+
+
+def _train_steps(
+    trainer: Trainer,
+    state: TrainState,
+    start: int,
+    total: int,
+    run: RunDir,
+    log: "_Log",
+    checkpoints: Checkpoints,
+    stopped: Callable[[], bool],
+) -> int:
+    """Steps from `start` until the end or a signal; returns the last step."""
+    config, training = trainer.config, trainer.config.training
+    batch_size = config.optimizer.batch_size
     heldout = HeldOut(trainer.denoiser, config)
-    checkpoints = Checkpoints(run.checkpoints)
-    state = trainer.initial_state()
-    state = checkpoints.restore(state) or state
-    start = int(trainer.step.fetch(state.step))
     run.forget_after(start)
     if start == 0:
         _probe(trainer, state, heldout, run, 0)
     batches = data.train_batches(
         config.data, batch_size=batch_size, seed=config.seed, start_step=start
     )
-    log = _Log(run, trainer, total, on_progress)
 
     def due(interval_mimg: float, step: int) -> bool:
         # Intervals need not be whole numbers of steps; all are due at the end.
@@ -59,27 +84,22 @@ def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -
         now, before = step * batch_size, (step - 1) * batch_size
         return now // interval > before // interval or step == total
 
-    with _stop_signals() as stopped:
-        for step in range(start + 1, total + 1):
-            state, metrics = trainer.step(state, next(batches))
-            log.dispatched(step, metrics, due(training.log_mimg, step))
-            if due(training.probe_mimg, step):
-                _probe(trainer, state, heldout, run, step)
-                log.restart_clock()
-            if due(training.snapshot_mimg, step):
-                _snapshot(trainer, state, run, step)
-                log.restart_clock()
-            if due(training.checkpoint_mimg, step) or stopped():
-                log.flush()
-                checkpoints.save(step, state)
-                log.restart_clock()
-            if stopped() and step < total:
-                checkpoints.close()
-                run.set_status(state="interrupted", message="stopped by a signal")
-                nimg = step * batch_size
-                raise Interrupted(f"{run.path} is saved at {nimg} images.")
-    checkpoints.close()
-    run.set_status(state="done", nimg=total * batch_size, message="")
+    for step in range(start + 1, total + 1):
+        state, metrics = trainer.step(state, next(batches))
+        log.dispatched(step, metrics, due(training.log_mimg, step))
+        if due(training.probe_mimg, step):
+            _probe(trainer, state, heldout, run, step)
+            log.restart_clock()
+        if due(training.snapshot_mimg, step):
+            _snapshot(trainer, state, run, step)
+            log.restart_clock()
+        if due(training.checkpoint_mimg, step) or stopped():
+            log.flush()
+            checkpoints.save(step, state, log.unlogged)
+            log.restart_clock()
+        if stopped():
+            return step
+    return total
 
 
 def total_steps(config: Any) -> int:
@@ -122,13 +142,20 @@ def _snapshot(trainer: Trainer, state: TrainState, run: RunDir, step: int) -> No
 class _Log:
     """Writes training metrics, reading those of a step after the next is dispatched."""
 
-    def __init__(self, run: RunDir, trainer: Trainer, total: int, report: OnProgress):
+    def __init__(
+        self,
+        run: RunDir,
+        trainer: Trainer,
+        total: int,
+        report: OnProgress,
+        unlogged: list[dict[str, float]],
+    ):
         self._run, self._trainer, self._report = run, trainer, report
         self._batch_size = trainer.config.optimizer.batch_size
         self._schedule = optim.learning_rate(trainer.config.optimizer)
         self._total_nimg = total * self._batch_size
         self._pending: tuple[int, Any, bool] | None = None
-        self._read: list[dict[str, float]] = []
+        self.unlogged = unlogged
         self._rate = 0.0
         self._seconds, self._images = 0.0, 0
         self._clock: float | None = None  # None: the next interval is no measure
@@ -146,7 +173,7 @@ class _Log:
         step, metrics, due = self._pending
         self._pending = None
         fetched = self._trainer.step.fetch(metrics)
-        self._read.append({name: float(value) for name, value in fetched.items()})
+        self.unlogged.append({name: float(value) for name, value in fetched.items()})
         now = time.perf_counter()
         if self._clock is not None:
             self._seconds += now - self._clock
@@ -160,11 +187,13 @@ class _Log:
             self._write(step, nimg)
 
     def _write(self, step: int, nimg: int) -> None:
-        means = {k: float(np.mean([m[k] for m in self._read])) for k in self._read[0]}
-        means["nonfinite"] = self._read[-1]["nonfinite"]  # a running count
+        means = {
+            k: float(np.mean([m[k] for m in self.unlogged])) for k in self.unlogged[0]
+        }
+        means["nonfinite"] = self.unlogged[-1]["nonfinite"]  # a running count
         lr = float(self._schedule(nimg - self._batch_size))
         self._run.log("train", step, nimg, **means, lr=lr, images_per_s=self._rate)
-        self._read, self._seconds, self._images = [], 0.0, 0
+        self.unlogged, self._seconds, self._images = [], 0.0, 0
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ def frechet_distance(
     product = np.linalg.eigvalsh(root @ cov_b @ root)
     trace_root = np.sqrt(np.clip(product, 0, None)).sum()
     difference = np.sum((mean_a - mean_b) ** 2)
-    return float(difference + np.trace(cov_a) + np.trace(cov_b) - 2 * trace_root)
+    distance = difference + np.trace(cov_a) + np.trace(cov_b) - 2 * trace_root
+    return max(float(distance), 0.0)  # rounding may leave it just below
 
 
 def pixel_frechet(images_a: np.ndarray, images_b: np.ndarray) -> float:

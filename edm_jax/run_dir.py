@@ -45,7 +45,9 @@ class RunDir:
         self._status_written = 0.0
         recorded = read_json(self.path / "config.json")
         resolved = plain(config)
-        changed = _differences(recorded, resolved) if recorded else []
+        # Data may be moved.
+        recorded.get("data", {}).pop("data_dir", None)
+        changed = _differences(recorded, _identity(resolved)) if recorded else []
         if changed:
             raise ValueError(
                 f"{self.path} holds a run of another config: {'; '.join(changed)}. "
@@ -109,10 +111,13 @@ def plain(config: Any) -> dict[str, Any]:
 
 def config_hash(config: Any) -> str:
     """Identity of a resolved config; where the data lies does not change it."""
-    fields = plain(config)
-    fields["data"].pop("data_dir")
-    text = json.dumps(fields, sort_keys=True)
+    text = json.dumps(_identity(plain(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identity(fields: dict[str, Any]) -> dict[str, Any]:
+    data = {k: v for k, v in fields["data"].items() if k != "data_dir"}
+    return fields | {"data": data}
 
 
 def provenance() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Learning-rate schedules as functions of the images seen (paper Eq. 67, App. D)."""
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ def inverse_sqrt(
     """
 
     def schedule(nimg) -> jnp.ndarray:
-        decay = 1.0 if math.isinf(t_ref_nimg) else jnp.maximum(nimg / t_ref_nimg, 1.0)
+        decay = jnp.maximum(nimg / t_ref_nimg, 1.0)
         ramp = jnp.minimum(nimg / rampup_nimg, 1.0) if rampup_nimg > 0 else 1.0
         return alpha_ref * ramp / jnp.sqrt(decay)
 

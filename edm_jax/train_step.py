@@ -181,7 +181,8 @@ class PmapStep:
 
     def fetch(self, tree: Any) -> Any:
         """One copy of a replicated result, still on its device."""
-        return jax.tree.map(lambda x: x[0], tree)
+        # x[0] would gather from every device.
+        return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
 
 
 PARALLEL = {"jit": JitStep, "pmap": PmapStep}

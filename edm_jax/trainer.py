@@ -25,7 +25,12 @@ class Trainer:
     @property
     def longest_average(self) -> str:
         """Name of the longest power-function average: the same for every letter."""
-        return max(name for name in self.profiles if name.startswith("power"))
+        powers = {
+            name: profile.sigma_rel
+            for name, profile in self.profiles.items()
+            if isinstance(profile, ema.PowerProfile)
+        }
+        return max(powers, key=powers.__getitem__)
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -65,7 +70,7 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
 def tracked_profiles(ema_config: Any) -> dict[str, Profile]:
     """The averages that a run tracks, by name."""
     rampup = ema_config.halflife_rampup
-    power = {f"power_{s:.3f}": ema.PowerProfile(s) for s in ema_config.sigma_rels}
+    power = {f"power_{s:g}": ema.PowerProfile(s) for s in ema_config.sigma_rels}
     traditional = {
         f"traditional_{h:g}": ema.TraditionalProfile(h, rampup)
         for h in ema_config.halflives_mimg
