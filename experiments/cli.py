@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import ml_collections
 import rich.console
 import rich.progress
@@ -73,12 +74,11 @@ def run(main: Callable[[], None]) -> None:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between processes, unless the user chose where."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    # By machine: what is compiled for one CPU may not run on another.
-    cache = home / "edm_jax" / f"xla-{platform.node()}"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        # By machine: what is compiled for one CPU may not run on another.
+        cache = home / "edm_jax" / f"xla-{platform.node()}"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 RATE = rich.progress.TextColumn("{task.fields[rate]:,.0f} img/s")

@@ -9,11 +9,8 @@ from pathlib import Path
 
 from rich.progress import TaskID
 
-from experiments import cli
-
-cli.use_compilation_cache()
-
 from edm_jax import evaluation
+from experiments import cli
 
 
 def main() -> None:
@@ -21,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run directory")
     options = parser.parse_args()
+    cli.use_compilation_cache()
     run, config = cli.open_run(options.run)
     before = run.status
     with cli.progress_bar() as bar:

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
-
-cli.use_compilation_cache()
-
 from edm_jax import backend, data, diffusion, evaluation, posthoc, resolve
 from edm_jax.heldout import Inference
+from experiments import cli
 
 
 def main() -> None:
@@ -30,6 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="directory (RUN/samples)")
     options = parser.parse_args()
     seeds = _seed_range(options.seeds)
+    cli.use_compilation_cache()
     run, config = cli.open_run(options.run)
     backend.keep_freed_memory()
     rebuilt = posthoc.reconstruct(run.snapshots, [options.sigma_rel])

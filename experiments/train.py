@@ -7,12 +7,9 @@ the same command goes on from there.
 import sys
 from pathlib import Path
 
-from experiments import cli
-
-cli.use_compilation_cache()
-
 from edm_jax import loop
 from edm_jax.run_dir import RunDir
+from experiments import cli
 
 
 def main() -> None:
@@ -21,6 +18,7 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, help="run directory (runs/WORKLOAD-LETTER-seedN)"
     )
+    cli.use_compilation_cache()
     options, config = cli.parse_config(parser, None)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
     run = RunDir(options.run or Path("runs") / name, config)
