@@ -10,11 +10,12 @@ ablation: .venv/installed
 	$(BIN)/python experiments/launch.py --study=ladder --workload=$(WORKLOAD) --runs=$(RUNS)
 	$(BIN)/python experiments/compare.py $(RUNS) --out=report
 
+# A file at a time in each of two processes: most of a cold run is compiling.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
