@@ -23,7 +23,7 @@ lint: .venv/installed-dev
 	$(BIN)/pyright
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "make: edm_jax needs Python 3.11 or later, and $(PYTHON) is older or missing; name another one with PYTHON=python3.12." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "make: $(PYTHON) has no venv module; install it (on Debian: apt install python3-venv)." >&2; exit 1; }
