@@ -176,7 +176,7 @@ def samples(entries: Sequence[Entry]) -> Drawing | None:
             interpolation="nearest",
         )
         name = plain(f"{entry.label}   {entry.title}")
-        axes.set_title(name, loc="left", fontweight="bold", fontsize=9)
+        axes.set_title(name, loc="left", fontweight="bold", fontsize=7)
     caption = (
         "Samples of the finished runs, one class to a row. The paper’s claim is one of "
         "statistics (FID): a letter’s step need not be seen in a few pictures."
