@@ -451,7 +451,7 @@ def test_config_a_has_its_traditional_average_evaluated_beside_the_sweep(
     a = train(load("a"), tmp_path)
     result = evaluation.evaluate(a.config, a.run)
     (traditional,) = result["traditional"]
-    assert traditional["halflife_mimg"] == 0.0015
+    assert (traditional["halflife_mimg"],) == a.config.ema.halflives_mimg
     assert [point["sigma_rel"] for point in result["sweep"]] == [0.05, 0.08, 0.1, 0.2]
     # A short average is near the weights themselves.
     assert traditional["loss"] == pytest.approx(result["raw_loss"], rel=0.2)
