@@ -179,7 +179,8 @@ def _notes(rows: Sequence[Row]) -> str:
         "loss of the last weights without averaging and of the weights at the start. The "
         "pixel Fréchet distance compares pixels and not features; its floor is the "
         f"distance between the training and the held-out split.{deviation} "
-        "The lowest held-out loss is in bold.</p>"
+        "Images/s is the median while training, beside whatever else ran then. The "
+        "lowest held-out loss is in bold.</p>"
     )
 
 
