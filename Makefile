@@ -4,7 +4,9 @@ WORKLOAD ?= digits
 RUNS ?= runs/ladder-$(WORKLOAD)
 BIN := .venv/bin
 
-.PHONY: ablation test fast lint clean
+.PHONY: install ablation test fast lint clean
+
+install: .venv/installed
 
 ablation: .venv/installed
 	$(BIN)/python experiments/launch.py --study=ladder --workload=$(WORKLOAD) --runs=$(RUNS)

@@ -49,7 +49,7 @@ def letter_path(letter: str) -> pathlib.Path:
 
 def parent_letter(letter: str) -> str | None:
     """The letter before in the ladder; None before A."""
-    return LETTERS[LETTERS.index(letter) - 1] if letter in LETTERS[1:] else None
+    return LETTERS[LETTERS.index(letter) - 1] if letter in tuple(LETTERS[1:]) else None
 
 
 def _get_config_function(path: pathlib.Path):
@@ -71,6 +71,10 @@ def _get_config_function(path: pathlib.Path):
 
 def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     flat = flatten(config)
+    if field in ("letter", "workload"):
+        raise ValueError(
+            f"{field!r} follows from --config=FILE:WORKLOAD; name it there."
+        )
     if field not in flat:
         near = resolve.suggest(field, list(flat))
         raise ValueError(f"There is no field {field!r}.{near}")

@@ -1,7 +1,8 @@
 """What a config is trained on, and how big: the argument after the colon.
 
-`--config=configs/config_g.py:digits`. Presets of the paper's Table 6; the small ones
-are this project's own. Config A reads a workload; the later letters change config A.
+`--config=configs/config_g.py:digits`. Presets of the paper's Table 6 (XXS, and XS at 64
+pixels, of arXiv 2406.02507); the small ones are this project's own. Config A reads a
+workload; the later letters change config A.
 """
 
 import dataclasses

@@ -1,9 +1,11 @@
 """What a trained run is worth: every EMA length, a grid of samples, a distance."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -25,6 +27,8 @@ from edm_jax.heldout import HeldOut, Inference
 from edm_jax.networks import Params
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
+REBUILD_BYTES = 4 * 2**30  # for averages rebuilt together
+MAX_PIXEL_FEATURES = 4096
 OnProgress = Callable[[str, int, int], None]  # (what, done, total)
 
 
@@ -70,8 +74,8 @@ def evaluate(
         "sweep": sweep,
         "best": min(sweep, key=lambda point: point["loss"]),
         "traditional": traditional,
-        "pixel_frechet": metrics.pixel_frechet(images, test),
-        "pixel_frechet_floor": metrics.pixel_frechet(train, test),
+        "pixel_frechet": _pixel_frechet(images, test),
+        "pixel_frechet_floor": _pixel_frechet(train, test),
         "num_samples": len(images),
         "images_per_s": float(np.median(rates)) if rates else None,
     }
@@ -79,25 +83,37 @@ def evaluate(
     return result
 
 
+def _pixel_frechet(images_a: np.ndarray, images_b: np.ndarray) -> float | None:
+    # A covariance of many more pixels means nothing, and does not fit.
+    small = images_a[0].size <= MAX_PIXEL_FEATURES
+    return metrics.pixel_frechet(images_a, images_b) if small else None
+
+
 def _sweep(
     config: Any, heldout: HeldOut, refs: list[Any], on_progress: OnProgress
 ) -> tuple[list[dict[str, float]], Params]:
     """Held-out loss of every length, and the weights of the best (Fig. 5a)."""
     sigma_rels = config.evaluation.sigma_rels
-    rebuilt = posthoc.reconstruct(refs, sigma_rels)
-    points = []
-    for i, (sigma_rel, (params, solution)) in enumerate(rebuilt.items()):
-        points.append(
-            {
-                "sigma_rel": sigma_rel,
-                "loss": heldout.loss(params),
-                "fit_error": solution.fit_error,
-                "sum_abs": solution.sum_abs,
-            }
-        )
-        on_progress("EMA lengths", i + 1, len(sigma_rels))
-    best = min(points, key=lambda point: point["loss"])["sigma_rel"]
-    return points, rebuilt[best].params
+    # As many lengths to a pass over the snapshots as fit the memory set aside.
+    network_bytes = 8 * sum(x.size for x in jax.tree.leaves(heldout.abstract_params))
+    together = max(1, REBUILD_BYTES // network_bytes)
+    points, best, lowest = [], None, math.inf
+    for start in range(0, len(sigma_rels), together):
+        rebuilt = posthoc.reconstruct(refs, sigma_rels[start : start + together])
+        for sigma_rel, (params, solution) in rebuilt.items():
+            loss = heldout.loss(params)
+            if loss < lowest or best is None:
+                best, lowest = params, loss
+            points.append(
+                {
+                    "sigma_rel": sigma_rel,
+                    "loss": loss,
+                    "fit_error": solution.fit_error,
+                    "sum_abs": solution.sum_abs,
+                }
+            )
+            on_progress("EMA lengths", len(points), len(sigma_rels))
+    return points, best
 
 
 def sample(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from edm_jax import backend, data, diffusion, dynamics
+from edm_jax import backend, data, diffusion, dynamics, networks
 from edm_jax.networks import Params
 
 
@@ -46,6 +46,7 @@ class HeldOut:
     def __init__(self, denoiser: diffusion.Denoiser, config: Any):
         evaluation, split_name = config.evaluation, config.data.heldout_split
         split = data.load_split(config.data, split_name, evaluation.num_heldout)
+        _check_shapes(split, config)
         self.image = np.repeat(split["image"], evaluation.num_sigmas, axis=0)
         self.label = np.repeat(split["label"], evaluation.num_sigmas, axis=0)
         rows = len(self.image)
@@ -56,6 +57,7 @@ class HeldOut:
         self.sigma = np.exp(ln_sigma).astype(np.float32)
         noise = rng.standard_normal(self.image.shape).astype(np.float32)
         self.noisy = self.image + self.sigma[:, None, None, None] * noise
+        self.abstract_params = networks.abstract_params(denoiser.spec)
         self.inference = Inference(denoiser, min(evaluation.batch_size, rows))
         self._weight = diffusion.loss_weight(
             self.sigma.astype(np.float64), denoiser.sigma_data
@@ -79,3 +81,19 @@ class HeldOut:
             "activations": dynamics.activation_magnitudes(mean_squares),
             "weights": dynamics.weight_magnitudes(params),
         }
+
+
+def _check_shapes(split: dict[str, np.ndarray], config: Any) -> None:
+    net, name = config.network, config.data.name
+    shape, expected = split["image"].shape[1:], (net.resolution,) * 2 + (net.channels,)
+    if shape != expected:
+        raise ValueError(
+            f"Data set {name!r} has images of shape {shape}, and the network takes "
+            f"{expected}; set network.resolution and network.channels to the data's."
+        )
+    classes = int(split["label"].max()) + 1
+    if 0 < net.num_classes < classes:
+        raise ValueError(
+            f"Data set {name!r} has at least {classes} classes, and network.num_classes "
+            f"is {net.num_classes}; raise it, or set 0 for an unconditional network."
+        )

@@ -34,10 +34,6 @@ def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -
     total = total_steps(config)
     total_nimg = total * config.optimizer.batch_size
     trainer = make_trainer(config)
-    run.record_provenance(
-        params=networks.count_params(networks.abstract_params(trainer.denoiser.spec)),
-        devices=[device.device_kind for device in jax.devices()],
-    )
     run.set_status(state="running", stage="train", total_nimg=total_nimg, message="")
     data.prepare(config.data)
     with (
@@ -46,6 +42,11 @@ def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -
     ):
         state, unlogged = checkpoints.restore(trainer.initial_state())
         start = int(trainer.step.fetch(state.step))
+        if start < total:
+            params = networks.abstract_params(trainer.denoiser.spec)
+            devices = [device.device_kind for device in jax.devices()]
+            count = networks.count_params(params)
+            run.record_provenance(params=count, devices=devices)
         log = _Log(run, trainer, total, on_progress, unlogged)
         step = _train_steps(
             trainer, state, start, total, run, log, checkpoints, stopped

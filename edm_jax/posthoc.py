@@ -100,8 +100,13 @@ def _reconstruct(
             "There are no snapshots of power-function profiles to reconstruct from: "
             "train with ema.sigma_rels set."
         )
-    if nimg is None:
-        nimg = max(source.nimg for source in sources)
+    last = max(source.nimg for source in sources)
+    nimg = last if nimg is None else nimg
+    if nimg > last:
+        raise ValueError(
+            f"nimg = {nimg} is after the last snapshot, at {last}, and no average of "
+            f"the snapshots reaches it; ask for {last} or less."
+        )
     used = [source for source in sources if source.nimg <= nimg]
     if not used:
         first = min(source.nimg for source in sources)

@@ -167,6 +167,12 @@ def _architecture_faults(config: Any) -> Iterator[str]:
     widths = [net.model_channels * mult for mult in net.channel_mult]
     if any(width % min(net.head_channels, width) for width in widths):
         yield "network.head_channels must divide the channels of every level."
+    groups = [min(32, width // 4) for width in widths]
+    if net.norm != "none" and any(w % g for w, g in zip(widths, groups, strict=True)):
+        yield (
+            "network.norm needs levels of 4 to 128 channels, by fours, or of a multiple "
+            "of 32; change network.model_channels or network.channel_mult."
+        )
     if net.embedding_layers not in (1, 2):
         yield f"network.embedding_layers={net.embedding_layers}, but takes 1 or 2."
     if not 0 <= net.dropout < 1:
@@ -204,12 +210,23 @@ def _training_faults(config: Any) -> Iterator[str]:
         yield f"optimizer.rampup_mimg={opt.rampup_mimg}, but must not be negative."
     if config.training.parallel not in ("jit", "pmap"):
         yield f"training.parallel={config.training.parallel!r} is not 'jit' or 'pmap'."
+    if not math.isfinite(training.duration_mimg):
+        yield "training.duration_mimg must be finite: all runs end."
+    if config.seed < 0:
+        yield f"seed={config.seed}, but must not be negative."
+    if config.evaluation.num_steps < 2 or config.evaluation.num_samples < 2:
+        yield "evaluation.num_steps and evaluation.num_samples must be at least 2."
     if not config.ema.sigma_rels:
         yield "ema.sigma_rels is empty, and nothing could be rebuilt; name at least one."
-    for sigma_rel in config.ema.sigma_rels:
-        if not 0 < sigma_rel < 0.2886:
+    tracked, wanted = config.ema.sigma_rels, config.evaluation.sigma_rels
+    for room, sigma_rel in [
+        *(("ema", s) for s in tracked),
+        *(("evaluation", s) for s in wanted),
+    ]:
+        number = isinstance(sigma_rel, (int, float))
+        if not number or not 0 < sigma_rel < 0.2886:
             yield (
-                f"ema.sigma_rels has {sigma_rel}, outside (0, 0.2886), the range of "
+                f"{room}.sigma_rels has {sigma_rel!r}, outside (0, 0.2886), the range of "
                 "power-function averages (App. C.1)."
             )
 

@@ -1,4 +1,4 @@
-"""Compare runs: python experiments/compare.py runs/digits-ladder --out=report.
+"""Compare runs: python experiments/compare.py runs/ladder-digits --out=report.
 
 Reads run directories only and writes index.html (opens from disk), results.csv,
 results.md and figures/*.png.

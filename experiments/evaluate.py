@@ -15,7 +15,9 @@ from experiments import cli
 
 def main() -> None:
     """Parse the command line and evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="a run directory")
     options = parser.parse_args()
     cli.use_compilation_cache()
@@ -35,7 +37,13 @@ def main() -> None:
                 now=False,
             )
 
-        result = evaluation.evaluate(config, run, on_progress)
+        try:
+            result = evaluation.evaluate(config, run, on_progress)
+        except BaseException as error:
+            # An interrupt, too, leaves no run that seems to be running.
+            message = f"evaluation stopped: {type(error).__name__}: {error}"
+            run.set_status(state="failed", stage="evaluate", message=message)
+            raise
     # Evaluating a run that is still in training leaves it as it was.
     finished = result["nimg"] == before.get("total_nimg")
     state = "done" if finished else before["state"]
@@ -43,8 +51,8 @@ def main() -> None:
     best = result["best"]
     print(
         f"{run.path}: held-out loss {best['loss']:.4f} at sigma_rel "
-        f"{best['sigma_rel']:.3f} (untrained {result['untrained_loss']:.4f}), "
-        f"pixel Fréchet distance {result['pixel_frechet']:.4f}"
+        f"{best['sigma_rel']:.3f} (untrained {result['untrained_loss']:.4f}); "
+        f"see evaluation.json and samples.png there"
     )
 
 

@@ -41,6 +41,8 @@ def main() -> None:
         help="runs at a time (one for each core on a CPU, else one with all devices)",
     )
     options = parser.parse_args()
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers={options.workers}, but must be at least 1.")
     directory = options.runs or Path("runs") / f"{options.study}-{options.workload}"
     jobs, done = [], []
     for spec in load_study(options.study)(options.workload):

@@ -56,7 +56,10 @@ def _seed_range(text: str) -> range:
     first, _, last = text.partition("-")
     if not (first.isdigit() and (last.isdigit() or not last)):
         raise ValueError(f"--seeds={text!r} is not FIRST-LAST, such as 0-99.")
-    return range(int(first), int(last or first) + 1)
+    seeds = range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise ValueError(f"--seeds={text!r} ends before it begins.")
+    return seeds
 
 
 if __name__ == "__main__":
