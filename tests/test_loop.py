@@ -444,6 +444,21 @@ def test_evaluating_a_run_without_snapshots_says_to_train_first(load, tmp_path):
         evaluation.evaluate(load(), RunDir(tmp_path, load()))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("network__resolution", "16", r"images of shape \(8, 8, 1\)"),
+        ("network__num_classes", "5", "at least 10 classes"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused_before_training(
+    load, tmp_path, field, value, sentence
+):
+    config = load(**{field: value})
+    with pytest.raises(ValueError, match=sentence):
+        HeldOut(diffusion.Denoiser(resolve.resolve_network(config), 0.5), config)
+
+
 @pytest.mark.slow
 def test_config_a_has_its_traditional_average_evaluated_beside_the_sweep(
     load, tmp_path

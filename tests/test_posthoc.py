@@ -264,6 +264,12 @@ def test_a_time_before_the_first_snapshot_is_refused(tmp_path):
         posthoc.reconstruct(tmp_path, [0.1], nimg=1000)
 
 
+def test_a_time_after_the_last_snapshot_is_refused(tmp_path):
+    snapshots.write(tmp_path, tree(), meta(1024))
+    with pytest.raises(ValueError, match="after the last snapshot, at 1024"):
+        posthoc.reconstruct(tmp_path, [0.1], nimg=2048)
+
+
 def test_reconstruction_needs_no_jax():
     code = "import sys, edm_jax.posthoc; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
