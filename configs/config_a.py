@@ -86,10 +86,12 @@ def get_config(workload: str = "digits") -> ConfigDict:
     ema.halflives_mimg = (w.halflife_mimg,)
     ema.halflife_rampup = 0.05  # half-life <= this fraction of the images seen
     ema.update_every = 1  # steps
+    ema.snapshot_dtype = "float32"  # or float16, bfloat16
 
     config.training = training = ConfigDict()
     training.duration_mimg = w.duration_mimg
     training.snapshot_mimg = w.snapshot_mimg
+    training.snapshot_dir = ""  # or gs://...: RUN's name is appended; '' is RUN itself
     training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes

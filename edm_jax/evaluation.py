@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -17,17 +16,16 @@ from edm_jax import (
     ema,
     metrics,
     networks,
-    posthoc,
     resolve,
     run_dir,
     sampling,
-    snapshots,
+    sweeps,
 )
+from edm_jax.ema import posthoc, snapshots
 from edm_jax.heldout import HeldOut, Inference
 from edm_jax.networks import Params
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
-REBUILD_BYTES = 4 * 2**30  # for averages rebuilt together
 MAX_PIXEL_FEATURES = 4096
 OnProgress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -47,7 +45,7 @@ def evaluate(
     refs = snapshots.list_snapshots(run.snapshots)
     if not refs:
         raise ValueError(f"{run.path} has no snapshots yet; train it first.")
-    nimg = max(ref.meta.nimg for ref in refs)
+    nimg = posthoc.last_nimg(refs)
     sweep, best = _sweep(config, heldout, refs, on_progress)
     traditional = [
         {
@@ -90,29 +88,24 @@ def _pixel_frechet(images_a: np.ndarray, images_b: np.ndarray) -> float | None:
 
 
 def _sweep(
-    config: Any, heldout: HeldOut, refs: list[Any], on_progress: OnProgress
+    config: Any, heldout: HeldOut, stored: list[Any], on_progress: OnProgress
 ) -> tuple[list[dict[str, float]], Params]:
     """Held-out loss of every length, and the weights of the best (Fig. 5a)."""
-    sigma_rels = config.evaluation.sigma_rels
-    # As many lengths to a pass over the snapshots as fit the memory set aside.
-    network_bytes = 8 * sum(x.size for x in jax.tree.leaves(heldout.abstract_params))
-    together = max(1, REBUILD_BYTES // network_bytes)
+    sigma_rels = sweeps.expressible(stored, config.evaluation.sigma_rels)
     points, best, lowest = [], None, math.inf
-    for start in range(0, len(sigma_rels), together):
-        rebuilt = posthoc.reconstruct(refs, sigma_rels[start : start + together])
-        for sigma_rel, (params, solution) in rebuilt.items():
-            loss = heldout.loss(params)
-            if loss < lowest or best is None:
-                best, lowest = params, loss
-            points.append(
-                {
-                    "sigma_rel": sigma_rel,
-                    "loss": loss,
-                    "fit_error": solution.fit_error,
-                    "sum_abs": solution.sum_abs,
-                }
-            )
-            on_progress("EMA lengths", len(points), len(sigma_rels))
+    for sigma_rel, (params, solution) in sweeps.rebuilt(stored, sigma_rels):
+        loss = heldout.loss(params)
+        if loss < lowest or best is None:
+            best, lowest = params, loss
+        points.append(
+            {
+                "sigma_rel": sigma_rel,
+                "loss": loss,
+                "fit_error": solution.fit_error,
+                "sum_abs": solution.sum_abs,
+            }
+        )
+        on_progress("EMA lengths", len(points), len(sigma_rels))
     return points, best
 
 

@@ -1,7 +1,6 @@
 """The training loop: what happens, from top to bottom."""
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax import backend, data, networks, optim, snapshots
+from edm_jax import backend, data, networks, optim
 from edm_jax.checkpoint import Checkpoints
+from edm_jax.ema import averaging, snapshots
 from edm_jax.heldout import HeldOut
 from edm_jax.run_dir import RunDir
 from edm_jax.train_step import TrainState
-from edm_jax.trainer import Trainer, make_trainer
+from edm_jax.trainer import Trainer, make_trainer, total_steps
 
 # (images trained, images in all, images/s)
 OnProgress = Callable[[int, int, float], None]
@@ -103,13 +103,6 @@ def _train_steps(
     return total
 
 
-def total_steps(config: Any) -> int:
-    """Steps in all: the first whole number that reaches training.duration_mimg."""
-    return math.ceil(
-        round(config.training.duration_mimg * 1e6) / config.optimizer.batch_size
-    )
-
-
 def _probe(
     trainer: Trainer, state: TrainState, heldout: HeldOut, run: RunDir, step: int
 ) -> None:
@@ -130,14 +123,16 @@ def _probe(
 def _snapshot(trainer: Trainer, state: TrainState, run: RunDir, step: int) -> None:
     """Stores every tracked average."""
     batch_size = trainer.config.optimizer.batch_size
-    for name, average in trainer.step.fetch(state.emas).items():
+    for name, average in trainer.averages(state, step).items():
         meta = snapshots.SnapshotMeta(
             profile=trainer.profiles[name],
             nimg=step * batch_size,
             update_interval=trainer.config.ema.update_every * batch_size,
             config_hash=run.config_hash,
+            dtype=trainer.config.ema.snapshot_dtype,
         )
-        snapshots.write(run.snapshots, jax.tree.map(np.asarray, average), meta)
+        writing = jax.process_index() == 0
+        snapshots.write(run.snapshots, average, meta, averaging.gather, writing)
 
 
 class _Log:

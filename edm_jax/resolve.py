@@ -216,6 +216,11 @@ def _training_faults(config: Any) -> Iterator[str]:
         yield f"seed={config.seed}, but must not be negative."
     if config.evaluation.num_steps < 2 or config.evaluation.num_samples < 2:
         yield "evaluation.num_steps and evaluation.num_samples must be at least 2."
+    if config.ema.snapshot_dtype not in _DTYPE:
+        yield (
+            f"ema.snapshot_dtype={config.ema.snapshot_dtype!r}, but takes one of "
+            f"{', '.join(_DTYPE)}."
+        )
     if not config.ema.sigma_rels:
         yield "ema.sigma_rels is empty, and nothing could be rebuilt; name at least one."
     tracked, wanted = config.ema.sigma_rels, config.evaluation.sigma_rels

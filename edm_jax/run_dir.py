@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 PACKAGES = (
     "jax",
@@ -45,20 +46,20 @@ class RunDir:
         self._status_written = 0.0
         recorded = read_json(self.path / "config.json")
         resolved = plain(config)
-        # Data may be moved.
-        recorded.get("data", {}).pop("data_dir", None)
-        changed = _differences(recorded, _identity(resolved)) if recorded else []
+        known = _identity(recorded) if recorded else {}
+        changed = _differences(known, _identity(resolved)) if recorded else []
         if changed:
             raise ValueError(
                 f"{self.path} holds a run of another config: {'; '.join(changed)}. "
                 "Choose another --run directory or restore these fields."
             )
+        root = config.training.snapshot_dir
+        self.snapshots = epath.Path(root or self.path) / (
+            self.path.name if root else "snapshots"
+        )
         self.snapshots.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", resolved)
-
-    @property
-    def snapshots(self) -> Path:
-        return self.path / "snapshots"
 
     @property
     def checkpoints(self) -> Path:
@@ -110,14 +111,18 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """Identity of a resolved config; where the data lies does not change it."""
+    """Identity of a resolved config; where data and snapshots lie does not change it."""
     text = json.dumps(_identity(plain(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _identity(fields: dict[str, Any]) -> dict[str, Any]:
-    data = {k: v for k, v in fields["data"].items() if k != "data_dir"}
-    return fields | {"data": data}
+    """The fields but for places: data and snapshots may be moved."""
+    places = {"data": "data_dir", "training": "snapshot_dir"}
+    kept = dict(fields)
+    for group, place in places.items():
+        kept[group] = {k: v for k, v in fields.get(group, {}).items() if k != place}
+    return kept
 
 
 def provenance() -> dict[str, Any]:

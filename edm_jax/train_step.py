@@ -9,11 +9,13 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from edm_jax import backend, diffusion, optim
+from edm_jax.ema import averaging
 from edm_jax.networks import Params
 
 Batch = dict[str, Any]
-# (step before the update, ...) -> the weight 1 - beta of the new parameters.
-EmaWeight = Callable[[jax.Array], jax.Array]
+# (step before the update, whether it is due in any case) -> the weight 1 - beta of the
+# new parameters, 0 between updates.
+EmaWeight = Callable[..., jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -34,11 +36,10 @@ def power_ema_weight(gamma: float, every: int = 1) -> EmaWeight:
     on how often it is updated; between updates the weight is 0, at the first it is 1.
     """
 
-    def weight(step: jax.Array) -> jax.Array:
-        now = (step + 1).astype(jnp.float32)
-        # (1 - delta)^(gamma+1) rounds badly in float32 once delta is 1e-6.
-        log_beta = (gamma + 1) * jnp.log1p(-jnp.minimum(every / now, 1.0))
-        return jnp.where((step + 1) % every == 0, -jnp.expm1(log_beta), 0.0)
+    def weight(step: jax.Array, due: bool = False) -> jax.Array:
+        now, since_last = step + 1, step % every + 1
+        new = averaging.traced_power_weight(since_last, now, gamma)
+        return jnp.where(due | (now % every == 0), new, 0.0)
 
     return weight
 
@@ -51,11 +52,11 @@ def traditional_ema_weight(
     nimg is counted before the step [choice], so the first update has weight 1.
     """
 
-    def weight(step: jax.Array) -> jax.Array:
+    def weight(step: jax.Array, due: bool = False) -> jax.Array:
         nimg = step.astype(jnp.float32) * batch_size
         halflife = jnp.minimum(halflife_nimg, rampup * nimg)
-        log_beta = -jnp.log(2.0) * every * batch_size / halflife
-        return jnp.where((step + 1) % every == 0, -jnp.expm1(log_beta), 0.0)
+        log_beta = -jnp.log(2.0) * (step % every + 1) * batch_size / halflife
+        return jnp.where(due | ((step + 1) % every == 0), -jnp.expm1(log_beta), 0.0)
 
     return weight
 
@@ -100,7 +101,7 @@ def make_train_step(
         # The EMA sees the weights as Adam left them (Alg. 1, 2).
         latest = optim.unprojected(params, opt_state)
         averages = {
-            name: _lerp(state.emas[name], latest, weight(state.step))
+            name: averaging.lerp(state.emas[name], latest, weight(state.step))
             for name, weight in emas.items()
         }
         metrics["grad_rms"] = _rms(grads) / loss_scale
@@ -111,9 +112,23 @@ def make_train_step(
     return step
 
 
-def _lerp(average: Params, latest: Params, weight: jax.Array) -> Params:
-    # In this form an average of equal values stays that value, whatever the rounding.
-    return jax.tree.map(lambda a, w: a + weight * (w - a), average, latest)
+def make_current_averages(
+    emas: Mapping[str, EmaWeight],
+) -> Callable[[TrainState], dict[str, Params]]:
+    """state -> its averages, brought up to its step where an update is not yet due.
+
+    So that a snapshot between two updates holds the profile of its own time. The state
+    stays as it is; it has taken a step or more.
+    """
+
+    def current_averages(state: TrainState) -> dict[str, Params]:
+        latest = optim.unprojected(state.params, state.opt_state)
+        return {
+            name: averaging.lerp(state.emas[name], latest, weight(state.step - 1, True))
+            for name, weight in emas.items()
+        }
+
+    return current_averages
 
 
 def _rms(tree: Params) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ class Trainer:
     denoiser: diffusion.Denoiser
     profiles: dict[str, Profile]
     step: train_step.JitStep | train_step.PmapStep
+    bring_up: Callable[[TrainState], dict[str, networks.Params]]
 
     @property
     def longest_average(self) -> str:
@@ -31,6 +34,12 @@ class Trainer:
             if isinstance(profile, ema.PowerProfile)
         }
         return max(powers, key=powers.__getitem__)
+
+    def averages(self, state: TrainState, step: int) -> dict[str, networks.Params]:
+        """The tracked averages as they are after `step` steps, still on the devices."""
+        state = self.step.fetch(state)
+        due = step % self.config.ema.update_every == 0
+        return state.emas if due else self.bring_up(state)
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -56,15 +65,24 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
     loss, opt = config.loss, config.optimizer
     denoiser = diffusion.Denoiser(resolve.resolve_network(config), loss.sigma_data)
     profiles = tracked_profiles(config.ema)
+    weights = {name: _weight(profile, config) for name, profile in profiles.items()}
     make_step = functools.partial(
         train_step.make_train_step,
         diffusion.make_loss(denoiser, loss.P_mean, loss.P_std),
         optim.make_optimizer(opt),
-        {name: _weight(profile, config) for name, profile in profiles.items()},
+        weights,
         opt.loss_scale,
     )
     step = train_step.PARALLEL[config.training.parallel](make_step, devices)
-    return Trainer(config, denoiser, profiles, step)
+    bring_up = jax.jit(train_step.make_current_averages(weights))
+    return Trainer(config, denoiser, profiles, step, bring_up)
+
+
+def total_steps(config: Any) -> int:
+    """Steps in all: the first whole number that reaches training.duration_mimg."""
+    return math.ceil(
+        round(config.training.duration_mimg * 1e6) / config.optimizer.batch_size
+    )
 
 
 def tracked_profiles(ema_config: Any) -> dict[str, Profile]:

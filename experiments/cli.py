@@ -1,6 +1,7 @@
 """What the commands share: config arguments, one-sentence errors, progress bars."""
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -11,11 +12,12 @@ import jax
 import ml_collections
 import rich.console
 import rich.progress
+from etils import epath
 
 import configs
 from edm_jax.run_dir import RunDir, read_json
 
-EXPECTED = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
+EXPECTED = (ValueError, OSError)
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
@@ -53,13 +55,84 @@ def parse_config(
     return options, configs.load(options.config, overrides)
 
 
-def open_run(path: Path) -> tuple[RunDir, ml_collections.ConfigDict]:
-    """An existing run and its config, as recorded there."""
+def run_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with --run, and --config for snapshots of the original code."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        help="a run directory, or snapshots of the original code: a directory of "
+        "PREFIX-KIMG-SIGMA_REL.pkl, one such file, or a pattern",
+    )
+    parser.add_argument(
+        "--config",
+        default="",
+        metavar="FILE:WORKLOAD",
+        help="for snapshots of the original code: what they were trained on (told by "
+        "their size)",
+    )
+    return parser
+
+
+def open_run(
+    options: argparse.Namespace,
+) -> tuple[RunDir, ml_collections.ConfigDict]:
+    """The run that --run means and its config, as recorded there."""
+    path = _taken_over(options)
     recorded = read_json(path / "config.json")
     if not recorded:
         raise FileNotFoundError(f"{path} is no run directory: it has no config.json.")
     config = configs.from_json(recorded)
     return RunDir(path, config), config
+
+
+def _taken_over(options: argparse.Namespace) -> Path:
+    """--run, or the run made of it where it names snapshots of the original code."""
+    # Imported here: it needs JAX and the configs, and few commands need it.
+    from experiments import originals
+
+    path = Path(options.run)
+    if (path / "config.json").exists() or not (files := originals.find(path)):
+        return path
+    return originals.take_over(path, files, options.config)
+
+
+def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]:
+    """Where the snapshots of --run lie, and the directory that its results go to.
+
+    --run is a run directory, here or on an object store, or one that holds snapshots.
+    """
+    remote = "://" in options.run
+    directory = epath.Path(options.run if remote else _taken_over(options))
+    if (directory / "config.json").exists():
+        recorded = json.loads((directory / "config.json").read_text())
+        root = recorded.get("training", {}).get("snapshot_dir")
+        inside = epath.Path(root) / directory.name if root else directory / "snapshots"
+        return inside, directory
+    inside = directory / "snapshots"
+    return (inside if inside.is_dir() else directory), directory
+
+
+def number_list(option: str, text: str) -> list[float]:
+    """'0.05,0.13' or '0.010,0.015,...,0.250' as numbers; raises ValueError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        if parts[-2:-1] != ["..."]:
+            return [float(part) for part in parts]
+        *first, before, start = (float(part) for part in parts[:-2])
+        stop, step = float(parts[-1]), start - before
+        count = round((stop - start) / step)
+        if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
+            raise ValueError
+        # Rounded as a person would write them.
+        rest = [float(f"{start + i * step:.10g}") for i in range(1, count + 1)]
+        return [*first, before, start, *rest]
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{option}={text!r} is not a list such as 0.05,0.13 or 0.02,0.04,...,0.2."
+        ) from None
 
 
 def run(main: Callable[[], None]) -> None:
@@ -84,12 +157,15 @@ def use_compilation_cache() -> None:
 RATE = rich.progress.TextColumn("{task.fields[rate]:,.0f} img/s")
 
 
-def progress_bar(*columns: rich.progress.ProgressColumn) -> rich.progress.Progress:
+def progress_bar(
+    *columns: rich.progress.ProgressColumn,
+    count: rich.progress.ProgressColumn | None = None,
+) -> rich.progress.Progress:
     """A bar with count, the columns given, and time left."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=30),
-        rich.progress.MofNCompleteColumn(),
+        count or rich.progress.MofNCompleteColumn(),
         *columns,
         rich.progress.TimeRemainingColumn(),
         console=rich.console.Console(stderr=True),

@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 import configs
-from edm_jax import diffusion, loop, networks, resolve, trainer
+from edm_jax import diffusion, disk, networks, resolve, trainer
 from experiments import cli
 
 
@@ -23,11 +22,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `main` prints."""
     spec = resolve.resolve_network(config)
     params = networks.abstract_params(spec)
-    training, averages = config.training, len(trainer.tracked_profiles(config.ema))
-    nimg = loop.total_steps(config) * config.optimizer.batch_size
-    # Each average is stored in float32, the loss's u(sigma) head included.
-    snapshot_bytes = 4 * sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
-    snapshots = averages * int(np.ceil(nimg / (training.snapshot_mimg * 1e6)))
+    stored = disk.estimate(config)
     return {
         "config": config.letter,
         "title": config.title,
@@ -36,10 +31,11 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "params_with_logvar": networks.count_params(params),
         "gflops": round(forward_gflops(spec), 2),
         "gflops_source": "own count: multiply-accumulates of one image, forward",
-        "nimg": nimg,
-        "snapshot_bytes": snapshot_bytes,
-        "snapshots": snapshots,
-        "snapshots_total_bytes": snapshots * snapshot_bytes,
+        "nimg": trainer.total_steps(config) * config.optimizer.batch_size,
+        "snapshot_bytes": stored.snapshot_bytes,  # the loss's u(sigma) head included
+        "snapshots": stored.snapshots,
+        "snapshots_total_bytes": stored.snapshots_total,
+        "checkpoint_bytes": stored.checkpoint_bytes,
         "changes_from": configs.parent_letter(config.letter),
         "changes": changes(config),
     }

@@ -4,9 +4,6 @@ Rebuilds every EMA length of evaluation.sigma_rels from the snapshots, measures 
 held-out loss of each, and samples from the best. Writes evaluation.json, samples.png.
 """
 
-import argparse
-from pathlib import Path
-
 from rich.progress import TaskID
 
 from edm_jax import evaluation
@@ -15,13 +12,9 @@ from experiments import cli
 
 def main() -> None:
     """Parse the command line and evaluate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="a run directory")
-    options = parser.parse_args()
+    options = cli.run_parser(__doc__).parse_args()
     cli.use_compilation_cache()
-    run, config = cli.open_run(options.run)
+    run, config = cli.open_run(options)
     before = run.status
     with cli.progress_bar() as bar:
         tasks: dict[str, TaskID] = {}

@@ -1,52 +1,181 @@
-"""Rebuild averaged weights of any EMA length from a run's snapshots (App. C, Alg. 3).
+"""Rebuild averaged weights of any EMA profile from a run's snapshots (App. C, Alg. 3).
 
     python experiments/reconstruct.py --run=runs/ladder-digits/g --sigma_rel=0.06,0.15
+    python experiments/reconstruct.py --run=gs://bucket/run --sigma_rel=0.02,0.03,...,0.25
+    python experiments/reconstruct.py --run=runs/ladder-digits/g --profile=halflife:0.002
 
-Writes one safetensors file for each length, and prints what each rebuild cost in
-accuracy: the profile's fit error, and the error to expect from rounding.
+One pass over the snapshots makes every target, each a safetensors file that says what it
+was made of; Ctrl-C or a kill loses nothing, the same command goes on. Prints what each
+target cost in accuracy: `fit` is the relative error of its profile, `rounding` the error
+to expect from the snapshots' format, relative to a unit weight.
 """
 
 import argparse
+import importlib.util
+import math
+import sys
 from pathlib import Path
 
-from edm_jax import ema, posthoc, snapshots
+import numpy as np
+import rich.progress
+from etils import epath
+
+from edm_jax import ema
+from edm_jax.disk import human
+from edm_jax.ema import rebuild, snapshots
 from experiments import cli
+
+PROFILES = """a profile that is no power function; may be given several times:
+halflife:MIMG[,RAMPUP] (traditional, in millions of images; RAMPUP 0.05, inf for none),
+uniform:FROM[-TO] (in images), table:FILE.csv (rows of nimg,weight), function:FILE.py:NAME
+(weights of an array of nimg)"""
 
 
 def main() -> None:
     """Parse the command line and rebuild."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = _parser().parse_args()
+    request = rebuild.Request(
+        targets=_targets(options),
+        dtype=options.dtype,
+        max_error=math.inf if options.force else options.max_error,
+        strict=options.strict,
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run directory")
+    stored, run = cli.find_snapshots(options)
+    out = epath.Path(options.out or run / "reconstructed")
+    job = rebuild.prepare(stored, request)
+    for damaged in job.left_out:
+        print(f"Left out: {damaged}", file=sys.stderr)
+    if options.dry_run:
+        _print_plan(job, out)
+        return
+    rebuild.check_space(job, out)
+    with cli.progress_bar(
+        rich.progress.TransferSpeedColumn(), count=rich.progress.DownloadColumn()
+    ) as bar:
+        task = bar.add_task(f"{len(job.metas)} targets", total=job.plan.bytes_to_read)
+
+        def on_progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        def on_damage(error: ema.Damaged, again: rebuild.Job) -> None:
+            bar.console.print(f"Left out, and solved again: {error}", soft_wrap=True)
+            bar.update(task, completed=0, total=again.plan.bytes_to_read)
+
+        job, paths = rebuild.run(stored, request, out, on_progress, on_damage)
+        bar.update(task, completed=job.plan.bytes_to_read)
+    for path, solution in zip(paths, job.plan.solutions, strict=True):
+        print(f"{path}: {_errors(solution)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.run_parser(__doc__)
     parser.add_argument(
-        "--sigma_rel", required=True, help="relative lengths, such as 0.05,0.13"
+        "--sigma_rel",
+        default="",
+        help="relative lengths, such as 0.05,0.13 or 0.010,0.015,...,0.250",
     )
-    parser.add_argument("--nimg", type=int, help="at this time (the last snapshot's)")
-    parser.add_argument("--out", type=Path, help="directory (RUN/reconstructed)")
-    options = parser.parse_args()
+    parser.add_argument("--profile", action="append", default=[], help=PROFILES)
+    parser.add_argument(
+        "--nimg", default="", help="at these times, 4096,8192 (the last snapshot's)"
+    )
+    parser.add_argument("--out", help="directory (RUN/reconstructed)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=list(snapshots.DTYPES),
+        help="format of the outputs (%(default)s)",
+    )
+    parser.add_argument(
+        "--max_error",
+        type=float,
+        default=ema.MAX_ERROR,
+        help="refuse targets with an error beyond it (%(default)s)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="refuse no target, whatever its error"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a damaged snapshot instead of leaving it out",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the plan and write nothing"
+    )
+    return parser
+
+
+def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfile]]:
+    lengths = cli.number_list("--sigma_rel", options.sigma_rel)
+    profiles = [ema.PowerProfile(s) for s in lengths]
+    profiles += [parse_profile(text) for text in options.profile]
+    if not profiles:
+        raise ValueError("Name a target: --sigma_rel=0.05,0.13 or --profile=....")
+    times = [int(t) for t in cli.number_list("--nimg", options.nimg)] or [None]
+    targets = [(nimg, profile) for nimg in times for profile in profiles]
+    return list(dict.fromkeys(targets))
+
+
+def parse_profile(text: str) -> ema.AnyProfile:
+    """A profile as --profile names it; raises ValueError saying the form."""
+    kind, _, rest = text.partition(":")
     try:
-        targets = [float(text) for text in options.sigma_rel.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--sigma_rel={options.sigma_rel!r} is not a list such as 0.05,0.13."
-        ) from None
-    run, config = cli.open_run(options.run)
-    refs = snapshots.list_snapshots(run.snapshots)
-    rebuilt = posthoc.reconstruct(refs, targets, options.nimg)
-    nimg = options.nimg or max(ref.meta.nimg for ref in refs)
-    for sigma_rel, (params, solution) in rebuilt.items():
-        meta = snapshots.SnapshotMeta(
-            profile=ema.PowerProfile(sigma_rel),
-            nimg=nimg,
-            update_interval=config.optimizer.batch_size * config.ema.update_every,
-            config_hash=run.config_hash,
-        )
-        path = snapshots.write(options.out or run.path / "reconstructed", params, meta)
-        print(
-            f"{path}: fit error {solution.fit_error:.1e}, "
-            f"rounding {solution.rounding_error:.1e}, sum |x| {solution.sum_abs:.3g}"
-        )
+        if kind == "halflife":
+            halflife, *rampup = [float(part) for part in rest.split(",")]
+            return ema.TraditionalProfile(halflife, *rampup)
+        if kind == "uniform":
+            start, _, stop = rest.partition("-")
+            return ema.UniformProfile(float(start), float(stop) if stop else None)
+        if kind == "table":
+            rows = np.loadtxt(rest, delimiter=",", ndmin=2)
+            return ema.TableProfile(tuple(rows[:, 0]), tuple(rows[:, 1]))
+        if kind == "function":
+            return _load_function(rest)
+    except (TypeError, IndexError, ValueError) as error:
+        raise ValueError(f"--profile={text!r}: {error}") from error
+    raise ValueError(
+        f"--profile={text!r} is none of halflife:MIMG, uniform:FROM-TO, "
+        "table:FILE.csv and function:FILE.py:NAME."
+    )
+
+
+def _load_function(text: str) -> ema.FunctionProfile:
+    file, _, name = text.rpartition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no file {file!r} with a function {name!r}.")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if function is None:
+        raise ValueError(f"{file} has no function {name!r}.")
+    return ema.FunctionProfile(name, function)
+
+
+def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
+    """Targets and errors, then the coefficient of every input for every target."""
+    plan, paths = job.plan, job.paths(out)
+    print(f"{len(paths)} targets:")
+    for k, (path, solution) in enumerate(zip(paths, plan.solutions, strict=True)):
+        print(f"  [{k}] {path}: {_errors(solution)}")
+    print(f"{len(plan.sources)} inputs, and the coefficient of each for every target:")
+    heads = "".join(f"{f'[{k}]':>13}" for k in range(len(paths)))
+    print(f"  {'':40} {'dtype':>9}{heads}")
+    for source, row in zip(plan.sources, plan.coefficients, strict=True):
+        name = Path(source.name).name
+        print(f"  {name:40} {source.dtype!s:>9}" + "".join(f"{x:13.4e}" for x in row))
+    print(
+        f"{human(plan.bytes_to_read)} to read, {human(job.bytes_to_write)} to write, "
+        f"{plan.size:,} weights a network."
+    )
+
+
+def _errors(solution: ema.Solution) -> str:
+    return (
+        f"fit {solution.fit_error:.1e}, rounding {solution.rounding_error:.1e}, "
+        f"sum |x| {solution.sum_abs:.3g}"
+    )
 
 
 if __name__ == "__main__":

@@ -5,33 +5,41 @@ rows are classes, and the raw images as samples.npz.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
 
-from edm_jax import backend, data, diffusion, evaluation, posthoc, resolve
+from edm_jax import backend, data, diffusion, ema, evaluation, resolve
+from edm_jax.ema import snapshots
 from edm_jax.heldout import Inference
+from edm_jax.networks import Params
+from edm_jax.run_dir import RunDir
 from experiments import cli
 
 
 def main() -> None:
     """Parse the command line and sample."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="a run directory")
+    parser = cli.run_parser(__doc__)
     parser.add_argument(
-        "--sigma_rel", type=float, default=0.1, help="EMA length (%(default)s)"
+        "--sigma_rel",
+        type=float,
+        help="EMA length (0.1, or the only one there is)",
+    )
+    parser.add_argument(
+        "--weights", help="a reconstructed .safetensors file to sample from instead"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="whatever the reconstruction's error"
     )
     parser.add_argument("--seeds", default="0-99", help="FIRST-LAST (%(default)s)")
     parser.add_argument("--out", type=Path, help="directory (RUN/samples)")
     options = parser.parse_args()
     seeds = _seed_range(options.seeds)
     cli.use_compilation_cache()
-    run, config = cli.open_run(options.run)
+    run, config = cli.open_run(options)
     backend.keep_freed_memory()
-    rebuilt = posthoc.reconstruct(run.snapshots, [options.sigma_rel])
-    params = rebuilt[options.sigma_rel].params
+    params = _weights(run, options)
     spec = resolve.resolve_network(config)
     denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
     inference = Inference(denoiser, min(config.evaluation.batch_size, len(seeds)))
@@ -50,6 +58,18 @@ def main() -> None:
     raw = data.denormalize(config.data, images)
     np.savez(out / "samples.npz", image=raw, label=labels, seed=np.asarray(seeds))
     print(f"Wrote {len(images)} images to {out}")
+
+
+def _weights(run: RunDir, options: argparse.Namespace) -> Params:
+    """The averaged weights that the options name."""
+    if options.weights:
+        return snapshots.read(options.weights)[0]
+    stored = snapshots.list_snapshots(run.snapshots)
+    lengths = [s.meta.profile for s in stored]
+    only = lengths[0] if len(lengths) == 1 else ema.PowerProfile(0.1)
+    wanted = ema.PowerProfile(options.sigma_rel) if options.sigma_rel else only
+    max_error = math.inf if options.force else ema.MAX_ERROR
+    return ema.reconstruct(stored, [wanted], max_error=max_error)[wanted].params
 
 
 def _seed_range(text: str) -> range:

@@ -7,7 +7,7 @@ the same command goes on from there.
 import sys
 from pathlib import Path
 
-from edm_jax import loop
+from edm_jax import disk, loop
 from edm_jax.run_dir import RunDir
 from experiments import cli
 
@@ -22,6 +22,7 @@ def main() -> None:
     options, config = cli.parse_config(parser, None)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
     run = RunDir(options.run or Path("runs") / name, config)
+    print(disk.check(config, run.checkpoints, run.snapshots), file=sys.stderr)
     with cli.progress_bar(cli.RATE) as bar:
         task = bar.add_task(f"config {config.letter.upper()}", total=None, rate=0.0)
 

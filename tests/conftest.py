@@ -2,6 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import ClassVar
+
+import fsspec
+import pytest
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 # Before JAX is imported. Fewer threads than devices can deadlock a collective.
 os.environ["NPROC"] = "16"
@@ -16,3 +22,26 @@ os.environ.setdefault(
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+@pytest.fixture
+def bucket():
+    """A place on gs://, where a memory file system stands in for the object store."""
+    fsspec.register_implementation("gs", ObjectStore, clobber=True)
+    fsspec.register_implementation("gcs", ObjectStore, clobber=True)
+    fsspec_backend._get_filesystem.cache_clear()
+    ObjectStore.store.clear()
+    return "gs://bucket/run"
+
+
+class ObjectStore(MemoryFileSystem):
+    """Names objects as Google Cloud Storage does: no leading slash."""
+
+    protocol = ("gs", "gcs")
+    root_marker = ""
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return os.fspath(path).removeprefix("gs://").strip("/")

@@ -64,7 +64,11 @@ G = f"--config={configs.letter_path('g')}:digits"
         (launch.main, ["--study=lader"], "'ladder'"),
         (launch.main, ["--workers=0"], "at least 1"),
         (launch.main, ["--workload=digit", "--runs=/nowhere"], "'digits'"),
-        (reconstruct.main, ["--run=nowhere", "--sigma_rel=0.1"], "no config.json"),
+        (
+            reconstruct.main,
+            ["--run=nowhere", "--sigma_rel=0.1"],
+            "no directory of snap",
+        ),
         (reconstruct.main, ["--run=nowhere", "--sigma_rel=short"], "0.05,0.13"),
     ],
 )

@@ -40,17 +40,12 @@ def geometric(t, smallest=1e-12):
 
 
 def stored_profiles(count, sigma_rels):
-    gammas = [ema.gamma_from_sigma_rel(s) for s in sigma_rels]
-    return [((i + 1) * 2.0**23, g) for i in range(count) for g in gammas]
+    profiles = [ema.PowerProfile(s) for s in sigma_rels]
+    return [((i + 1) * 2.0**23, p) for i in range(count) for p in profiles]
 
 
 def at_the_end(stored, sigma_rels):
-    return [(stored[-1][0], ema.gamma_from_sigma_rel(s)) for s in sigma_rels]
-
-
-def gram_of(stored):
-    t, gamma = np.array(stored).T
-    return ema.inner_product(t[:, None], gamma[:, None], t, gamma)
+    return [(stored[-1][0], ema.PowerProfile(s)) for s in sigma_rels]
 
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), PAPER_GAMMAS.items())
@@ -206,14 +201,13 @@ def test_solution_and_fit_error_equal_least_squares_on_sampled_densities(
     stored = stored_profiles(24, (0.05, 0.10))
     t = 24 * 2.0**23 * nimg_factor
     target = ema.PowerProfile(sigma_rel)
-    solution = ema.solve(stored, [(t, target.gamma)])[0]
+    solution = ema.solve(stored, [(t, target)])[0]
     x, w = np.polynomial.legendre.leggauss(48)
     edges = np.linspace(0, t, 24 * nimg_factor + 1)
     half = np.diff(edges)[:, None] / 2
     tau = (edges[:-1, None] + half + half * x).ravel()
     root = np.sqrt((half * w).ravel())
-    profiles = [(ema.PowerProfile(ema.sigma_rel_from_gamma(g)), e) for e, g in stored]
-    basis = np.stack([root * p.density(tau, end) for p, end in profiles], axis=1)
+    basis = np.stack([root * p.density(tau, end) for end, p in stored], axis=1)
     wanted = root * target.density(tau, t)
     norms = np.linalg.norm(basis, axis=0)
     expected = np.linalg.lstsq(basis / norms, wanted, rcond=None)[0] / norms
@@ -225,8 +219,9 @@ def test_solution_and_fit_error_equal_least_squares_on_sampled_densities(
 
 def plain_solution(stored, target):
     """Coefficients and fit error of the normal equations as they stand."""
-    t, gamma = np.array(stored).T
-    gram = gram_of(stored)
+    t, gamma = np.array([(t, p.gamma) for t, p in stored]).T
+    gram = ema.inner_product(t[:, None], gamma[:, None], t, gamma)
+    target = target[0], target[1].gamma
     rhs = ema.inner_product(t, gamma, *target)
     norm2 = ema.inner_product(*target, *target)
     x = np.linalg.solve(gram, rhs)
@@ -284,14 +279,17 @@ def test_mixed_formats_count_each_snapshot_with_its_own_roundoff():
     assert long.rounding_error == pytest.approx(2.0**16 * short.rounding_error)
 
 
+P = ema.PowerProfile(0.1)
+
+
 @pytest.mark.parametrize(
     ("snapshots", "targets", "message"),
     [
-        ([], [(1.0, 7.0)], "at least one snapshot"),
-        ([(1.0, 7.0)], [], "at least one target"),
-        ([(0.0, 7.0)], [(1.0, 7.0)], "must be above 0"),
-        ([(1.0, 7.0), (1.0, 7.0)], [(1.0, 7.0)], "same profile"),
-        ([(2.0, 7.0)], [(1.0, 7.0)], "later than the target"),
+        ([], [(1.0, P)], "at least one snapshot"),
+        ([(1.0, P)], [], "at least one target"),
+        ([(0.0, P)], [(1.0, P)], "must be above 0"),
+        ([(1.0, P), (1.0, P)], [(1.0, P)], "same profile, power-0.100"),
+        ([(2.0, P)], [(1.0, P)], "later than the target"),
     ],
 )
 def test_an_unsolvable_request_is_refused_with_a_sentence(snapshots, targets, message):

@@ -19,9 +19,8 @@ ARROWS = {
     "optim": "layers networks schedules",
     "backend": "",
     "ema": "",
-    "snapshots": "ema",
-    "posthoc": "ema snapshots",
-    "train_step": "backend diffusion networks optim",
+    "original": "",
+    "train_step": "backend diffusion ema networks optim",
     "checkpoint": "train_step",
     "trainer": "diffusion ema networks optim resolve train_step",
     "data": "",
@@ -29,10 +28,12 @@ ARROWS = {
     "metrics": "",
     "heldout": "backend data diffusion dynamics networks",
     "run_dir": "",
-    "loop": "backend checkpoint data heldout networks optim run_dir snapshots "
-    "train_step trainer",
-    "evaluation": "backend data diffusion ema heldout metrics networks posthoc resolve "
-    "run_dir sampling snapshots",
+    "disk": "ema networks optim resolve train_step trainer",
+    "loop": "backend checkpoint data ema heldout networks optim run_dir train_step "
+    "trainer",
+    "sweeps": "ema heldout run_dir",
+    "evaluation": "backend data diffusion ema heldout metrics networks resolve run_dir "
+    "sampling sweeps",
     "study": "run_dir",
     "report": "",
 }
@@ -46,7 +47,9 @@ GUESTS = {
     "configs": set(),
     "experiments": set(),
 }
-NO_JAX = {"ema", "snapshots", "posthoc", "metrics", "run_dir", "report", "study"}
+NO_JAX = {"ema", "original", "metrics", "run_dir", "report", "study"}
+# Rebuilding offline starts without JAX: this file imports it where it is used.
+LAZY_JAX = {"edm_jax/ema/averaging.py"}
 
 
 def imports(path):
@@ -67,7 +70,8 @@ def test_rooms_import_only_along_the_arrows(path):
     room = path.relative_to(ROOT / "edm_jax").parts[0].removesuffix(".py")
     for first, second in (f"{name}.".split(".")[:2] for name in imports(path)):
         assert first not in GUESTS or room in GUESTS[first], first
-        assert first != "jax" or room not in NO_JAX
+        lazy = str(path.relative_to(ROOT)) in LAZY_JAX
+        assert first != "jax" or lazy or room not in NO_JAX
         if first == "edm_jax" and second != room:
             assert second in ARROWS[room].split()
 

@@ -22,11 +22,10 @@ from edm_jax import (
     loop,
     metrics,
     networks,
-    posthoc,
     resolve,
-    snapshots,
 )
 from edm_jax.checkpoint import Checkpoints
+from edm_jax.ema import posthoc, snapshots
 from edm_jax.heldout import HeldOut
 from edm_jax.run_dir import RunDir
 from edm_jax.trainer import make_trainer
@@ -44,7 +43,7 @@ TINY = {
     "evaluation.batch_size": "40",
     "evaluation.num_samples": "12",
     "evaluation.num_steps": "3",
-    "evaluation.sigma_rels": "(0.05, 0.08, 0.1, 0.2)",
+    "evaluation.sigma_rels": "(0.05, 0.08, 0.1, 0.12)",
 }
 
 
@@ -379,7 +378,7 @@ def test_evaluation_reports_every_length_of_the_sweep(whole, evaluated):
     on_disk = json.loads((whole.run.path / "evaluation.json").read_text())
     assert on_disk == result
     sweep = result["sweep"]
-    assert [point["sigma_rel"] for point in sweep] == [0.05, 0.08, 0.1, 0.2]
+    assert [point["sigma_rel"] for point in sweep] == [0.05, 0.08, 0.1, 0.12]
     assert result["best"] == min(sweep, key=lambda point: point["loss"])
     assert result["nimg"] == TOTAL * BATCH and result["traditional"] == []
     assert result["untrained_loss"] == pytest.approx(1, abs=0.1)
@@ -402,7 +401,7 @@ def test_stored_profiles_are_reported_exactly_and_others_with_their_error(
         )
         params, _ = snapshots.read(whole.run.snapshots / meta.filename)
         assert point["loss"] == pytest.approx(heldout.loss(params), rel=1e-6)
-    for sigma_rel in (0.08, 0.2):
+    for sigma_rel in (0.08, 0.12):
         assert points[sigma_rel]["fit_error"] > 1e-6
     # That of the last average is also what the run's own last probe found.
     probe = whole.run.records("heldout")[-1]
@@ -467,7 +466,7 @@ def test_config_a_has_its_traditional_average_evaluated_beside_the_sweep(
     result = evaluation.evaluate(a.config, a.run)
     (traditional,) = result["traditional"]
     assert (traditional["halflife_mimg"],) == a.config.ema.halflives_mimg
-    assert [point["sigma_rel"] for point in result["sweep"]] == [0.05, 0.08, 0.1, 0.2]
+    assert [point["sigma_rel"] for point in result["sweep"]] == [0.05, 0.08, 0.1, 0.12]
     # A short average is near the weights themselves.
     assert traditional["loss"] == pytest.approx(result["raw_loss"], rel=0.2)
     assert traditional["loss"] != result["raw_loss"]

@@ -59,8 +59,10 @@ def test_a_changed_config_is_refused_with_every_changed_field_named(run):
 def test_config_hash_ignores_where_the_data_lies_and_nothing_else():
     base = run_dir.config_hash(config())
     assert run_dir.config_hash(config(data__data_dir="'/elsewhere'")) == base
+    moved = config(training__snapshot_dir="'gs://elsewhere'")
+    assert run_dir.config_hash(moved) == base
     flat = configs.flatten(config().to_dict())
-    del flat["data.data_dir"]
+    del flat["data.data_dir"], flat["training.snapshot_dir"]
     hashes = {base}
     for field, value in flat.items():
         changed = config().copy_and_resolve_references().unlock()

@@ -6,6 +6,7 @@ from pathlib import Path
 from edm_jax.report.figures import draw
 from edm_jax.report.page import render
 from edm_jax.report.runs import find_runs, ladder, load_run
+from edm_jax.report.sweeps import draw_sweeps
 from edm_jax.report.tables import (
     config_diff,
     growth,
@@ -16,6 +17,7 @@ from edm_jax.report.writers import results_csv, results_markdown
 __all__ = [
     "build",
     "config_diff",
+    "draw_sweeps",
     "find_runs",
     "growth",
     "ladder",

@@ -1,0 +1,61 @@
+"""Averages of weights, tracked while training and rebuilt afterwards at any length.
+
+Works with any training loop, and knows nothing of diffusion. `Averages` tracks and
+stores power-function averages of a pytree; `reconstruct` makes any profile of what was
+stored, with the error to expect (Karras et al., arXiv 2312.02696, Sec. 3, App. C).
+"""
+
+from edm_jax.ema.averaging import Averages, AverageState, gather, restore
+from edm_jax.ema.container import Damaged
+from edm_jax.ema.posthoc import (
+    MAX_ERROR,
+    Reconstruction,
+    reconstruct,
+    reconstruct_trees,
+)
+from edm_jax.ema.profiles import (
+    SIGMA_REL_LIMIT,
+    AnyProfile,
+    FunctionProfile,
+    PowerProfile,
+    TableProfile,
+    TraditionalProfile,
+    UniformProfile,
+    gamma_from_sigma_rel,
+    inner_product,
+    power_weight,
+    sigma_rel_from_gamma,
+    traditional_weight,
+)
+from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, list_snapshots
+from edm_jax.ema.solver import RMS_ROUNDING, Solution, solve
+
+__all__ = [
+    "MAX_ERROR",
+    "RMS_ROUNDING",
+    "SIGMA_REL_LIMIT",
+    "AnyProfile",
+    "AverageState",
+    "Averages",
+    "Damaged",
+    "FunctionProfile",
+    "PowerProfile",
+    "Reconstruction",
+    "Snapshot",
+    "SnapshotMeta",
+    "Solution",
+    "TableProfile",
+    "TraditionalProfile",
+    "UniformProfile",
+    "gamma_from_sigma_rel",
+    "gather",
+    "inner_product",
+    "list_snapshots",
+    "power_weight",
+    "reconstruct",
+    "reconstruct_trees",
+    "restore",
+    "sigma_rel_from_gamma",
+    "solve",
+    "traditional_weight",
+]

@@ -1,0 +1,184 @@
+"""Tracked averages for any JAX training loop: power-function EMAs of any pytree."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema.container import PathLike
+from edm_jax.ema.posthoc import Target
+from edm_jax.ema.profiles import PowerProfile, power_weight
+
+if TYPE_CHECKING:
+    import jax
+
+
+class AverageState(NamedTuple):
+    """The averages, one for each σ_rel, and the time of their last update."""
+
+    nimg: Any
+    averages: tuple[Any, ...]
+
+
+class Averages:
+    """Power-function averages of a pytree of weights, at lengths σ_rel (App. C.2).
+
+    Time, nimg, is whatever is counted: images, tokens, or steps. Raises ValueError for a
+    σ_rel outside (0, 0.28867).
+    """
+
+    def __init__(self, sigma_rels: Sequence[float] = (0.05, 0.10)):
+        self.profiles = tuple(PowerProfile(s) for s in sigma_rels)
+
+    def init(self, params: Any) -> AverageState:
+        """The state before the first step; float32 copies of the weights."""
+        import jax.numpy as jnp
+
+        def copy(x: Any) -> Any:
+            return jnp.array(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+        return AverageState(0, tuple(_map(copy, params) for _ in self.profiles))
+
+    def update(self, state: AverageState, params: Any, nimg: Any) -> AverageState:
+        """The averages with the weights after `nimg`, however long the last update ago.
+
+        Inside jit, nimg may be a traced number; outside, it is exact up to 2^53.
+        """
+        averages = tuple(
+            _jitted_lerp()(
+                average, params, self._weight(state.nimg, nimg, profile.gamma)
+            )
+            for profile, average in zip(self.profiles, state.averages, strict=True)
+        )
+        return AverageState(nimg, averages)
+
+    def save(
+        self,
+        directory: PathLike,
+        state: AverageState,
+        dtype: str = "float32",
+        **meta: Any,
+    ) -> list[epath.Path]:
+        """Stores a snapshot of every average; process 0 writes, and all call this.
+
+        meta: further fields of SnapshotMeta, such as config_hash. Raises ValueError as
+        `snapshots.write`.
+        """
+        import jax
+
+        nimg = int(state.nimg)
+        fields = {"update_interval": 1, "config_hash": ""} | meta
+        return [
+            snapshots.write(
+                directory,
+                to_dict(average),
+                snapshots.SnapshotMeta(profile, nimg, dtype=dtype, **fields),
+                fetch=gather,
+                writing=jax.process_index() == 0,
+            )
+            for profile, average in zip(self.profiles, state.averages, strict=True)
+        ]
+
+    @staticmethod
+    def _weight(before: Any, nimg: Any, gamma: float) -> Any:
+        if isinstance(nimg, (int, float, np.number)) and not _is_jax(before):
+            return float(
+                power_weight(np.float64(nimg - before), np.float64(nimg), gamma)
+            )
+        return traced_power_weight(nimg - before, nimg, gamma)
+
+
+def traced_power_weight(delta: Any, nimg: Any, gamma: float) -> "jax.Array":
+    """`power_weight` on a device, float32: 1 − (1 − Δ/nimg)^(γ+1)."""
+    import jax.numpy as jnp
+
+    # (1 - ratio)^(gamma+1) rounds badly in float32 once the ratio is 1e-6.
+    ratio = jnp.asarray(delta, jnp.float32) / jnp.asarray(nimg, jnp.float32)
+    return -jnp.expm1((gamma + 1) * jnp.log1p(-jnp.minimum(ratio, 1.0)))
+
+
+def restore(
+    stored: PathLike, targets: Sequence[Target], like: Any, **options: Any
+) -> dict[Target, Any]:
+    """Reconstructs targets as pytrees like `like`, in its structure and dtypes.
+
+    options: those of `posthoc.reconstruct`. Raises ValueError as that does, and where
+    the snapshots hold another structure.
+    """
+    import jax
+
+    made = posthoc.reconstruct(stored, targets, **options)
+    names, leaves, structure = _named_leaves(like)
+
+    def assemble(params: Any) -> Any:
+        flat = snapshots.flatten(params)
+        if flat.keys() != set(names):
+            odd = sorted(flat.keys() ^ set(names))
+            raise ValueError(
+                f"The snapshots in {stored} hold other weights than `like`: {odd[0]} is "
+                "in one of them only."
+            )
+        dtypes = [jax.numpy.result_type(leaf) for leaf in leaves]
+        values = [flat[n].astype(d) for n, d in zip(names, dtypes, strict=True)]
+        return jax.tree.unflatten(structure, values)
+
+    return {target: assemble(params) for target, (params, _) in made.items()}
+
+
+def to_dict(tree: Any) -> dict[str, Any]:
+    """Any pytree as a nested dict, named by its keys, fields and indices."""
+    names, leaves, _ = _named_leaves(tree)
+    return snapshots.unflatten(dict(zip(names, leaves, strict=True)))
+
+
+def gather(leaf: Any) -> np.ndarray:
+    """A leaf on this host, whole, however it is spread over devices and processes."""
+    import jax
+
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _named_leaves(tree: Any) -> tuple[list[str], list[Any], Any]:
+    import jax
+
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/") or "weights"
+        for path, _ in paths
+    ]
+    return names, [leaf for _, leaf in paths], structure
+
+
+def lerp(average: Any, latest: Any, weight: Any) -> Any:
+    """average + weight·(latest − average) of two pytrees."""
+    # In this form an average of equal values stays that value, whatever the rounding.
+    return _map(lambda a, w: a + weight * (w - a), average, latest)
+
+
+@functools.cache
+def _jitted_lerp() -> Any:
+    import jax
+
+    return jax.jit(lerp)
+
+
+def _map(function: Any, *trees: Any) -> Any:
+    # Imported where it is used: rebuilding averages offline starts without JAX.
+    import jax
+
+    return jax.tree.map(function, *trees)
+
+
+def _is_jax(value: Any) -> bool:
+    import jax
+
+    return isinstance(value, jax.Array)

@@ -1,0 +1,370 @@
+"""EMA profiles: how much each moment of the training weighs in an average (App. C).
+
+NumPy float64 only. Time is counted in training images (nimg) throughout; any other unit
+does as well, as long as it is one.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# The uniform average (gamma = 0) has relative standard deviation 1/sqrt(12).
+SIGMA_REL_LIMIT = 1 / math.sqrt(12)
+
+
+class Profile(Protocol):
+    """A density over (0, t]: the weight that an average at time t gives to each moment."""
+
+    kind: ClassVar[str]
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """Weight per image at time t of the weights at time τ, up to a factor."""
+        ...
+
+    def edges(self, t: float) -> Sequence[float]:
+        """The times at which the density or its slope jumps."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """A few characters for file names and tables, such as power-0.050."""
+        ...
+
+
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
+    """Exponent γ of the power profile of relative standard deviation σ_rel (App. C).
+
+    The largest root of γ³ + 7γ² + (16 − σ⁻²)γ + (12 − σ⁻²). Raises ValueError for
+    σ_rel outside (0, 0.28867).
+    """
+    if not 0 < sigma_rel < SIGMA_REL_LIMIT:
+        raise ValueError(
+            f"sigma_rel = {sigma_rel} has no power-function profile: choose a relative "
+            f"EMA length above 0 and below {SIGMA_REL_LIMIT:.5f} (the uniform average)."
+        )
+    # Newton on f = (γ+1) − σ²(γ+2)²(γ+3). f is concave with f(1/σ − 2) = −2, so from
+    # there the iterates fall monotonically onto the largest root.
+    variance = sigma_rel**2
+    gamma = 1 / sigma_rel - 2
+    for _ in range(64):
+        value = gamma + 1 - variance * (gamma + 2) ** 2 * (gamma + 3)
+        slope = 1 - variance * (gamma + 2) * (3 * gamma + 8)
+        step = value / slope
+        gamma -= step
+        if abs(step) <= 1e-15 * gamma:
+            break
+    return gamma
+
+
+def sigma_rel_from_gamma(gamma: float) -> float:
+    """Relative standard deviation √((γ+1)/((γ+2)²(γ+3))) of the profile τ^γ (App. C).
+
+    Raises ValueError for γ <= 0.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma = {gamma} is no EMA profile: choose an exponent > 0.")
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerProfile:
+    """Power-function profile p(τ) ∝ τ^γ on (0, t], its length σ_rel relative to t.
+
+    Raises ValueError for σ_rel outside (0, 0.28867).
+    """
+
+    sigma_rel: float
+    kind: ClassVar[str] = "power"
+
+    def __post_init__(self) -> None:
+        gamma_from_sigma_rel(self.sigma_rel)
+
+    @functools.cached_property
+    def gamma(self) -> float:
+        """The exponent γ."""
+        return gamma_from_sigma_rel(self.sigma_rel)
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """Weight per image (γ+1) τ^γ / t^(γ+1) at time t of the weights at time τ."""
+        age = np.asarray(tau, np.float64) / t
+        inside = (age >= 0) & (age <= 1)
+        gamma = self.gamma
+        return np.where(inside, (gamma + 1) / t * np.clip(age, 0, 1) ** gamma, 0.0)
+
+    def edges(self, t: float) -> Sequence[float]:
+        del t
+        return ()
+
+    @property
+    def label(self) -> str:
+        return f"power-{decimal(self.sigma_rel)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TraditionalProfile:
+    """Exponential profile of half-life min(halflife, rampup·nimg) (App. B.1).
+
+    halflife_mimg is in millions of images, rampup a fraction of the time trained; inf is
+    a constant half-life. Raises ValueError where either is not positive, or the
+    half-life not finite.
+    """
+
+    halflife_mimg: float
+    rampup: float = 0.05
+    kind: ClassVar[str] = "traditional"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.halflife_mimg) and self.halflife_mimg > 0):
+            raise ValueError(
+                f"halflife_mimg = {self.halflife_mimg}: choose a finite value above 0."
+            )
+        if not self.rampup > 0:
+            raise ValueError(f"rampup = {self.rampup}: choose a value above 0, or inf.")
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """Weight per image at time t of the weights at time τ, in closed form.
+
+        rate(τ)·exp(−∫_τ^t rate) with rate(s) = ln 2 / min(halflife, rampup·s): a power
+        of τ up to the knee at halflife/rampup, an exponential after it.
+        """
+        tau = np.asarray(tau, np.float64)
+        inside = (tau > 0) & (tau <= t)
+        tau = np.where(inside, tau, t)
+        halflife, knee = self.halflife_mimg * 1e6, self._knee
+        ramp = np.log(np.minimum(t, knee) / np.minimum(tau, knee)) / self.rampup
+        flat = (np.maximum(t, knee) - np.maximum(tau, knee)) / halflife
+        rate = math.log(2) / np.minimum(halflife, self.rampup * tau)
+        return np.where(inside, rate * np.exp2(-ramp - flat), 0.0)
+
+    def edges(self, t: float) -> Sequence[float]:
+        """The knee."""
+        del t
+        return (self._knee,)
+
+    @property
+    def label(self) -> str:
+        return f"traditional-{decimal(self.halflife_mimg)}"
+
+    @property
+    def _knee(self) -> float:
+        # Not 0 for a constant half-life: its logarithm is taken.
+        return max(self.halflife_mimg * 1e6 / self.rampup, 1e-300)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformProfile:
+    """Uniform average over (start_nimg, stop_nimg], None being the time of the average.
+
+    Raises ValueError for a window that is empty or starts before 0.
+    """
+
+    start_nimg: float
+    stop_nimg: float | None = None
+    kind: ClassVar[str] = "uniform"
+
+    def __post_init__(self) -> None:
+        stop = math.inf if self.stop_nimg is None else self.stop_nimg
+        if not 0 <= self.start_nimg < stop:
+            raise ValueError(
+                f"A uniform average over ({self.start_nimg}, {self.stop_nimg}] has no "
+                "images in it: choose a start of at least 0, before the stop."
+            )
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """1/(stop − start) inside the window, 0 outside."""
+        tau = np.asarray(tau, np.float64)
+        stop = self._stop(t)
+        inside = (tau > self.start_nimg) & (tau <= stop)
+        return np.where(inside, 1 / (stop - self.start_nimg), 0.0)
+
+    def edges(self, t: float) -> Sequence[float]:
+        return self.start_nimg, self._stop(t)
+
+    @property
+    def label(self) -> str:
+        stop = "" if self.stop_nimg is None else f"{self.stop_nimg:.0f}"
+        return f"uniform-{self.start_nimg:.0f}-{stop}".rstrip("-")
+
+    def _stop(self, t: float) -> float:
+        if self.start_nimg >= t:
+            raise ValueError(
+                f"The window from nimg = {self.start_nimg:.0f} starts after the average "
+                f"ends, at {t:.0f}: choose an earlier one."
+            )
+        return t if self.stop_nimg is None else min(t, self.stop_nimg)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableProfile:
+    """Piecewise linear weights through points (nimg, weight), zero outside them.
+
+    Only their ratios count. Raises ValueError unless nimg rises from at least 0 and the
+    weights are finite, not negative, and not all zero.
+    """
+
+    nimg: tuple[float, ...]
+    weight: tuple[float, ...]
+    kind: ClassVar[str] = "table"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nimg", tuple(map(float, self.nimg)))
+        object.__setattr__(self, "weight", tuple(map(float, self.weight)))
+        x, w = np.array(self.nimg), np.array(self.weight)
+        if len(x) < 2 or len(x) != len(w):
+            raise ValueError(
+                "A table of weights needs two points (nimg, weight) or more."
+            )
+        if not (np.isfinite(x).all() and x[0] >= 0 and (np.diff(x) > 0).all()):
+            raise ValueError(
+                "A table's nimg must rise from row to row, from 0 or more."
+            )
+        if not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
+            raise ValueError(
+                "A table's weights must be finite and not negative, and one above zero."
+            )
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """Linear between the points."""
+        tau = np.asarray(tau, np.float64)
+        weight = np.interp(tau, self.nimg, self.weight, left=0.0, right=0.0)
+        return np.where(tau <= t, weight, 0.0)
+
+    def edges(self, t: float) -> Sequence[float]:
+        return self.nimg
+
+    @property
+    def label(self) -> str:
+        points = json.dumps([self.nimg, self.weight]).encode()
+        return f"table-{hashlib.sha256(points).hexdigest()[:8]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionProfile:
+    """Weights from a function of τ in nimg (an array), up to a factor, under a name.
+
+    Read back from a file, it has its name only.
+    """
+
+    name: str
+    function: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(
+        default=None, compare=False
+    )
+    kind: ClassVar[str] = "function"
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """What the function says, up to t; raises ValueError where that is no weight."""
+        if self.function is None:
+            raise ValueError(f"The function {self.name!r} is known by its name only.")
+        tau = np.asarray(tau, np.float64)
+        weight = np.broadcast_to(np.asarray(self.function(tau), np.float64), tau.shape)
+        if not (np.isfinite(weight).all() and (weight >= 0).all()):
+            raise ValueError(
+                f"The weights that {self.name!r} gives are not all finite and at least 0."
+            )
+        return np.where(tau <= t, weight, 0.0)
+
+    def edges(self, t: float) -> Sequence[float]:
+        del t
+        return ()
+
+    @property
+    def label(self) -> str:
+        safe = "".join(c if c.isalnum() or c in "._" else "-" for c in self.name)
+        return f"function-{safe}"
+
+
+AnyProfile = (
+    PowerProfile | TraditionalProfile | UniformProfile | TableProfile | FunctionProfile
+)
+_KINDS: dict[str, type] = {
+    each.kind: each
+    for each in (
+        PowerProfile,
+        TraditionalProfile,
+        UniformProfile,
+        TableProfile,
+        FunctionProfile,
+    )
+}
+
+
+def to_fields(profile: AnyProfile) -> dict[str, Any]:
+    """A profile as JSON fields; the inverse of `from_fields` but for functions."""
+    fields = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
+    fields.pop("function", None)
+    return {"kind": profile.kind} | fields
+
+
+def from_fields(fields: dict[str, Any]) -> AnyProfile:
+    """The profile that `to_fields` wrote; raises ValueError for anything else."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    kind = fields.pop("kind", None)
+    try:
+        return _KINDS[str(kind)](**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"there is no profile {kind!r} of {fields}") from error
+
+
+def decimal(value: float) -> str:
+    """Three decimals, or as many as tell the value from every other."""
+    short = f"{value:.3f}"
+    return short if float(short) == value else repr(float(value))
+
+
+def power_weight(
+    delta_nimg: ArrayLike, nimg_next: ArrayLike, gamma: float
+) -> np.ndarray:
+    """Weight 1 − β of the newest weights in a power-function EMA (App. C).
+
+    β = (1 − Δ/nimg_next)^(γ+1), where Δ = delta_nimg is the number of images since the
+    EMA was last updated and nimg_next the count after this step. Taken as
+    −expm1((γ+1)·log1p(−Δ/nimg_next)), which keeps its digits where Δ << nimg_next. The
+    first update, Δ = nimg_next, has weight 1. Raises ValueError unless
+    0 < Δ <= nimg_next.
+    """
+    ratio = np.asarray(delta_nimg, np.float64) / np.asarray(nimg_next, np.float64)
+    if not np.all((ratio > 0) & (ratio <= 1)):
+        raise ValueError(
+            "An EMA update spans more than no images and at most all images so far: "
+            f"got delta_nimg = {delta_nimg} at nimg_next = {nimg_next}."
+        )
+    with np.errstate(divide="ignore"):  # log1p(-1) = -inf is the first update
+        return -np.expm1((gamma + 1) * np.log1p(-ratio))
+
+
+def traditional_weight(
+    delta_nimg: ArrayLike, nimg: ArrayLike, halflife_nimg: float, rampup: float
+) -> np.ndarray:
+    """Weight 1 − 0.5^(Δ/min(halflife, rampup·nimg)) of a traditional EMA (App. B.1).
+
+    nimg is counted before the step and Δ = delta_nimg since the last update, both in
+    images. At nimg = 0 the weight is 1; rampup = inf is a constant half-life.
+    """
+    nimg = np.asarray(nimg, np.float64)
+    started = nimg > 0
+    halflife = np.minimum(halflife_nimg, rampup * np.where(started, nimg, 1.0))
+    weight = -np.expm1(-math.log(2) * np.asarray(delta_nimg, np.float64) / halflife)
+    return np.where(started, weight, 1.0)
+
+
+def inner_product(
+    t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
+) -> np.ndarray:
+    """⟨p_a, p_b⟩ = ∫ p_a p_b dτ of power profiles at times t_a, t_b (App. C, Alg. 3).
+
+    Broadcasts; per image in the unit of t. The ratio of times enters below 1, raised to
+    the exponent of the later profile, so that nothing overflows.
+    """
+    t_a, t_b = np.asarray(t_a, np.float64), np.asarray(t_b, np.float64)
+    gamma_a, gamma_b = np.asarray(gamma_a), np.asarray(gamma_b)
+    later = np.maximum(t_a, t_b)
+    exponent = np.where(t_a < t_b, gamma_b, gamma_a)
+    scale = (gamma_a + 1) / (gamma_a + gamma_b + 1) * (gamma_b + 1)
+    return scale / later * (np.minimum(t_a, t_b) / later) ** exponent

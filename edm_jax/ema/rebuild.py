@@ -1,0 +1,305 @@
+"""Reconstructed networks as files: resumable after a kill, with their full ancestry."""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xxhash
+from etils import epath
+
+from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema.container import Damaged, PathLike, is_local, partial_path
+from edm_jax.ema.posthoc import MAX_ERROR, OnProgress, Plan
+from edm_jax.ema.profiles import AnyProfile, to_fields
+from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
+
+METHOD = "post-hoc EMA (Karras et al., arXiv 2312.02696, App. C, Alg. 3)"
+_JOURNAL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to rebuild: targets (nimg, profile), None being the last snapshot's nimg.
+
+    dtype is the format of the outputs, max_error the error beyond which a target is
+    refused, strict refuses a damaged snapshot instead of leaving it out.
+    """
+
+    targets: Sequence[tuple[int | None, AnyProfile]]
+    dtype: str = "float32"
+    max_error: float = MAX_ERROR
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan for files, and where its outputs will lie."""
+
+    plan: Plan
+    metas: list[SnapshotMeta]
+    left_out: list[Damaged]
+
+    def paths(self, out: PathLike) -> list[epath.Path]:
+        return [epath.Path(out) / meta.filename for meta in self.metas]
+
+    @property
+    def bytes_to_write(self) -> int:
+        itemsizes = [snapshots.DTYPES[meta.dtype].itemsize for meta in self.metas]
+        return self.plan.size * sum(itemsizes)
+
+
+def prepare(directory: PathLike, request: Request) -> Job:
+    """Lists the snapshots of a directory and solves; reads their headers only.
+
+    Raises what `posthoc.from_files` raises, and Damaged where `strict`.
+    """
+    listing = snapshots.scan(directory)
+    if request.strict and listing.damaged:
+        raise listing.damaged[0]
+    return _job(listing.snapshots, listing.damaged, request)
+
+
+def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) -> Job:
+    if not stored and left_out:
+        raise left_out[0]
+    # A snapshot left out does not move the time that is meant.
+    damaged = [s.nimg for s in left_out if isinstance(s, _DamagedSnapshot)]
+    last = max([posthoc.last_nimg(stored), *damaged])
+    targets = [(last if t is None else t, profile) for t, profile in request.targets]
+    plan = posthoc.from_files(stored, targets, request.max_error)
+    first = plan.sources[0]
+    assert isinstance(first, Snapshot)
+    metas = [
+        SnapshotMeta(
+            profile=solution.profile,
+            nimg=int(solution.nimg),
+            update_interval=first.meta.update_interval,
+            config_hash=first.meta.config_hash,
+            dtype=request.dtype,
+            ancestry=_ancestry(plan, k, left_out),
+        )
+        for k, solution in enumerate(plan.solutions)
+    ]
+    return Job(plan, metas, left_out)
+
+
+class _DamagedSnapshot(Damaged):
+    """A snapshot whose header is sound and whose weights are not."""
+
+    def __init__(self, error: Damaged, nimg: int):
+        super().__init__(error.path, error.reason)
+        self.nimg = nimg
+
+
+def run(
+    directory: PathLike,
+    request: Request,
+    out: PathLike,
+    on_progress: OnProgress = lambda *_: None,
+    on_damage: Callable[[Damaged, Job], None] = lambda *_: None,
+) -> tuple[Job, list[epath.Path]]:
+    """Writes a file for every target to `out`; returns the job as done, and the paths.
+
+    Files that are there and made of the same are kept. A kill leaves partial files and
+    a journal, from which the same call goes on. A snapshot found damaged on the way is
+    left out and the rest solved again, unless `strict`; on_damage hears of it. Raises
+    as `prepare`.
+    """
+    job = prepare(directory, request)
+    while True:
+        try:
+            return job, _write(job, epath.Path(out), on_progress)
+        except Damaged as error:
+            if request.strict:
+                raise
+            snapshot = next(
+                s
+                for s in job.plan.sources
+                if isinstance(s, Snapshot) and s.path == error.path
+            )
+            left_out = [*job.left_out, _DamagedSnapshot(error, snapshot.meta.nimg)]
+            bad = {os.fspath(each.path) for each in left_out}
+            stored = snapshots.scan(directory).snapshots
+            stored = [s for s in stored if s.name not in bad]
+            try:
+                job = _job(stored, left_out, request)
+            except ValueError as refusal:
+                raise ValueError(f"{error} Without it: {refusal}") from refusal
+            on_damage(error, job)
+
+
+def check_space(job: Job, out: PathLike) -> None:
+    """Raises ValueError where the outputs do not fit the disk."""
+    place = epath.Path(out)
+    if not is_local(place):
+        place = epath.Path(partial_path(place)).parent
+    place = next(p for p in (place, *place.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if job.bytes_to_write > free:
+        raise ValueError(
+            f"The outputs take {job.bytes_to_write / 1e9:.3g} GB, and {place} has "
+            f"{free / 1e9:.3g} GB free: make room, ask for fewer targets, or for float16."
+        )
+
+
+def _ancestry(plan: Plan, column: int, left_out: Sequence[Damaged]) -> dict[str, Any]:
+    solution = plan.solutions[column]
+    inputs = []
+    rows = plan.coefficients[:, column]
+    for source, coefficient in zip(plan.sources, rows, strict=True):
+        assert isinstance(source, Snapshot)
+        if coefficient:
+            inputs.append(
+                {
+                    "file": source.path.name,
+                    "checksum": source.checksum,
+                    "nimg": source.meta.nimg,
+                    "profile": to_fields(source.meta.profile),
+                    "dtype": source.meta.dtype,
+                    "coefficient": float(coefficient),
+                }
+            )
+    return {
+        "method": METHOD,
+        "fit_error": solution.fit_error,
+        "rounding_error": solution.rounding_error,
+        "sum_abs": solution.sum_abs,
+        "left_out": sorted(os.path.basename(os.fspath(e.path)) for e in left_out),
+        "inputs": inputs,
+    }
+
+
+def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Path]:
+    plan, paths, journal = job.plan, job.paths(out), _Journal(job, out)
+    todo = [k for k, path in enumerate(paths) if not _is_made(path, job.metas[k])]
+    if not todo:
+        journal.remove()
+        return paths
+    table = plan.sources[0].table
+    writers = {k: Writer(paths[k], table, job.metas[k], resume=True) for k in todo}
+    resumed = all(writer.resumed for writer in writers.values())
+    sink = _Sink(writers, journal.read() if resumed else {})
+    starts = range(0, plan.size, snapshots.CHUNK)
+    left = [chunk for chunk in range(len(starts)) if chunk not in sink.done]
+    done = sum(min(snapshots.CHUNK, plan.size - starts[chunk]) for chunk in sink.done)
+    before = plan.bytes_to_read * done // plan.size
+
+    def report(done: int, total: int) -> None:
+        on_progress(before + done, total)
+
+    try:
+        # Targets that are finished stay in the plan: the others' sums do not change.
+        chunks = posthoc.combine(plan, left, sink.store, report)
+        with contextlib.closing(chunks):
+            for chunk in chunks:
+                sink.seal(chunk)
+                journal.write(sink, every=_JOURNAL_SECONDS)
+        journal.write(sink)
+    except Damaged:
+        for writer in writers.values():
+            writer.discard()
+        journal.remove()
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk, say
+            journal.write(sink)
+        for writer in writers.values():
+            writer.close()
+        raise
+    for writer in writers.values():
+        writer.finish()
+    journal.remove()
+    return paths
+
+
+class _Sink:
+    """Takes sums to the writers, and keeps the checksums of what is whole."""
+
+    def __init__(self, writers: dict[int, Writer], done: dict[int, dict[str, str]]):
+        self._writers, self.done = writers, done  # checksums by chunk and target
+        self._open: dict[int, dict[int, xxhash.xxh3_64]] = {}
+        self._lock = threading.Lock()
+        for chunk in done:
+            self.seal(chunk)
+
+    def store(self, start: int, values: np.ndarray) -> None:
+        chunk = start // snapshots.CHUNK
+        with self._lock:
+            fresh = {k: xxhash.xxh3_64() for k in self._writers}
+            hashers = self._open.setdefault(chunk, fresh)
+        for k, writer in self._writers.items():
+            row = snapshots.cast(writer.path.name, values[k], writer.meta.dtype)
+            writer.write(start, row)
+            hashers[k].update(snapshots.as_bytes(row))
+
+    def seal(self, chunk: int) -> None:
+        if chunk not in self.done:
+            hashers = self._open.pop(chunk)
+            self.done[chunk] = {str(k): h.hexdigest() for k, h in hashers.items()}
+        for k, writer in self._writers.items():
+            writer.seal(chunk, self.done[chunk][str(k)])
+
+    def sync(self) -> None:
+        for writer in self._writers.values():
+            writer.sync()
+
+
+class _Journal:
+    """Which chunks of a job's partial files are whole, beside those files."""
+
+    def __init__(self, job: Job, out: epath.Path):
+        text = json.dumps([_identity(meta) for meta in job.metas])
+        self._key = xxhash.xxh3_128_hexdigest(text.encode())
+        self._path = partial_path(out / "reconstruct.journal")
+        self._written = time.monotonic()
+
+    def read(self) -> dict[int, dict[str, str]]:
+        """Checksums by chunk and target; none where the journal is of another job."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        if found.get("job") != self._key:
+            return {}
+        return {int(chunk): digests for chunk, digests in found["chunks"].items()}
+
+    def write(self, sink: _Sink, every: float = 0.0) -> None:
+        """Notes what is whole, once it is on the disk; at most `every` so many seconds."""
+        if time.monotonic() - self._written < every:
+            return
+        sink.sync()
+        temporary = f"{self._path}.new"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"job": self._key, "chunks": sink.done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+def _identity(meta: SnapshotMeta) -> dict[str, Any]:
+    fields = {"profile": to_fields(meta.profile), "versions": dict(meta.versions)}
+    return vars(meta) | fields
+
+
+def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:
+    """Whether the file is there and made of the same snapshots in the same way."""
+    try:
+        found = snapshots.open_snapshot(path).meta
+    except (FileNotFoundError, Damaged):
+        return False
+    return replace(found, profile=meta.profile) == meta and to_fields(
+        found.profile
+    ) == json.loads(json.dumps(to_fields(meta.profile)))

@@ -1,0 +1,237 @@
+"""The best fit of any averaging profile by stored power-function ones (App. C, Alg. 3).
+
+NumPy float64 only. The paper solves the normal equations, whose Gram matrix has a
+condition number beyond 1e8 for a few hundred snapshots and beyond float64 for more than
+two tracked lengths. Here the profiles stand as the columns of a matrix, sampled at
+Gauss-Legendre nodes, where inner products are integrals; its QR decomposition has
+the root of that condition number. Below the columns stands the rounding noise of the
+stored weights, so that a fit is not bought with coefficients that amplify it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edm_jax.ema.profiles import (
+    SIGMA_REL_LIMIT,
+    AnyProfile,
+    PowerProfile,
+    TraditionalProfile,
+    inner_product,
+)
+
+# RMS error of rounding N(0, 1) weights to nearest, in units of the unit roundoff u. At
+# exponent e the error is uniform within ±u·2^e; sqrt(E[4^e] / 3) with E[4^e] = 0.5429.
+RMS_ROUNDING = 0.4254
+# Directions of the basis that float64 cannot tell from zero stay out of the solution.
+_FLOOR = 1e-12
+# On an interval with steepness·ln(b/a) <= 3, eight nodes integrate τ^steepness to 1e-14.
+_NODES, _GROWTH = 8, 3.0
+_X, _W = np.polynomial.legendre.leggauss(_NODES)
+
+Stored = tuple[float, PowerProfile]  # (nimg, profile)
+Target = tuple[float, AnyProfile]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """How one target profile is made of stored ones, and the error to expect.
+
+    coefficients is float64 (snapshots,) and sums to 1; sum_abs is Σ|x|. fit_error is
+    ‖p − p̂‖/‖p‖ of the profiles: the relative error of the average if the weights were
+    white noise over time, and far less for weights that move smoothly. rounding_error
+    is the RMS error, relative to a unit-RMS weight, that the snapshots' storage format
+    is expected to leave.
+    """
+
+    nimg: float
+    profile: AnyProfile
+    coefficients: np.ndarray
+    sum_abs: float
+    fit_error: float
+    rounding_error: float
+
+    @property
+    def error(self) -> float:
+        """Fit and rounding error together."""
+        return math.hypot(self.fit_error, self.rounding_error)
+
+
+def solve(
+    snapshots: Sequence[Stored],
+    targets: Sequence[Target],
+    unit_roundoff: float | Sequence[float] = 2.0**-24,
+) -> list[Solution]:
+    """Best fit of each target (nimg, profile) by the stored ones (App. C, Alg. 3).
+
+    Minimises ‖p − Σ x_i p_i‖²/‖p_ref‖² + Σ (0.4254 u_i x_i)², where the second term is
+    the rounding error for unit roundoff u (one, or one per snapshot; float32 2⁻²⁴,
+    float16 2⁻¹¹, bfloat16 2⁻⁸) and p_ref the shortest stored profile at the end
+    [choice]; then x <- x/Σx. A target that is itself stored is that snapshot. Raises
+    ValueError for no snapshots, a repeated one, a time that is not positive, or a
+    snapshot later than a target.
+    """
+    _check(snapshots, targets)
+    t = np.array([nimg for nimg, _ in snapshots], np.float64)
+    gamma = np.array([profile.gamma for _, profile in snapshots])
+    roundoff = np.broadcast_to(np.asarray(unit_roundoff, np.float64), t.shape)
+    tau, weight = _nodes(_edges(t, gamma, targets))
+    root = np.sqrt(weight)
+
+    # Rows: the nodes, then the noise of each snapshot. Columns: profiles, then targets.
+    rows, count = len(tau), len(t)
+    matrix = np.zeros((rows + count, count + len(targets)))
+    basis, wanted = matrix[:rows, :count], matrix[:rows, count:]
+    norms = np.sqrt(inner_product(t, gamma, t, gamma))
+    _fill(basis, tau, root, t, gamma, norms)
+    for k, (nimg, profile) in enumerate(targets):
+        wanted[:, k] = root * profile.density(tau, nimg)
+    wanted /= root @ wanted  # to unit mass
+    reference = math.sqrt(inner_product(t.max(), gamma.max(), t.max(), gamma.max()))
+    noise = np.maximum(RMS_ROUNDING * roundoff * reference / norms, _FLOOR)
+    np.fill_diagonal(matrix[rows:, :count], noise)
+    # R's last columns are Qᵀ times the targets: no Q is formed.
+    r = np.asarray(np.linalg.qr(matrix, mode="r"))
+    x = np.linalg.solve(r[:count, :count], r[:count, count:])
+    for k, target in enumerate(targets):
+        for i in _same(snapshots, target):
+            x[:, k] = np.arange(len(t)) == i
+    x /= np.sum(x / norms[:, None], axis=0)
+    residual = np.linalg.norm(wanted - basis @ x, axis=0)
+    fit_error = residual / np.linalg.norm(wanted, axis=0)
+    x /= norms[:, None]
+    rounding = RMS_ROUNDING * np.linalg.norm(roundoff[:, None] * x, axis=0)
+    return [
+        Solution(
+            nimg=nimg,
+            profile=profile,
+            coefficients=x[:, k],
+            sum_abs=float(np.abs(x[:, k]).sum()),
+            fit_error=float(fit_error[k]),
+            rounding_error=float(rounding[k]),
+        )
+        for k, (nimg, profile) in enumerate(targets)
+    ]
+
+
+def expressible(
+    snapshots: Sequence[Stored],
+    target: Target,
+    unit_roundoff: float | Sequence[float],
+    max_error: float,
+) -> tuple[float, float] | None:
+    """The range of lengths with an error up to max_error, at the target's time.
+
+    Half-lives in millions of images where the target is traditional, else σ_rel; None
+    where there are none.
+    """
+    nimg, profile = target
+    if isinstance(profile, TraditionalProfile):
+        values = np.geomspace(1e-4, 1.0, 97) * nimg / 1e6
+        profiles = [TraditionalProfile(float(h), profile.rampup) for h in values]
+    else:
+        values = np.append(np.arange(0.001, SIGMA_REL_LIMIT, 0.001), 0.2886)
+        profiles = [PowerProfile(float(s)) for s in values]
+    solutions = solve(snapshots, [(nimg, p) for p in profiles], unit_roundoff)
+    good = values[[solution.error <= max_error for solution in solutions]]
+    return (float(good[0]), float(good[-1])) if len(good) else None
+
+
+def _fill(
+    basis: np.ndarray,
+    tau: np.ndarray,
+    root: np.ndarray,
+    t: np.ndarray,
+    gamma: np.ndarray,
+    norms: np.ndarray,
+) -> None:
+    """Stored profiles of unit norm at the nodes, into zeros (nodes, snapshots)."""
+    for i, (end, exponent) in enumerate(zip(t, gamma, strict=True)):
+        stop = np.searchsorted(tau, end)
+        scale = (exponent + 1) / end / norms[i]
+        basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
+
+
+def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Ends of intervals on which every profile is smooth, from 0 to the last target."""
+    last = max(nimg for nimg, _ in targets)
+    kinks = [edge for nimg, profile in targets for edge in profile.edges(nimg)]
+    powers = [p.gamma for _, p in targets if isinstance(p, PowerProfile)]
+    steepness = gamma.max() + max([gamma.max(), *powers])
+    # What lies below holds less than 1e-22 of any stored profile's square.
+    lowest = t.min() * 10 ** (-22 / (2 * gamma.min() + 1))
+    marks = np.unique([lowest, *t, *(nimg for nimg, _ in targets), *kinks])
+    marks = marks[(marks >= lowest) & (marks <= last)]
+    counts = np.ceil(np.diff(np.log(marks)) * steepness / _GROWTH).astype(int)
+    parts = [
+        np.geomspace(low, high, count, endpoint=False)
+        for low, high, count in zip(marks[:-1], marks[1:], counts, strict=True)
+    ]
+    edges = np.concatenate([[0.0], *parts, [last]])
+    for nimg, profile in targets:
+        if not isinstance(profile, PowerProfile):
+            edges = _refine(edges, profile, nimg)
+    return edges
+
+
+def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
+    """Halves intervals until ∫p² is settled on each: finds what jumps unannounced."""
+
+    def energies(edges: np.ndarray) -> np.ndarray:
+        tau, weight = _nodes(edges)
+        return (weight * profile.density(tau, t) ** 2).reshape(-1, _NODES).sum(axis=1)
+
+    for _ in range(48):
+        middles = (edges[:-1] + edges[1:]) / 2
+        whole = energies(edges)
+        halved = energies(np.sort(np.append(edges, middles))).reshape(-1, 2).sum(axis=1)
+        if not halved.any():
+            raise ValueError(
+                f"{profile.label} gives no weight to anything up to nimg = {t:.0f}."
+            )
+        unsettled = np.abs(whole - halved) > 1e-12 * halved.sum()
+        if not unsettled.any():
+            break
+        edges = np.sort(np.append(edges, middles[unsettled]))
+    return edges
+
+
+def _nodes(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes on every interval, rising, and their weights."""
+    low, half = edges[:-1, None], np.diff(edges)[:, None] / 2
+    return (low + half * (1 + _X)).ravel(), (half * _W).ravel()
+
+
+def _same(snapshots: Sequence[Stored], target: Target) -> list[int]:
+    """Where the target itself is stored."""
+    nimg, profile = target
+    if not isinstance(profile, PowerProfile):
+        return []
+    return [
+        i
+        for i, (t, stored) in enumerate(snapshots)
+        if t == nimg
+        and math.isclose(stored.sigma_rel, profile.sigma_rel, rel_tol=1e-12)
+    ]
+
+
+def _check(snapshots: Sequence[Stored], targets: Sequence[Target]) -> None:
+    if not snapshots or not targets:
+        raise ValueError("Give at least one snapshot and at least one target profile.")
+    if min(t for t, _ in snapshots) <= 0:
+        raise ValueError("A snapshot's nimg must be above 0: nothing is averaged at 0.")
+    (nimg, profile), count = Counter(snapshots).most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"Two snapshots hold the same profile, {profile.label}, at the same nimg = "
+            f"{nimg:.0f}: remove one."
+        )
+    last, first = max(t for t, _ in snapshots), min(t for t, _ in targets)
+    if last > first:
+        raise ValueError(
+            f"A snapshot at nimg = {last:.0f} is later than the target at nimg = "
+            f"{first:.0f}: leave it out."
+        )

@@ -1,0 +1,141 @@
+"""From a snapshot of the original code to flat names and arrays, without PyTorch.
+
+Modules are walked through their dicts of parameters, buffers and modules; the source
+text beside them stays unread. A tensor is a nested stream of its own (a legacy
+torch.save), whose every claim is checked against the bytes that exist.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edm_jax.original import pickles
+from edm_jax.original.pickles import Budget, Global, Node, Refused
+
+_MAX_DIMS = 8
+_MAX_NAME = 255
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The averaged weights of a snapshot, by names such as 'unet.out_conv.weight'.
+
+    Shapes and dtypes are as stored (float16, or float32), the arrays read-only views of
+    the file. Nothing in the file is imported, called or executed. Raises ValueError for
+    a file that is damaged, hostile or no snapshot, FileNotFoundError for none.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        # An empty file cannot be mapped.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    try:
+        return _read(memoryview(data))
+    except Refused as refused:
+        raise ValueError(f"{os.fspath(path)} {refused}") from None
+
+
+def _read(data: memoryview) -> dict[str, np.ndarray]:
+    budget = Budget()
+    root = pickles.stream(data, budget)
+    if not isinstance(root, dict) or "ema" not in root:
+        raise Refused("holds no averaged weights", "name a snapshot that does")
+    arrays: dict[str, np.ndarray] = {}
+    size = 0
+    for name, node in _tensors(root["ema"], budget):
+        if name in arrays:
+            raise Refused(f"holds two tensors {name!r}")
+        arrays[name] = _tensor(name, node, budget)
+        size += arrays[name].nbytes
+        if size > len(data):
+            raise Refused("holds tensors that share their storage")
+    return arrays
+
+
+def _tensors(root: Any, budget: Budget) -> Iterator[tuple[str, Any]]:
+    # The budget and the length of names bound what cycles and shared modules can ask.
+    pending = [("", root)]
+    while pending:
+        prefix, module = pending.pop()
+        state = _state(module, prefix)
+        for group in ("_parameters", "_buffers", "_modules"):
+            members = state.get(group)
+            if not isinstance(members, dict):
+                raise Refused(f"holds a module {prefix!r} without a dict {group!r}")
+            budget.spend(1 + len(members))
+            for key, member in members.items():
+                name = f"{prefix}.{key}" if prefix else str(key)
+                if len(name) > _MAX_NAME:
+                    raise Refused(f"nests its modules too deeply at {name[:40]!r}")
+                if member is None:  # PyTorch's word for a member that is not there
+                    continue
+                if group == "_modules":
+                    pending.append((name, member))
+                else:
+                    yield name, member
+
+
+def _state(module: Any, name: str) -> dict[Any, Any]:
+    match module:
+        case Node(pickles.MODULE, (dict() as meta,)) if type(meta.get("state")) is dict:
+            return meta["state"]
+        case Node(pickles.MODULE_DICT, (), dict() as state):
+            return state
+    raise Refused(f"holds a module {name!r} of an unknown form")
+
+
+def _tensor(name: str, node: Any, budget: Budget) -> np.ndarray:
+    match node:
+        case Node(pickles.PARAMETER, (tensor, _, _)):
+            node = tensor
+    match node:
+        case Node(
+            pickles.TENSOR,
+            (Node(pickles.STORAGE, (memoryview() as data,)), offset, size, stride, *_),
+        ):
+            return _strided(name, _storage(name, data, budget), offset, size, stride)
+    raise Refused(f"holds a tensor {name!r} of an unknown form")
+
+
+def _storage(name: str, data: memoryview, budget: Budget) -> np.ndarray:
+    """The numbers (numel,) of a tensor's own stream."""
+    header, rest = pickles.nested_streams(data, 5, budget)
+    match header:
+        case [
+            0x1950A86A20F9469CFC6C,  # the format's magic number and version
+            1001,
+            {"little_endian": True},
+            Node("", ("storage", Global(kind), str(key), str(), int(numel), *view)),
+            [str(listed)],
+        ] if key == listed and view in ([], [None]):
+            pass
+        case _:
+            raise Refused(f"holds a tensor {name!r} whose storage has an unknown form")
+    numbers, dtype = rest[8:], np.dtype(pickles.STORAGES[kind])
+    sizes = {numel, int.from_bytes(rest[:8], "little"), len(numbers) / dtype.itemsize}
+    if len(sizes) > 1 or numel < 1:
+        raise Refused(
+            f"claims {numel} numbers for the tensor {name!r}, and holds "
+            f"{len(numbers)} bytes of them"
+        )
+    return np.frombuffer(numbers, dtype)
+
+
+def _strided(
+    name: str, storage: np.ndarray, offset: Any, size: Any, stride: Any
+) -> np.ndarray:
+    """The view of a storage (numel,) that shape and strides, in numbers, ask for."""
+    typed = type(offset) is int and type(size) is type(stride) is tuple
+    shaped = typed and offset >= 0 and len(size) == len(stride) <= _MAX_DIMS
+    # None is 0, which would repeat numbers, and none so large that products grow.
+    if shaped and all(type(n) is int and 1 <= n <= storage.size for n in size + stride):
+        end = 1 + offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if max(end, math.prod(size)) <= storage.size:
+            start, *steps = (storage.itemsize * n for n in (offset, *stride))
+            return np.ndarray(size, storage.dtype, storage.data, start, steps)
+    raise Refused(
+        f"gives the tensor {name!r} a shape or strides beyond its storage of "
+        f"{storage.size} numbers"
+    )

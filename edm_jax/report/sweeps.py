@@ -1,0 +1,125 @@
+"""Figures of quality against EMA length, after the paper's Fig. 5a, 5b and 5c."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from edm_jax.report.drawing import CARD, INK, PALETTE, STYLE, WIDTH, Drawing, plain
+
+Curves = Sequence[dict[str, Any]]  # sweeps.Curve as JSON, with its optimum
+
+
+def draw_sweeps(
+    title: str, lengths: Curves, over_time: Curves, by_group: Curves
+) -> list[Drawing]:
+    """Draws what there is of the three sweeps."""
+    with matplotlib.rc_context(STYLE):
+        drawings = []
+        if lengths:
+            drawings.append(
+                _one_panel("ema_length", title, lengths[:1], ["all weights"])
+            )
+        if over_time:
+            labels = [f"{curve['nimg']:,} images" for curve in over_time]
+            drawings.append(_over_time(title, over_time, labels))
+        if by_group:
+            drawings.append(_by_group(title, by_group))
+    return drawings
+
+
+def _one_panel(name: str, title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
+    figure = Figure(figsize=(WIDTH * 0.62, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(plain(title), loc="left")
+    for index, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+        _curve(axes, curve, PALETTE[1 + index % 6], label)
+    _finish(axes)
+    caption = (
+        "Held-out loss against the EMA length σ_rel of all weights; the ring is the best "
+        "length measured, the cross the vertex of a parabola through its neighbours."
+    )
+    return Drawing(name, figure, "Quality against EMA length", caption)
+
+
+def _over_time(title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.set_title(plain(f"{title}: at several times"), loc="left")
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.1, len(curves)))
+    for curve, label, shade in zip(curves, labels, shades, strict=True):
+        _curve(left, curve, shade, label)
+    _finish(left)
+    left.legend(fontsize=8)
+    nimg = [curve["nimg"] for curve in curves]
+    best = [curve["optimum"]["sigma_rel"] for curve in curves]
+    fitted = [curve["optimum"]["fitted_sigma_rel"] or math.nan for curve in curves]
+    right.plot(nimg, best, "o-", color=PALETTE[1], mfc=CARD, label="best measured")
+    right.plot(nimg, fitted, "x", color=INK, mew=1.5, label="fitted")
+    right.set_title("The best length", loc="left")
+    right.set_xlabel("images trained")
+    right.set_ylabel(r"EMA length $\sigma_\mathrm{rel}$")
+    right.set_xlim(left=0)
+    right.set_ylim(0, 1.15 * np.nanmax([*best, *fitted]))
+    right.legend()
+    caption = (
+        "Held-out loss against EMA length at several times of the training, and the best "
+        "length against the images trained."
+    )
+    return Drawing("training_time", figure, "EMA length over the training", caption)
+
+
+def _by_group(title: str, curves: Curves) -> Drawing:
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    fixed = curves[0]["fixed"]
+    figure.suptitle(
+        plain(f"{title}: one part’s EMA length, all others at {fixed:g}"),
+        x=0.01,
+        ha="left",
+        fontsize=9.5,
+    )
+    for axes in panels.ravel()[len(curves) :]:
+        axes.set_axis_off()
+    for axes, curve in zip(panels.ravel(), curves, strict=False):
+        _curve(axes, curve, PALETTE[1], "")
+        axes.axvline(fixed, color=INK, lw=0.6, ls=":")
+        axes.set_title(plain(_short(curve["group"])), loc="left", fontsize=8.5)
+        axes.ticklabel_format(axis="y", useOffset=False)
+    for axes in panels.ravel()[len(curves) - columns : len(curves)]:
+        axes.set_xlabel(r"$\sigma_\mathrm{rel}$")
+        axes.tick_params(labelbottom=True)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("held-out loss")
+    caption = (
+        "Held-out loss against the EMA length of one part of the network, the others at "
+        "the dotted length. A flat curve is a part whose length does not matter."
+    )
+    return Drawing("groups", figure, "EMA length of one part", caption)
+
+
+def _curve(axes: Axes, curve: dict[str, Any], colour: Any, label: str) -> None:
+    best = curve["optimum"]
+    axes.plot(curve["sigma_rel"], curve["loss"], ".-", ms=3, color=colour, label=label)
+    ring = {"marker": "o", "ms": 6, "mfc": CARD, "mew": 1.6, "ls": ""}
+    axes.plot(best["sigma_rel"], best["loss"], color=colour, **ring)
+    if best["fitted_sigma_rel"] is not None:
+        cross = {"marker": "x", "ms": 6, "mew": 1.4, "ls": ""}
+        axes.plot(best["fitted_sigma_rel"], best["fitted_loss"], color=INK, **cross)
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlim(left=0)
+    axes.set_xlabel(r"EMA length $\sigma_\mathrm{rel}$")
+    axes.set_ylabel("λ-weighted held-out loss per element")
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 34 else f"…{name[-33:]}"

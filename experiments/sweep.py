@@ -1,0 +1,129 @@
+"""Draw quality against EMA length: python experiments/sweep.py --run=runs/ladder-digits/g.
+
+The length of all weights (paper Fig. 5a), over training time (5c), and of one part of the
+network at a time with the others fixed (5b), each with its optimum: the best measured,
+and the vertex of a parabola. Quality is the held-out loss. Writes figures, sweeps.json
+and what it has measured so far, from which the same command goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.progress import TaskID
+
+from edm_jax import backend, data, diffusion, report, resolve, run_dir, sweeps
+from edm_jax.ema import snapshots
+from edm_jax.heldout import HeldOut
+from experiments import cli
+
+KINDS = ("lengths", "time", "groups")
+
+
+def main() -> None:
+    """Parse the command line, measure, and draw."""
+    options = _parser().parse_args()
+    kinds = options.kinds.split(",")
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(
+            f"--kinds={options.kinds!r} is not a list of {', '.join(KINDS)}."
+        )
+    if options.times < 1:
+        raise ValueError(f"--times={options.times}, but must be at least 1.")
+    cli.use_compilation_cache()
+    run, config = cli.open_run(options)
+    sigma_rels = cli.number_list("--sigma_rel", options.sigma_rel)
+    sigma_rels = sorted(sigma_rels or config.evaluation.sigma_rels)
+    out = options.out or run.path / "sweeps"
+    out.mkdir(parents=True, exist_ok=True)
+    backend.keep_freed_memory()
+    data.prepare(config.data)
+    spec = resolve.resolve_network(config)
+    heldout = HeldOut(diffusion.Denoiser(spec, config.loss.sigma_data), config)
+    listing = snapshots.scan(run.snapshots)
+    for damaged in listing.damaged:
+        print(f"Left out: {damaged}", file=sys.stderr)
+    with cli.progress_bar() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        measured = sweeps.Sweeps(
+            heldout, listing.snapshots, out / "points.json", on_progress
+        )
+        found = _measure(measured, heldout, kinds, sigma_rels, options)
+    run_dir.write_json(out / "sweeps.json", found)
+    title = f"{config.letter.upper()} {config.title}"
+    for drawing in report.draw_sweeps(
+        title, found["lengths"], found["over_time"], found["by_group"]
+    ):
+        (out / f"{drawing.name}.png").write_bytes(drawing.png())
+    _print(found)
+    print(f"Drawn in {out}")
+
+
+def _measure(
+    measured: sweeps.Sweeps,
+    heldout: HeldOut,
+    kinds: list[str],
+    sigma_rels: list[float],
+    options: argparse.Namespace,
+) -> dict[str, list[dict]]:
+    whole = measured.lengths(sigma_rels)
+    if not whole.sigma_rel:
+        raise ValueError(
+            "The snapshots express none of the lengths asked for: choose others with "
+            "--sigma_rel, or store snapshots more often (training.snapshot_mimg)."
+        )
+    over_time, by_group = [], []
+    if "time" in kinds:
+        over_time = measured.over_time(sigma_rels, options.times)
+    if "groups" in kinds:
+        params = heldout.abstract_params
+        groups = sweeps.levels(params)
+        if options.tensors:
+            groups = sweeps.tensors(params, options.tensors)
+        fixed = options.fixed or sweeps.optimum(whole).sigma_rel
+        by_group = measured.by_group(groups, sigma_rels, fixed)
+    curves = {"lengths": [whole], "over_time": over_time, "by_group": by_group}
+    return {
+        name: [c._asdict() | {"optimum": sweeps.optimum(c)._asdict()} for c in each]
+        for name, each in curves.items()
+    }
+
+
+def _print(found: dict[str, list[dict]]) -> None:
+    print(f"{'':40} {'best':>6} {'fitted':>7} {'loss':>8}")
+    for curve in [*found["lengths"], *found["over_time"], *found["by_group"]]:
+        best, fitted = curve["optimum"], curve["optimum"]["fitted_sigma_rel"]
+        name = f"{curve['group']} at {curve['nimg']:,} images"
+        shown = "-" if fitted is None else f"{fitted:.3f}"
+        print(f"{name:40} {best['sigma_rel']:6.3f} {shown:>7} {best['loss']:8.4f}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.run_parser(__doc__)
+    parser.add_argument(
+        "--sigma_rel", default="", help="lengths (those of evaluation.sigma_rels)"
+    )
+    parser.add_argument("--kinds", default=",".join(KINDS), help="(%(default)s)")
+    parser.add_argument(
+        "--times", type=int, default=6, help="of the training (%(default)s)"
+    )
+    parser.add_argument(
+        "--tensors",
+        default="",
+        help="a regular expression: sweep each tensor of such a name by itself",
+    )
+    parser.add_argument(
+        "--fixed", type=float, help="length of the other parts (the best of all)"
+    )
+    parser.add_argument("--out", type=Path, help="directory (RUN/sweeps)")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,300 @@
+"""Reconstructed files: ancestry, damage, and going on after a kill."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from edm_jax import ema
+from edm_jax.ema import posthoc, rebuild, snapshots
+
+TRACKED = (0.05, 0.10)
+BATCH = 128
+COUNT = 12
+UNITS = 1000
+
+
+def store(directory, count=COUNT, units=UNITS):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        for sigma_rel in TRACKED:
+            profile = ema.PowerProfile(sigma_rel)
+            meta = ema.SnapshotMeta(profile, (i + 1) * 4096, BATCH, "c0ffee")
+            tree = {
+                "a": {"w": rng.standard_normal((units // 10, 9))},
+                "b": rng.random(units // 10),
+            }
+            snapshots.write(directory, tree, meta)
+    return directory
+
+
+def request(*sigma_rels, **fields):
+    targets = [(None, ema.PowerProfile(s)) for s in sigma_rels or (0.05, 0.07, 0.15)]
+    return rebuild.Request(targets, **fields)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(snapshots, "CHUNK", 128)
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_files_hold_what_memory_would(tmp_path):
+    stored = store(tmp_path / "in")
+    _, paths = rebuild.run(stored, request(), tmp_path / "out")
+    expected = ema.reconstruct(stored, [0.05, 0.07, 0.15])
+    for path, sigma_rel in zip(paths, (0.05, 0.07, 0.15), strict=True):
+        params, meta = snapshots.read(path)
+        assert meta.profile == ema.PowerProfile(sigma_rel)
+        for name, leaf in snapshots.flatten(expected[sigma_rel].params).items():
+            np.testing.assert_array_equal(snapshots.flatten(params)[name], leaf)
+
+
+def test_an_output_tells_its_full_ancestry(tmp_path):
+    stored = store(tmp_path / "in")
+    job, (path,) = rebuild.run(stored, request(0.07), tmp_path / "out")
+    ancestry = snapshots.open_snapshot(path).meta.ancestry
+    found = {i["file"]: i for i in ancestry["inputs"]}
+    assert len(found) == 2 * COUNT
+    for each in snapshots.list_snapshots(stored):
+        words = found[each.path.name]
+        assert words["checksum"] == each.checksum
+        assert words["nimg"] == each.meta.nimg
+        assert words["profile"] == {
+            "kind": "power",
+            "sigma_rel": each.meta.profile.sigma_rel,
+        }
+    (solution,) = job.plan.solutions
+    assert [i["coefficient"] for i in ancestry["inputs"]] == list(solution.coefficients)
+    assert ancestry["fit_error"] == solution.fit_error
+    assert "2312.02696" in ancestry["method"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_outputs_come_in_the_format_asked_for(tmp_path, dtype):
+    stored = store(tmp_path / "in")
+    _, (path,) = rebuild.run(stored, request(0.07, dtype=dtype), tmp_path / "out")
+    params, meta = snapshots.read(path)
+    assert meta.dtype == dtype
+    exact = ema.reconstruct(stored, [0.07])[0.07].params["b"]
+    np.testing.assert_allclose(params["b"], exact, rtol=1.01 * meta.unit_roundoff)
+
+
+def test_targets_at_several_times_take_one_pass(tmp_path):
+    stored = store(tmp_path / "in")
+    profile = ema.PowerProfile(0.07)
+    times = [6 * 4096, 9 * 4096, None]
+    job, paths = rebuild.run(
+        stored, rebuild.Request([(t, profile) for t in times]), tmp_path / "out"
+    )
+    assert job.plan.bytes_to_read == 2 * COUNT * 4 * UNITS
+    for path, nimg in zip(paths, times, strict=True):
+        alone = ema.reconstruct(stored, [0.07], nimg=nimg)[0.07].params["b"]
+        np.testing.assert_allclose(snapshots.read(path)[0]["b"], alone, rtol=1e-6)
+
+
+def test_finished_targets_are_not_made_again(tmp_path, monkeypatch):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    rebuild.run(stored, request(), out)
+    before = contents(out)
+    stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    monkeypatch.setattr(posthoc, "combine", None)
+    rebuild.run(stored, request(), out)
+    assert contents(out) == before
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def test_more_training_makes_a_finished_target_anew(tmp_path):
+    stored, out = store(tmp_path / "in", count=8), tmp_path / "out"
+    at = [(8 * 4096, ema.PowerProfile(0.07))]
+    rebuild.run(stored, rebuild.Request(at), out)
+    before = contents(out)
+    store(tmp_path / "in", count=9)
+    rebuild.run(stored, rebuild.Request(at), out)
+    assert contents(out) == before  # later snapshots are no part of it
+    os.unlink(next((tmp_path / "in").glob("power-0.050-*8192.safetensors")))
+    rebuild.run(stored, rebuild.Request(at), out)
+    assert contents(out) != before
+
+
+def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    rebuild.run(stored, request(), tmp_path / "undisturbed")
+    chunks = []
+    combine = posthoc.combine
+
+    def interrupted(plan, todo, *rest):
+        for chunk in combine(plan, todo, *rest):
+            yield chunk
+            chunks.append(chunk)
+            if len(chunks) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(posthoc, "combine", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild.run(stored, request(), out)
+    assert not list(out.glob("*.safetensors"))
+    asked = []
+    monkeypatch.setattr(
+        posthoc,
+        "combine",
+        lambda p, todo, *r: asked.extend(todo) or combine(p, todo, *r),
+    )
+    progress = []
+    rebuild.run(
+        stored, request(), out, lambda done, total: progress.append((done, total))
+    )
+    assert len(asked) == -(-UNITS // 128) - 3
+    assert progress[-1][0] == progress[-1][1]
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_journal_of_other_snapshots_is_not_believed(tmp_path, monkeypatch):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    combine = posthoc.combine
+
+    def interrupted(plan, todo, *rest):
+        yield from list(combine(plan, todo, *rest))[:3]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(posthoc, "combine", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild.run(stored, request(), out)
+    monkeypatch.undo()
+    monkeypatch.setattr(snapshots, "CHUNK", 128)
+    os.unlink(next(stored.glob("power-0.100-*8192.safetensors")))
+    rebuild.run(stored, request(), out)
+    rebuild.run(stored, request(), tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def flip(path, offset=-40):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "foreign"])
+def test_a_damaged_snapshot_is_left_out_told_and_solved_without(tmp_path, how):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    bad = stored / "power-0.050-000000016384.safetensors"
+    if how == "flipped":
+        flip(bad)
+    elif how == "cut":
+        bad.write_bytes(bad.read_bytes()[:-100])
+    else:
+        bad.write_bytes(b"PK\x03\x04" * 100)
+    told = []
+    job, paths = rebuild.run(
+        stored, request(), out, on_damage=lambda error, again: told.append(error)
+    )
+    assert [e.path.name for e in job.left_out] == [bad.name]
+    assert len(told) == (how == "flipped")  # the others show in their headers
+    assert len(job.plan.sources) == 2 * COUNT - 1
+    for path in paths:
+        assert snapshots.open_snapshot(path).meta.ancestry["left_out"] == [bad.name]
+    os.unlink(bad)
+    clean = ema.reconstruct(stored, [0.15])[0.15].params["b"]
+    np.testing.assert_array_equal(snapshots.read(paths[2])[0]["b"], clean)
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in paths)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_strict_refuses_a_damaged_snapshot_by_name(tmp_path, how):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    bad = stored / "power-0.050-000000016384.safetensors"
+    flip(bad)
+    if how == "cut":
+        bad.write_bytes(bad.read_bytes()[:-100])
+    with pytest.raises(ema.Damaged, match=bad.name):
+        rebuild.run(stored, request(strict=True), out)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_damaged_last_snapshot_does_not_move_the_time_that_is_meant(tmp_path):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    for sigma_rel in TRACKED:
+        flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors")
+    with pytest.raises(
+        ValueError, match=f"Without it: .* the last snapshot, at {11 * 4096}"
+    ):
+        rebuild.run(stored, request(0.07), out)
+
+
+def test_outputs_that_do_not_fit_the_disk_are_refused_before(tmp_path, monkeypatch):
+    job = rebuild.prepare(store(tmp_path / "in"), request())
+    rebuild.check_space(job, tmp_path / "out")
+    usage = rebuild.shutil.disk_usage(tmp_path)._replace(free=11_999)
+    monkeypatch.setattr(rebuild.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match="take 1.2e-05 GB"):
+        rebuild.check_space(job, tmp_path / "out")
+
+
+def test_outputs_go_to_an_object_store_as_well(tmp_path, bucket):
+    stored = store(tmp_path / "in")
+    _, (path,) = rebuild.run(stored, request(0.07), f"{bucket}/out")
+    local = rebuild.run(stored, request(0.07), tmp_path / "out")[1][0]
+    assert path.read_bytes() == local.read_bytes()
+    _, again = rebuild.run(stored, request(0.07), f"{bucket}/out")
+    assert again == [path]
+
+
+COMMAND = """
+import sys
+from edm_jax import ema
+from edm_jax.ema import rebuild, snapshots
+snapshots.CHUNK = 4096
+targets = [(None, ema.PowerProfile(s)) for s in (.05, .06, .08, .15)]
+rebuild._JOURNAL_SECONDS = 0.01
+rebuild.run(sys.argv[1], rebuild.Request(targets), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_leave_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "CHUNK", 4096)
+    stored = store(tmp_path / "in", count=32, units=1_000_000)
+    command = [sys.executable, "-c", COMMAND, str(stored)]
+    start = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    seconds = time.monotonic() - start
+    whole = contents(tmp_path / "whole")
+    rng = np.random.default_rng(0)
+    for kill, moment in enumerate(seconds * np.linspace(0.15, 1.0, 10)):
+        out = tmp_path / f"out{kill}"
+        process = subprocess.Popen([*command, str(out)])
+        time.sleep(moment * rng.uniform(0.9, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        subprocess.run([*command, str(out)], check=True)
+        assert contents(out) == whole
+
+
+def test_a_plan_counts_what_it_will_read_and_write(tmp_path):
+    job = rebuild.prepare(store(tmp_path / "in"), request(0.07, 0.15, dtype="float16"))
+    assert job.plan.bytes_to_read == 2 * COUNT * 4 * UNITS
+    assert job.bytes_to_write == 2 * 2 * UNITS
+    stored_target = rebuild.prepare(tmp_path / "in", request(0.10))
+    assert stored_target.plan.bytes_to_read == 4 * UNITS
+
+
+def test_a_target_without_hope_is_refused_before_anything_is_read(tmp_path):
+    stored = store(tmp_path / "in")
+    with pytest.raises(ValueError, match="cannot express power-0.004"):
+        rebuild.run(stored, request(0.07, 0.004), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    forced = request(0.07, 0.004, max_error=math.inf)
+    _, paths = rebuild.run(stored, forced, tmp_path / "out")
+    error = snapshots.open_snapshot(paths[1]).meta.ancestry["fit_error"]
+    assert error > ema.MAX_ERROR
+    assert json.dumps(snapshots.open_snapshot(paths[1]).meta.ancestry)

@@ -1,0 +1,237 @@
+"""Snapshots on disk: what is written is read, and what is not whole is named."""
+
+import os
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from edm_jax import ema
+from edm_jax.ema import container, snapshots
+
+BATCH = 128
+
+
+def meta(nimg=4096, sigma_rel=0.05, dtype="float32", config_hash="c0ffee", **fields):
+    profile = ema.PowerProfile(sigma_rel)
+    return ema.SnapshotMeta(profile, nimg, BATCH, config_hash, dtype, **fields)
+
+
+def tree(scale=1.0):
+    rng = np.random.default_rng(0)
+    return {
+        "enc": {"conv": {"kernel": scale * rng.standard_normal((3, 3, 4, 8))}},
+        "out_gain": np.asarray(0.25 * scale),
+    }
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Checksums over 100 elements, so that small files have several."""
+    monkeypatch.setattr(snapshots, "CHUNK", 100)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "roundoff"),
+    [("float32", 2.0**-24), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)],
+)
+def test_a_snapshot_reads_back_as_it_was_rounded(
+    tmp_path, small_chunks, dtype, roundoff
+):
+    path = snapshots.write(tmp_path, tree(), meta(dtype=dtype))
+    params, header = snapshots.read(path)
+    opened = snapshots.open_snapshot(path)
+    assert header == meta(dtype=dtype) == opened.meta
+    assert len(opened.digests) == 3
+    assert header.unit_roundoff == roundoff
+    flat, expected = snapshots.flatten(params), snapshots.flatten(tree())
+    assert flat.keys() == expected.keys() == {"enc/conv/kernel", "out_gain"}
+    for name, leaf in flat.items():
+        assert leaf.dtype == np.float32
+        assert leaf.shape == expected[name].shape
+        np.testing.assert_allclose(leaf, expected[name], rtol=1.001 * roundoff)
+
+
+def test_the_safetensors_library_reads_a_snapshot(tmp_path):
+    path = snapshots.write(tmp_path, tree(), meta())
+    arrays = safetensors.numpy.load_file(path)
+    expected = snapshots.flatten(tree())
+    assert arrays.keys() == expected.keys()
+    for name, leaf in arrays.items():
+        np.testing.assert_array_equal(leaf, expected[name].astype(np.float32))
+    with safetensors.safe_open(path, framework="np") as file:
+        assert file.metadata()["nimg"] == "4096"
+
+
+def test_a_snapshot_knows_its_libraries_and_a_coarser_format_it_went_through(tmp_path):
+    path = snapshots.write(tmp_path, tree(), meta(rounded="float16"))
+    found = snapshots.open_snapshot(path).meta
+    assert {"python", "numpy", "jax"} <= found.versions.keys()
+    assert found.versions["numpy"] == np.__version__
+    assert found.unit_roundoff == 2.0**-11
+
+
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [
+        (ema.PowerProfile(0.05), "power-0.050-000000065536"),
+        (ema.PowerProfile(0.0504), "power-0.0504-000000065536"),
+        (ema.TraditionalProfile(50, 0.05), "traditional-50.000-000000065536"),
+        (ema.UniformProfile(1024, 2048), "uniform-1024-2048-000000065536"),
+        (ema.UniformProfile(1024), "uniform-1024-000000065536"),
+        (ema.FunctionProfile("late half"), "function-late-half-000000065536"),
+    ],
+)
+def test_the_file_name_tells_profile_and_nimg(tmp_path, profile, name):
+    wanted = ema.SnapshotMeta(profile, 65536, BATCH, "c0ffee")
+    path = snapshots.write(tmp_path, tree(), wanted)
+    assert path.name == name + ".safetensors"
+    assert snapshots.open_snapshot(path).meta == wanted
+
+
+def test_tables_of_other_weights_have_other_names():
+    labels = {ema.TableProfile((0, 5), (1, w)).label for w in (1, 2, 2.5)}
+    assert len(labels) == 3 and all(label.startswith("table-") for label in labels)
+
+
+def test_the_header_and_not_the_name_says_what_a_snapshot_is(tmp_path):
+    path = snapshots.write(tmp_path, tree(), meta(nimg=1024))
+    path.rename(tmp_path / "a.safetensors")
+    snapshots.write(tmp_path, tree(), meta(nimg=512))
+    found = snapshots.list_snapshots(tmp_path)
+    assert [each.meta.nimg for each in found] == [512, 1024]
+
+
+def test_weights_keep_their_order_when_stored_from_a_transposed_view(tmp_path):
+    kernel = np.arange(6.0).reshape(2, 3).T
+    path = snapshots.write(tmp_path, {"kernel": kernel}, meta())
+    np.testing.assert_array_equal(snapshots.read(path)[0]["kernel"], kernel)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "pwrite"])
+def test_an_interrupted_write_leaves_the_directory_as_it_was(
+    tmp_path, monkeypatch, failing
+):
+    path = snapshots.write(tmp_path, tree(), meta())
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="No space"):
+        snapshots.write(tmp_path, tree(scale=2.0), meta())
+    monkeypatch.undo()
+    assert snapshots.list_snapshots(tmp_path)[0].path == path
+    assert path.read_bytes() == before
+    # What was left half-written is no obstacle.
+    snapshots.write(tmp_path, tree(scale=2.0), meta())
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_others_may_read_a_snapshot_where_the_umask_lets_them(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    path = snapshots.write(tmp_path, tree(), meta())
+    assert os.stat(path).st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 1500, -1])
+def test_a_truncated_snapshot_is_named(tmp_path, size):
+    path = snapshots.write(tmp_path, tree(), meta())
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ema.Damaged, match=f"{path.name} is damaged"):
+        snapshots.list_snapshots(tmp_path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path, small_chunks):
+    path = snapshots.write(tmp_path, tree(), meta())
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.choice(len(whole), 300, replace=False):
+        torn = bytearray(whole)
+        torn[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(torn)
+        with pytest.raises(ema.Damaged, match=path.name):
+            snapshots.read(path)
+
+
+def test_a_scan_tells_snapshots_from_what_is_none(tmp_path):
+    good = snapshots.write(tmp_path, tree(), meta(1024))
+    torn = snapshots.write(tmp_path, tree(), meta(2048))
+    torn.write_bytes(torn.read_bytes()[:-4])
+    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    listing = snapshots.scan(tmp_path)
+    assert [each.path for each in listing.snapshots] == [good]
+    assert sorted(each.path.name for each in listing.damaged) == [
+        "other.safetensors",
+        torn.name,
+    ]
+
+
+def test_a_foreign_safetensors_file_is_named(tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(ema.Damaged, match="other.safetensors is not a snapshot"):
+        snapshots.read(path)
+
+
+def rewrite(path, **words):
+    """The same file with other words in its header, and a checksum that fits."""
+    header = container.read_header(path)
+    data = path.read_bytes()[header.data_start :]
+    text = container.encode(header.table, *header.codes, header.words | words)
+    path.write_bytes(text + data)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("nimg", "many", "damaged snapshot header"),
+        ("profile", '{"kind": "cosine"}', "damaged snapshot header"),
+        ("profile", '{"kind": "power", "sigma_rel": 0.5}', "damaged snapshot header"),
+        ("checksums", "[]", "damaged snapshot header"),
+        ("dtype", "float16", "damaged snapshot header"),
+        ("format_version", "1", "has snapshot format 1"),
+        ("format", "other", "is not a snapshot"),
+    ],
+)
+def test_a_header_that_cannot_be_believed_is_named(tmp_path, key, value, message):
+    path = snapshots.write(tmp_path, tree(), meta())
+    rewrite(path)
+    assert snapshots.read(path)[1] == meta()
+    rewrite(path, **{key: value})
+    with pytest.raises(ema.Damaged, match=path.name) as error:
+        snapshots.open_snapshot(path)
+    assert message in str(error.value)
+
+
+def test_missing_places_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no directory of snapshots"):
+        snapshots.list_snapshots(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="no snapshot at"):
+        snapshots.read(tmp_path / "none.safetensors")
+
+
+def test_what_cannot_be_stored_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="too large for float16"):
+        snapshots.write(tmp_path, {"w": np.array([1e6])}, meta(dtype="float16"))
+    with pytest.raises(ValueError, match="hold '/'"):
+        snapshots.write(tmp_path, {"a/b": np.zeros(2)}, meta())
+    with pytest.raises(ValueError, match="choose one of float32"):
+        meta(dtype="int8")
+    with pytest.raises(ValueError, match="at least 1 image"):
+        meta(nimg=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_snapshots_live_on_an_object_store_as_well(bucket, small_chunks):
+    for nimg in (1024, 2048):
+        for sigma_rel in (0.05, 0.10):
+            snapshots.write(f"{bucket}/snapshots", tree(nimg), meta(nimg, sigma_rel))
+    found = snapshots.list_snapshots(f"{bucket}/snapshots")
+    assert [each.meta.nimg for each in found] == [1024, 1024, 2048, 2048]
+    params = ema.reconstruct(f"{bucket}/snapshots", [0.1])[0.1].params
+    expected = tree(2048)["enc"]["conv"]["kernel"].astype(np.float32)
+    np.testing.assert_array_equal(params["enc"]["conv"]["kernel"], expected)
