@@ -22,6 +22,7 @@ from edm_jax import (
     loop,
     metrics,
     networks,
+    optim,
     resolve,
 )
 from edm_jax.checkpoint import Checkpoints
@@ -253,6 +254,24 @@ def test_last_snapshots_hold_the_averages_of_the_checkpoint(whole):
         stored = snapshots.flatten(snapshots.read(ref.path)[0])
         for leaf, array in snapshots.flatten(emas[name]).items():
             np.testing.assert_array_equal(stored[leaf], array)
+
+
+def test_averages_updated_seldom_are_brought_up_to_their_snapshots(load, tmp_path):
+    seldom = train(load(ema__update_every="4"), tmp_path)
+    state = seldom.final_state()
+    latest = optim.unprojected(state.params, state.opt_state)
+    for sigma_rel in (0.05, 0.10):
+        profile = ema.PowerProfile(sigma_rel)
+        name = ema.SnapshotMeta(profile, TOTAL * BATCH, 1, "").filename
+        stored = snapshots.flatten(snapshots.read(seldom.run.snapshots / name)[0])
+        stale = snapshots.flatten(state.emas[f"power_{sigma_rel:g}"])
+        # The last update was at step 28 of 30.
+        weight = float(ema.power_weight(2, 30, profile.gamma))
+        for leaf, now in snapshots.flatten(latest).items():
+            expected = stale[leaf] + weight * (now - stale[leaf])
+            np.testing.assert_allclose(stored[leaf], expected, rtol=1e-5, atol=1e-6)
+        moved = "unet/out_conv/kernel"
+        assert not np.allclose(stored[moved], stale[moved], rtol=1e-3)
 
 
 # Held-out loss

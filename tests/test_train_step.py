@@ -198,6 +198,29 @@ def test_profile_does_not_depend_on_how_often_it_is_updated(make):
         assert means[every] == pytest.approx(means[1] + (every - 1) / 2, abs=0.2)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 6, 23])
+def test_a_snapshot_between_updates_holds_the_profile_of_its_own_time(steps):
+    every, gamma = 4, GAMMAS[1]
+    weight = train_step.power_ema_weight(gamma, every)
+    path = np.random.default_rng(0).standard_normal(steps + 1).astype(np.float32)
+    average = path[0]
+    for step in range(steps):
+        average += float(weight(jnp.asarray(step))) * (path[step + 1] - average)
+    state = train_step.TrainState(
+        jnp.asarray(steps),
+        None,
+        {"w": jnp.asarray(path[-1])},
+        (),
+        {"p": {"w": average}},
+    )
+    bring_up = train_step.make_current_averages({"p": weight})
+    # As if it had been updated at 4, 8, ... and at the last step.
+    ends = np.append(np.arange(every, steps, every), steps)
+    mass = np.diff((ends / steps) ** (gamma + 1), prepend=0)
+    current = bring_up(state)["p"]["w"]
+    assert float(current) == pytest.approx(float(mass @ path[ends]), rel=1e-5)
+
+
 def test_mean_of_the_power_profile_is_its_closed_form():
     gamma = GAMMAS[0]
     weights = train_step.power_ema_weight(gamma)(jnp.arange(3000))

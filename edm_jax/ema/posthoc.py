@@ -23,10 +23,11 @@ from edm_jax.ema.snapshots import Params, Snapshot, Table
 from edm_jax.ema.solver import Solution
 
 MAX_ERROR = 0.1  # of a fit: a target beyond it is refused unless forced [choice]
-_BLOCK_BYTES = 2**25  # that a thread reads before it adds up
+_BLOCK_BYTES = 2**26  # that a thread reads before it adds up
 _TILE_ELEMENTS = 2**19  # that are widened to float64 at a time: a few MB of cache
 _MIN_BLOCK = 2**13  # elements
 _THREADS, _REMOTE_THREADS = 4, 16
+_FLOAT32 = np.dtype(np.float32)
 
 OnProgress = Callable[[int, int], None]  # (bytes read, bytes in all)
 Target = float | AnyProfile  # a bare number is a power function's σ_rel
@@ -167,7 +168,10 @@ def reconstruct_trees(
     nimg: float | None = None,
     max_error: float = MAX_ERROR,
 ) -> dict[Target, Reconstruction]:
-    """As reconstruct, for averages in memory: (nimg, σ_rel, nested dict of arrays)."""
+    """As reconstruct, for averages in memory: (nimg, σ_rel, nested dict of arrays).
+
+    Averages in float64 make float64 weights.
+    """
     stored = [
         (
             t,
@@ -178,11 +182,10 @@ def reconstruct_trees(
     ]
     nimg = max((t for t, _, _ in trees), default=0) if nimg is None else nimg
     plan = make_plan(stored, [(nimg, as_profile(each)) for each in targets], max_error)
+    made = in_memory(plan, dtype=max(s.result_dtype for _, _, s in stored))
     return {
         target: Reconstruction(tree, solution)
-        for target, tree, solution in zip(
-            targets, in_memory(plan), plan.solutions, strict=True
-        )
+        for target, tree, solution in zip(targets, made, plan.solutions, strict=True)
     }
 
 
@@ -197,14 +200,19 @@ def last_nimg(stored: Sequence[Snapshot]) -> int:
     return max((s.meta.nimg for s in powers), default=0)
 
 
-def in_memory(plan: Plan, on_progress: OnProgress = lambda *_: None) -> list[Params]:
-    """The float32 networks of a plan, nested dicts in the order of its targets."""
-    rows = np.empty((len(plan.solutions), plan.size), np.float32)
+def in_memory(
+    plan: Plan,
+    on_progress: OnProgress = lambda *_: None,
+    dtype: np.dtype = _FLOAT32,
+) -> list[Params]:
+    """The networks of a plan, nested dicts in the order of its targets."""
+    rows = np.empty((len(plan.solutions), plan.size), dtype)
 
     def store(start: int, values: np.ndarray) -> None:
         rows[:, start : start + values.shape[1]] = values
 
-    for _ in combine(plan, range(-(-plan.size // snapshots.CHUNK)), store, on_progress):
+    chunks = range(-(-plan.size // snapshots.CHUNK))
+    for _ in combine(plan, chunks, store, on_progress, dtype):
         pass
     return [snapshots.split(row, plan.sources[0].table) for row in rows]
 
@@ -214,16 +222,17 @@ def combine(
     chunks: Sequence[int],
     store: Callable[[int, np.ndarray], None],
     on_progress: OnProgress = lambda *_: None,
+    dtype: np.dtype = _FLOAT32,
 ) -> Generator[int, None, None]:
     """Adds up the chunks asked for, and yields the number of each once it is stored.
 
-    store(start, values (targets, elements) float64) is called by several threads, in
+    store(start, values (targets, elements) of dtype) is called by several threads, in
     rising order within a chunk. Raises Damaged where a source is not what was written,
-    ValueError where its weights are not finite.
+    ValueError where weights are not finite, or too large for the dtype.
     """
     local = all(is_local(s.path) for s in plan.sources if isinstance(s, Snapshot))
     threads = _THREADS if local else _REMOTE_THREADS
-    worker = _Worker(plan, store, on_progress)
+    worker = _Worker(plan, store, on_progress, dtype)
     # The threads are the parallelism: BLAS must not start its own in each of them.
     with (
         threadpoolctl.threadpool_limits(1, user_api="blas"),
@@ -242,9 +251,14 @@ class _Worker:
     """Adds up chunks, in threads that each have buffers of their own."""
 
     def __init__(
-        self, plan: Plan, store: Callable[[int, np.ndarray], None], report: OnProgress
+        self,
+        plan: Plan,
+        store: Callable[[int, np.ndarray], None],
+        report: OnProgress,
+        dtype: np.dtype,
     ):
         self._plan, self._store, self._report = plan, store, report
+        self._dtype = dtype
         count, targets = plan.coefficients.shape
         # Sources of one format side by side: they are widened together.
         order = sorted(range(count), key=lambda i: plan.sources[i].dtype.str)
@@ -252,7 +266,7 @@ class _Worker:
         # Eight targets at least: BLAS then treats each alike, however many there are.
         self._coefficients = np.zeros((count, -(-targets // 8) * 8))
         self._coefficients[:, :targets] = plan.coefficients[order]
-        per_element = plan.bytes_to_read / plan.size + 8 * targets
+        per_element = plan.bytes_to_read / plan.size + dtype.itemsize * targets
         fitting = int(np.log2(max(_BLOCK_BYTES / per_element, 1)))
         self._block = min(snapshots.CHUNK, max(_MIN_BLOCK, 2**fitting))
         self._tile = max(256, _TILE_ELEMENTS // max(count, self._coefficients.shape[1]))
@@ -279,15 +293,15 @@ class _Worker:
         for source, row, hasher in zip(self._sources, raw, hashers, strict=True):
             source.read(start, row)
             hasher.update(snapshots.as_bytes(row))
-        targets = len(sums)
-        for low in range(0, stop - start, self._tile):
-            high = min(low + self._tile, stop - start)
-            first = 0
-            for group in groups:
-                wide[first : first + len(group), : high - low] = group[:, low:high]
-                first += len(group)
-            added = wide[:, : high - low].T @ self._coefficients
-            sums[:, low:high] = added[:, :targets].T
+        with np.errstate(invalid="ignore", over="ignore"):  # it is looked for below
+            for low in range(0, stop - start, self._tile):
+                high = min(low + self._tile, stop - start)
+                first = 0
+                for group in groups:
+                    wide[first : first + len(group), : high - low] = group[:, low:high]
+                    first += len(group)
+                added = wide[:, : high - low].T @ self._coefficients
+                sums[:, low:high] = added[:, : len(sums)].T
         values = sums[:, : stop - start]
         if not np.isfinite(values).all():
             self._name_culprit(raw, start)
@@ -297,25 +311,28 @@ class _Worker:
             self._report(self._done, self._plan.bytes_to_read)
 
     def _arrays(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """This thread's buffers: rows by format, a float64 tile, the sums of a block."""
+        """This thread's buffers: rows by format, a float64 tile, a block of results."""
         if not hasattr(self._buffers, "arrays"):
             dtypes = [source.dtype for source in self._sources]
             kinds = sorted(set(dtypes), key=dtypes.index)
             groups = [np.empty((dtypes.count(k), self._block), k) for k in kinds]
             wide = np.empty((len(dtypes), self._tile))
-            sums = np.empty((len(self._plan.solutions), self._block))
+            sums = np.empty((len(self._plan.solutions), self._block), self._dtype)
             self._buffers.arrays = groups, wide, sums
         return self._buffers.arrays
 
     def _name_culprit(self, raw: list[np.ndarray], start: int) -> None:
         for source, row in zip(self._sources, raw, strict=True):
-            bad = ~np.isfinite(row.astype(np.float64))
+            bad = ~np.isfinite(row)
             if bad.any():
                 name = _name_at(source.table, start + int(np.argmax(bad)))
                 raise ValueError(
                     f"{source.name} holds weights that are not finite ({name}): leave "
                     "it and later ones out."
                 )
+        raise ValueError(
+            f"The sums are too large for {self._dtype}: ask for float32 results."
+        )
 
 
 class _Tree:
@@ -329,6 +346,8 @@ class _Tree:
         self._starts = np.cumsum([0, *(len(leaf) for leaf in self._leaves)])
         self.dtype = np.dtype(np.float64)
         dtypes = {leaf.dtype for leaf in self._leaves}
+        double = self.dtype in dtypes
+        self.result_dtype = self.dtype if double else _FLOAT32
         self.unit_roundoff = max(snapshots.unit_roundoff(dtype) for dtype in dtypes)
 
     def read(self, start: int, out: np.ndarray) -> None:

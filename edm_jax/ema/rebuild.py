@@ -45,14 +45,15 @@ class Job:
     plan: Plan
     metas: list[SnapshotMeta]
     left_out: list[Damaged]
+    dtype: str  # of the outputs
 
     def paths(self, out: PathLike) -> list[epath.Path]:
         return [epath.Path(out) / meta.filename for meta in self.metas]
 
     @property
     def bytes_to_write(self) -> int:
-        itemsizes = [snapshots.DTYPES[meta.dtype].itemsize for meta in self.metas]
-        return self.plan.size * sum(itemsizes)
+        itemsize = snapshots.DTYPES[self.dtype].itemsize
+        return self.plan.size * len(self.metas) * itemsize
 
 
 def prepare(directory: PathLike, request: Request) -> Job:
@@ -87,7 +88,7 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
         )
         for k, solution in enumerate(plan.solutions)
     ]
-    return Job(plan, metas, left_out)
+    return Job(plan, metas, left_out, request.dtype)
 
 
 class _DamagedSnapshot(Damaged):
@@ -194,9 +195,10 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
     def report(done: int, total: int) -> None:
         on_progress(before + done, total)
 
+    dtype = snapshots.DTYPES[job.dtype]
     try:
         # Targets that are finished stay in the plan: the others' sums do not change.
-        chunks = posthoc.combine(plan, left, sink.store, report)
+        chunks = posthoc.combine(plan, left, sink.store, report, dtype)
         with contextlib.closing(chunks):
             for chunk in chunks:
                 sink.seal(chunk)
@@ -235,9 +237,8 @@ class _Sink:
             fresh = {k: xxhash.xxh3_64() for k in self._writers}
             hashers = self._open.setdefault(chunk, fresh)
         for k, writer in self._writers.items():
-            row = snapshots.cast(writer.path.name, values[k], writer.meta.dtype)
-            writer.write(start, row)
-            hashers[k].update(snapshots.as_bytes(row))
+            writer.write(start, values[k])
+            hashers[k].update(snapshots.as_bytes(values[k]))
 
     def seal(self, chunk: int) -> None:
         if chunk not in self.done:
