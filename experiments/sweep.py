@@ -97,7 +97,8 @@ def _measure(
 
 def _print(found: dict[str, list[dict]]) -> None:
     print(f"{'':40} {'best':>6} {'fitted':>7} {'loss':>8}")
-    for curve in [*found["lengths"], *found["over_time"], *found["by_group"]]:
+    # The last time is that of the first line.
+    for curve in [*found["lengths"], *found["over_time"][:-1], *found["by_group"]]:
         best, fitted = curve["optimum"], curve["optimum"]["fitted_sigma_rel"]
         name = f"{curve['group']} at {curve['nimg']:,} images"
         shown = "-" if fitted is None else f"{fitted:.3f}"

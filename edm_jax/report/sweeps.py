@@ -74,7 +74,7 @@ def _over_time(title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
 
 
 def _by_group(title: str, curves: Curves) -> Drawing:
-    columns = min(4, len(curves))
+    columns = 3 if len(curves) in (3, 5, 6, 9) else min(4, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
