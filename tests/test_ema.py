@@ -16,6 +16,7 @@ PAPER_GAMMAS = {
     0.20: 1.826214,
     0.25: 0.719824,
 }
+P = ema.PowerProfile(0.1)
 TRACKED = [(0.05, 0.10), (0.05, 0.075, 0.10), (0.05, 0.06, 0.10, 0.20)]
 
 
@@ -251,6 +252,85 @@ def test_a_numerically_singular_basis_makes_no_coefficients_out_of_noise():
         assert solution.sum_abs < (1e4 if target == targets[0] else 100)
 
 
+@pytest.mark.slow
+def test_a_thousand_snapshots_of_four_lengths_are_well_conditioned():
+    stored = stored_profiles(1024, (0.03, 0.05, 0.10, 0.20))
+    targets = at_the_end(stored, (0.015, 0.04, 0.07, 0.13, 0.22))
+    for target, solution in zip(targets, ema.solve(stored, targets), strict=True):
+        # The plain normal equations are beyond float64: Σ|x| of hundreds in range.
+        short = target[1].sigma_rel < 0.03
+        assert solution.sum_abs < (500 if short else 5)
+        assert solution.error < 2e-6
+        assert solution.rounding_error < (2e-6 if short else 4e-8)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        ema.TraditionalProfile(5.0),
+        ema.TraditionalProfile(20.0, math.inf),
+        ema.UniformProfile(60e6, 110e6),
+        ema.UniformProfile(100e6),
+        ema.TableProfile((0, 70e6, 80e6, 134e6), (1, 1, 3, 0)),
+        ema.FunctionProfile("jump", lambda tau: np.where(tau > 77e6, 2.0, 1.0)),
+    ],
+    ids=lambda profile: profile.label,
+)
+def test_the_fit_error_of_any_profile_is_what_direct_integration_says(profile):
+    # Uneven in time, with some missing.
+    stored = [
+        s for i, s in enumerate(stored_profiles(16, (0.05, 0.10))) if i not in (3, 9)
+    ]
+    t = stored[-1][0]
+    (solution,) = ema.solve(stored, [(t, profile)])
+    assert solution.coefficients.sum() == pytest.approx(1, abs=1e-12)
+    kinks = [60e6, 70e6, 77e6, 80e6, 100e6, 110e6, 5e6 / 0.05]
+    times = np.union1d([end for end, _ in stored], np.linspace(0, t, 500))
+    edges = np.union1d(np.union1d(times, kinks), geometric(2.0**23))
+    mass = integrate(lambda tau: profile.density(tau, t), edges)
+
+    def residual(tau):
+        fitted = sum(
+            x * p.density(tau, end)
+            for x, (end, p) in zip(solution.coefficients, stored, strict=True)
+        )
+        return profile.density(tau, t) / mass - fitted
+
+    error2 = integrate(lambda tau: residual(tau) ** 2, edges)
+    norm2 = integrate(lambda tau: (profile.density(tau, t) / mass) ** 2, edges)
+    assert solution.fit_error == pytest.approx(math.sqrt(error2 / norm2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (lambda: ema.UniformProfile(5, 5), "no images in it"),
+        (lambda: ema.TableProfile((0, 1), (0, 0)), "one above zero"),
+        (lambda: ema.TableProfile((1, 0), (1, 1)), "must rise"),
+        (lambda: ema.TableProfile((1,), (1,)), "two points"),
+        (lambda: ema.TraditionalProfile(0.0), "halflife_mimg = 0.0"),
+        (lambda: ema.TraditionalProfile(1.0, -1), "rampup = -1"),
+    ],
+)
+def test_a_profile_without_weight_is_refused(profile, message):
+    with pytest.raises(ValueError, match=message):
+        profile()
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (ema.UniformProfile(200.0), "starts after the average ends"),
+        (ema.TableProfile((150, 160), (1, 1)), "gives no weight to anything"),
+        (ema.FunctionProfile("f", lambda tau: -tau), "not all finite and at least 0"),
+        (ema.FunctionProfile("f"), "known by its name only"),
+    ],
+)
+def test_a_profile_that_has_nothing_to_say_at_its_time_is_refused(profile, message):
+    with pytest.raises(ValueError, match=message):
+        ema.solve([(100.0, P)], [(100.0, profile)])
+
+
 def test_two_tracked_lengths_cover_the_papers_range_of_targets():
     stored = stored_profiles(256, (0.05, 0.10))
     targets = at_the_end(stored, (0.015, 0.02, 0.06, 0.13, 0.25))
@@ -277,9 +357,6 @@ def test_mixed_formats_count_each_snapshot_with_its_own_roundoff():
     roundoff = [2.0**-24] * 7 + [2.0**-8]
     short, long = ema.solve(stored, stored[-2:], roundoff)
     assert long.rounding_error == pytest.approx(2.0**16 * short.rounding_error)
-
-
-P = ema.PowerProfile(0.1)
 
 
 @pytest.mark.parametrize(
