@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edm_jax import ema
-from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema import combine, snapshots
 
 TRACKED = (0.05, 0.10)
 TARGETS = (0.06, 0.08, 0.12, 0.15, 0.20)
@@ -148,8 +148,8 @@ def test_files_of_mixed_formats_add_up_whatever_the_chunks(
     tmp_path, monkeypatch, chunk
 ):
     monkeypatch.setattr(snapshots, "CHUNK", chunk)
-    monkeypatch.setattr(posthoc, "_MIN_BLOCK", 16)
-    monkeypatch.setattr(posthoc, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(combine, "_MIN_BLOCK", 16)
+    monkeypatch.setattr(combine, "_BLOCK_BYTES", 1000)
     rng = np.random.default_rng(0)
     stored = {}
     for k, dtype in enumerate(["float32", "float16", "float32", "bfloat16"]):

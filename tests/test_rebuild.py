@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edm_jax import ema
-from edm_jax.ema import posthoc, rebuild, snapshots
+from edm_jax.ema import combine as combining
+from edm_jax.ema import rebuild, snapshots
 
 TRACKED = (0.05, 0.10)
 BATCH = 128
@@ -107,7 +108,7 @@ def test_finished_targets_are_not_made_again(tmp_path, monkeypatch):
     rebuild.run(stored, request(), out)
     before = contents(out)
     stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    monkeypatch.setattr(posthoc, "combine", None)
+    monkeypatch.setattr(combining, "combine", None)
     rebuild.run(stored, request(), out)
     assert contents(out) == before
     assert stamps == {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -130,7 +131,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     rebuild.run(stored, request(), tmp_path / "undisturbed")
     chunks = []
-    combine = posthoc.combine
+    combine = combining.combine
 
     def interrupted(plan, todo, *rest):
         for chunk in combine(plan, todo, *rest):
@@ -139,13 +140,13 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch):
             if len(chunks) == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(posthoc, "combine", interrupted)
+    monkeypatch.setattr(combining, "combine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rebuild.run(stored, request(), out)
     assert not list(out.glob("*.safetensors"))
     asked = []
     monkeypatch.setattr(
-        posthoc,
+        combining,
         "combine",
         lambda p, todo, *r: asked.extend(todo) or combine(p, todo, *r),
     )
@@ -160,13 +161,13 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch):
 
 def test_a_journal_of_other_snapshots_is_not_believed(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
-    combine = posthoc.combine
+    combine = combining.combine
 
     def interrupted(plan, todo, *rest):
         yield from list(combine(plan, todo, *rest))[:3]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(posthoc, "combine", interrupted)
+    monkeypatch.setattr(combining, "combine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rebuild.run(stored, request(), out)
     monkeypatch.undo()

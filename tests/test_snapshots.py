@@ -191,7 +191,7 @@ def rewrite(path, **words):
         ("nimg", "many", "damaged snapshot header"),
         ("profile", '{"kind": "cosine"}', "damaged snapshot header"),
         ("profile", '{"kind": "power", "sigma_rel": 0.5}', "damaged snapshot header"),
-        ("checksums", "[]", "damaged snapshot header"),
+        ("checksums", "[]", "checksums of other chunks"),
         ("dtype", "float16", "damaged snapshot header"),
         ("format_version", "1", "has snapshot format 1"),
         ("format", "other", "is not a snapshot"),

@@ -5,7 +5,14 @@ stores power-function averages of a pytree; `reconstruct` makes any profile of w
 stored, with the error to expect (Karras et al., arXiv 2312.02696, Sec. 3, App. C).
 """
 
-from edm_jax.ema.averaging import Averages, AverageState, gather, restore
+from edm_jax.ema.averaging import (
+    Averages,
+    AverageState,
+    gather,
+    power_weight,
+    restore,
+    traditional_weight,
+)
 from edm_jax.ema.container import Damaged
 from edm_jax.ema.posthoc import (
     MAX_ERROR,
@@ -23,9 +30,7 @@ from edm_jax.ema.profiles import (
     UniformProfile,
     gamma_from_sigma_rel,
     inner_product,
-    power_weight,
     sigma_rel_from_gamma,
-    traditional_weight,
 )
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, list_snapshots
 from edm_jax.ema.solver import RMS_ROUNDING, Solution, solve

@@ -318,42 +318,6 @@ def decimal(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
-def power_weight(
-    delta_nimg: ArrayLike, nimg_next: ArrayLike, gamma: float
-) -> np.ndarray:
-    """Weight 1 − β of the newest weights in a power-function EMA (App. C).
-
-    β = (1 − Δ/nimg_next)^(γ+1), where Δ = delta_nimg is the number of images since the
-    EMA was last updated and nimg_next the count after this step. Taken as
-    −expm1((γ+1)·log1p(−Δ/nimg_next)), which keeps its digits where Δ << nimg_next. The
-    first update, Δ = nimg_next, has weight 1. Raises ValueError unless
-    0 < Δ <= nimg_next.
-    """
-    ratio = np.asarray(delta_nimg, np.float64) / np.asarray(nimg_next, np.float64)
-    if not np.all((ratio > 0) & (ratio <= 1)):
-        raise ValueError(
-            "An EMA update spans more than no images and at most all images so far: "
-            f"got delta_nimg = {delta_nimg} at nimg_next = {nimg_next}."
-        )
-    with np.errstate(divide="ignore"):  # log1p(-1) = -inf is the first update
-        return -np.expm1((gamma + 1) * np.log1p(-ratio))
-
-
-def traditional_weight(
-    delta_nimg: ArrayLike, nimg: ArrayLike, halflife_nimg: float, rampup: float
-) -> np.ndarray:
-    """Weight 1 − 0.5^(Δ/min(halflife, rampup·nimg)) of a traditional EMA (App. B.1).
-
-    nimg is counted before the step and Δ = delta_nimg since the last update, both in
-    images. At nimg = 0 the weight is 1; rampup = inf is a constant half-life.
-    """
-    nimg = np.asarray(nimg, np.float64)
-    started = nimg > 0
-    halflife = np.minimum(halflife_nimg, rampup * np.where(started, nimg, 1.0))
-    weight = -np.expm1(-math.log(2) * np.asarray(delta_nimg, np.float64) / halflife)
-    return np.where(started, weight, 1.0)
-
-
 def inner_product(
     t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
 ) -> np.ndarray:

@@ -14,9 +14,10 @@ import numpy as np
 import xxhash
 from etils import epath
 
-from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema import combine, posthoc, snapshots
+from edm_jax.ema.combine import OnProgress, Plan
 from edm_jax.ema.container import Damaged, PathLike, is_local, partial_path
-from edm_jax.ema.posthoc import MAX_ERROR, OnProgress, Plan
+from edm_jax.ema.posthoc import MAX_ERROR
 from edm_jax.ema.profiles import AnyProfile, to_fields
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
 
@@ -198,7 +199,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
     dtype = snapshots.DTYPES[job.dtype]
     try:
         # Targets that are finished stay in the plan: the others' sums do not change.
-        chunks = posthoc.combine(plan, left, sink.store, report, dtype)
+        chunks = combine.combine(plan, left, sink.store, report, dtype)
         with contextlib.closing(chunks):
             for chunk in chunks:
                 sink.seal(chunk)

@@ -8,92 +8,22 @@ whether that part is what was written.
 
 import concurrent.futures
 import dataclasses
-import functools
-import importlib.metadata
-import json
 import math
 import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import xxhash
 from etils import epath
 
 from edm_jax.ema import container
 from edm_jax.ema.container import NO_DIGEST, Damaged, PathLike, Table
-from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
+from edm_jax.ema.meta import DTYPES, SnapshotMeta, encode, parse
 
-FORMAT = "edm_jax.snapshot"
-FORMAT_VERSION = 2
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 2**20  # elements under one checksum
-_PACKAGES = ("edm_jax", "jax", "flax", "optax", "numpy")
 
 Params = dict[str, Any]
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class SnapshotMeta:
-    """What a snapshot's header says: the profile, nimg, and where it comes from.
-
-    nimg is the number of images trained on, update_interval the number of images
-    between two updates of the EMA, config_hash the run's config, dtype the storage
-    format ('float32', 'float16' or 'bfloat16'), rounded a coarser one that the weights
-    went through before, versions the libraries that wrote it; ancestry is how it was
-    made of others, for one that was. Raises ValueError for nimg or update_interval
-    below 1 and for another dtype.
-    """
-
-    profile: AnyProfile
-    nimg: int
-    update_interval: int
-    config_hash: str
-    dtype: str = "float32"
-    rounded: str = ""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=_versions)
-    ancestry: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.nimg < 1 or self.update_interval < 1:
-            raise ValueError(
-                f"nimg = {self.nimg} and update_interval = {self.update_interval} of a "
-                "snapshot must both be at least 1 image."
-            )
-        if self.dtype not in DTYPES or self.rounded not in (*DTYPES, ""):
-            raise ValueError(
-                f"Snapshots cannot be stored as {self.dtype!r}: choose one of "
-                f"{', '.join(DTYPES)}."
-            )
-
-    @property
-    def filename(self) -> str:
-        """Such as power-0.050-000000065536.safetensors."""
-        return f"{self.profile.label}-{self.nimg:012d}.safetensors"
-
-    @property
-    def unit_roundoff(self) -> float:
-        """Half the spacing at 1 of the coarsest format that the weights went through."""
-        formats = {self.dtype, self.rounded or self.dtype}
-        return max(unit_roundoff(DTYPES[each]) for each in formats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +91,7 @@ class Writer:
         size = sum(math.prod(shape) for shape in table.values())
         self._digests = [NO_DIGEST] * -(-size // CHUNK)
         self._itemsize = DTYPES[meta.dtype].itemsize
-        header = _encode(table, meta, self._digests)
+        header = encode(table, meta, self._digests, CHUNK)
         self._data_start = len(header)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = container.partial_path(path)
@@ -192,7 +122,7 @@ class Writer:
 
     def finish(self) -> epath.Path:
         """Writes the checksums, and moves the file to its name."""
-        header = _encode(self._table, self.meta, self._digests)
+        header = encode(self._table, self.meta, self._digests, CHUNK)
         os.pwrite(self._file, header, 0)
         os.fsync(self._file)
         os.close(self._file)
@@ -250,12 +180,6 @@ def write(
             writer.discard()
         raise
     return path if writer is None else writer.finish()
-
-
-def unit_roundoff(dtype: np.dtype) -> float:
-    """Half the spacing of a format's numbers at 1."""
-    # ml_dtypes' finfo also knows NumPy's own formats.
-    return float(ml_dtypes.finfo(dtype).eps) / 2
 
 
 def as_bytes(row: np.ndarray) -> memoryview:
@@ -340,29 +264,10 @@ def open_snapshot(path: PathLike) -> Snapshot:
     """The header of a snapshot; its weights stay where they are. Raises as read does."""
     path = epath.Path(path)
     header = container.read_header(path)
-    words = header.words
-    if words.get("format") != FORMAT or container.CHECKSUM not in words:
-        raise Damaged(path, "is not a snapshot of edm_jax: move it away.")
-    if words.get("format_version") != str(FORMAT_VERSION):
-        version = words.get("format_version")
-        raise Damaged(
-            path,
-            f"has snapshot format {version}, this edm_jax reads format "
-            f"{FORMAT_VERSION}: read it with the version that wrote it.",
-        )
-    try:
-        meta = _parse_meta(words)
-        digests = tuple(json.loads(words["checksums"]))
-        size = header.data_bytes // DTYPES[meta.dtype].itemsize
-        if header.codes - {_CODES[meta.dtype]}:
-            raise ValueError("mixed formats")
-        if int(words["chunk"]) != CHUNK or len(digests) != -(-size // CHUNK):
-            raise ValueError("checksums of other chunks")
-    except (KeyError, ValueError, TypeError) as error:
-        raise Damaged(
-            path,
-            f"has a damaged snapshot header ({error}): move it away or copy it again.",
-        ) from error
+    meta, digests, chunk = parse(path, header)
+    size = header.data_bytes // DTYPES[meta.dtype].itemsize
+    if chunk != CHUNK or len(digests) != -(-size // CHUNK):
+        raise Damaged(path, "has checksums of other chunks: copy it again.")
     return Snapshot(path, meta, header.table, header.data_start, digests)
 
 
@@ -392,34 +297,3 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
             node = node.setdefault(key, {})
         node[name] = array
     return params
-
-
-def _encode(table: Table, meta: SnapshotMeta, digests: Sequence[str]) -> bytes:
-    words = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "profile": json.dumps(to_fields(meta.profile)),
-        "nimg": str(int(meta.nimg)),
-        "update_interval": str(int(meta.update_interval)),
-        "config_hash": meta.config_hash,
-        "dtype": meta.dtype,
-        "rounded": meta.rounded,
-        "versions": json.dumps(dict(meta.versions)),
-        "ancestry": json.dumps(meta.ancestry),
-        "chunk": str(CHUNK),
-        "checksums": json.dumps(list(digests)),
-    }
-    return container.encode(table, _CODES[meta.dtype], words)
-
-
-def _parse_meta(words: dict[str, str]) -> SnapshotMeta:
-    return SnapshotMeta(
-        profile=from_fields(json.loads(words["profile"])),
-        nimg=int(words["nimg"]),
-        update_interval=int(words["update_interval"]),
-        config_hash=words["config_hash"],
-        dtype=words["dtype"],
-        rounded=words["rounded"],
-        versions=json.loads(words["versions"]),
-        ancestry=json.loads(words["ancestry"]),
-    )
