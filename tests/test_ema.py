@@ -302,6 +302,26 @@ def test_the_fit_error_of_any_profile_is_what_direct_integration_says(profile):
 
 
 @pytest.mark.parametrize(
+    "profile",
+    [
+        ema.TableProfile((0, 200e6), (1, 2)),
+        ema.FunctionProfile("line", lambda tau: tau),
+        ema.UniformProfile(50e6),
+        ema.TraditionalProfile(5.0),
+        ema.PowerProfile(0.15),
+    ],
+    ids=lambda profile: profile.label,
+)
+def test_a_target_is_the_same_beside_another_time(profile):
+    stored = stored_profiles(12, (0.05, 0.10))
+    early, late = stored[-1][0], 1.25 * stored[-1][0]
+    alone = ema.solve(stored, [(early, profile)])[0]
+    beside = ema.solve(stored, [(late, profile), (early, profile)])[1]
+    np.testing.assert_allclose(beside.coefficients, alone.coefficients, atol=1e-10)
+    assert beside.fit_error == pytest.approx(alone.fit_error, rel=1e-9)
+
+
+@pytest.mark.parametrize(
     ("profile", "message"),
     [
         (lambda: ema.UniformProfile(5, 5), "no images in it"),
