@@ -166,10 +166,18 @@ class _Worker:
             self._buffers.arrays = groups, wide, sums
         return self._buffers.arrays
 
+    def _verify(self, source: Source, chunk: int) -> None:
+        """Whether it was written like this; raises Damaged where not."""
+        start = chunk * snapshots.CHUNK
+        row = np.empty(min(snapshots.CHUNK, self._plan.size - start), source.dtype)
+        source.read(start, row)
+        source.verify(chunk, xxhash.xxh3_64_hexdigest(snapshots.as_bytes(row)))
+
     def _name_culprit(self, raw: list[np.ndarray], start: int) -> None:
         for source, row in zip(self._sources, raw, strict=True):
             bad = ~np.isfinite(row)
             if bad.any():
+                self._verify(source, start // snapshots.CHUNK)
                 name = _name_at(source.table, start + int(np.argmax(bad)))
                 raise ValueError(
                     f"{source.name} holds weights that are not finite ({name}): leave "

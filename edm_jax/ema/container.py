@@ -75,6 +75,8 @@ def read_header(path: epath.Path) -> Header:
     """
     if not path.exists():
         raise FileNotFoundError(f"There is no snapshot at {path}.")
+    if path.is_dir():
+        raise Damaged(path, "is a directory and no snapshot: name a file.")
     again = "move it away or copy it again."
     file_bytes, length = path.stat().length, bytearray(8)
     read_range(path, 0, memoryview(length))
@@ -90,7 +92,14 @@ def read_header(path: epath.Path) -> Header:
         table, data_bytes = _places(header)
         codes = {entry["dtype"] for entry in header.values()}
         digest = str(words.get(CHECKSUM, ""))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         reason = f"is damaged or no safetensors file ({error}): {again}"
         raise Damaged(path, reason) from error
     blank = bytes(raw).replace(_field(digest), _field(NO_DIGEST))

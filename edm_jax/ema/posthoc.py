@@ -4,6 +4,7 @@ NumPy only; `combine` reads each snapshot once, whatever the number of targets.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ def make_plan(
     out. Raises ValueError for a target whose error would be beyond max_error, saying
     what can be had, and where nothing usable is stored.
     """
+    if not max_error > 0:
+        raise ValueError(f"max_error = {max_error}, but must be above 0.")
     _check_times(stored, targets)
     solutions: list[Any] = [None] * len(targets)
     coefficients = np.zeros((len(stored), len(targets)))
@@ -54,14 +57,18 @@ def make_plan(
             coefficients[rows, k], solutions[k] = solution.coefficients, solution
     used = np.flatnonzero(coefficients.any(axis=1)).tolist()
     sources = [stored[i][2] for i in used]
-    tables = [source.table for source in sources]
-    for source, table in zip(sources, tables, strict=True):
-        if table != tables[0]:
+    kinds = Counter(str(source.table) for source in sources)
+    usual, _ = kinds.most_common(1)[0]
+    for source in sources:
+        if str(source.table) != usual:
             raise ValueError(
-                f"{source.name} holds other weights than {sources[0].name}: give the "
-                "snapshots of one network."
+                f"{source.name} holds other weights than the snapshots beside it: give "
+                "those of one network."
             )
-    return Plan(sources, solutions, coefficients[used])
+    plan = Plan(sources, solutions, coefficients[used])
+    if not plan.size:
+        raise ValueError(f"{sources[0].name} holds no weights at all.")
+    return plan
 
 
 def from_files(

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 
 # The uniform average (gamma = 0) has relative standard deviation 1/sqrt(12).
 SIGMA_REL_LIMIT = 1 / math.sqrt(12)
+# Shorter than any two snapshots of a training could tell apart.
+SIGMA_REL_SHORTEST = 1e-4
 
 
 class Profile(Protocol):
@@ -29,13 +31,20 @@ class Profile(Protocol):
         ...
 
     def edges(self, t: float) -> Sequence[float]:
-        """The times at which the density or its slope jumps."""
+        """The times at which the density or its slope jumps, as far as is known."""
         ...
 
     @property
     def label(self) -> str:
         """A few characters for file names and tables, such as power-0.050."""
         ...
+
+
+def missing_mass(profile: "AnyProfile", t: float) -> float:
+    """What an average at time t gives to the weights before training, at time 0."""
+    if isinstance(profile, TraditionalProfile) and profile.rampup == math.inf:
+        return 2.0 ** -(t / (profile.halflife_mimg * 1e6))
+    return 0.0
 
 
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
@@ -77,13 +86,18 @@ def sigma_rel_from_gamma(gamma: float) -> float:
 class PowerProfile:
     """Power-function profile p(τ) ∝ τ^γ on (0, t], its length σ_rel relative to t.
 
-    Raises ValueError for σ_rel outside (0, 0.28867).
+    Raises ValueError for σ_rel outside [0.0001, 0.28867).
     """
 
     sigma_rel: float
     kind: ClassVar[str] = "power"
 
     def __post_init__(self) -> None:
+        if 0 < self.sigma_rel < SIGMA_REL_SHORTEST:
+            raise ValueError(
+                f"sigma_rel = {self.sigma_rel} is an average over next to nothing: "
+                f"choose {SIGMA_REL_SHORTEST} or more."
+            )
         gamma_from_sigma_rel(self.sigma_rel)
 
     @functools.cached_property
@@ -111,9 +125,10 @@ class PowerProfile:
 class TraditionalProfile:
     """Exponential profile of half-life min(halflife, rampup·nimg) (App. B.1).
 
-    halflife_mimg is in millions of images, rampup a fraction of the time trained; inf is
-    a constant half-life. Raises ValueError where either is not positive, or the
-    half-life not finite.
+    halflife_mimg is in millions of images, rampup a fraction of the time trained, at
+    most 1; inf is a constant half-life, whose density over (0, t] has the mass
+    1 − 2^(−t/halflife): the rest is on the initial weights. Raises ValueError where
+    either is out of range.
     """
 
     halflife_mimg: float
@@ -125,8 +140,10 @@ class TraditionalProfile:
             raise ValueError(
                 f"halflife_mimg = {self.halflife_mimg}: choose a finite value above 0."
             )
-        if not self.rampup > 0:
-            raise ValueError(f"rampup = {self.rampup}: choose a value above 0, or inf.")
+        if not (0 < self.rampup <= 1 or self.rampup == math.inf):
+            raise ValueError(
+                f"rampup = {self.rampup}: choose a fraction above 0 and up to 1, or inf."
+            )
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Weight per image at time t of the weights at time τ, in closed form.
@@ -144,13 +161,14 @@ class TraditionalProfile:
         return np.where(inside, rate * np.exp2(-ramp - flat), 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        """The knee."""
-        del t
-        return (self._knee,)
+        """The knee, and some half-lives before t, lest a short one is overlooked."""
+        back = t - self.halflife_mimg * 1e6 * np.array([1, 2, 4, 8, 16, 32, 64])
+        return [self._knee, *back[back > 0]]
 
     @property
     def label(self) -> str:
-        return f"traditional-{decimal(self.halflife_mimg)}"
+        rampup = "" if self.rampup == 0.05 else f"-{decimal(self.rampup)}"
+        return f"traditional-{decimal(self.halflife_mimg)}{rampup}"
 
     @property
     def _knee(self) -> float:
@@ -189,8 +207,8 @@ class UniformProfile:
 
     @property
     def label(self) -> str:
-        stop = "" if self.stop_nimg is None else f"{self.stop_nimg:.0f}"
-        return f"uniform-{self.start_nimg:.0f}-{stop}".rstrip("-")
+        stop = "" if self.stop_nimg is None else f"-{self.stop_nimg:.17g}"
+        return f"uniform-{self.start_nimg:.17g}{stop}"
 
     def _stop(self, t: float) -> float:
         if self.start_nimg >= t:
@@ -253,9 +271,7 @@ class FunctionProfile:
     """
 
     name: str
-    function: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(
-        default=None, compare=False
-    )
+    function: Callable[[np.ndarray], np.ndarray] | None = None
     kind: ClassVar[str] = "function"
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
@@ -263,7 +279,14 @@ class FunctionProfile:
         if self.function is None:
             raise ValueError(f"The function {self.name!r} is known by its name only.")
         tau = np.asarray(tau, np.float64)
-        weight = np.broadcast_to(np.asarray(self.function(tau), np.float64), tau.shape)
+        try:
+            returned = np.asarray(self.function(tau), np.float64)
+            weight = np.broadcast_to(returned, tau.shape)
+        except Exception as error:
+            raise ValueError(
+                f"The function {self.name!r} of an array of nimg failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise ValueError(
                 f"The weights that {self.name!r} gives are not all finite and at least 0."
@@ -271,8 +294,8 @@ class FunctionProfile:
         return np.where(tau <= t, weight, 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        del t
-        return ()
+        """A grid: where a function jumps, nobody says."""
+        return [*(t * np.arange(1, 2049) / 2048)]
 
     @property
     def label(self) -> str:

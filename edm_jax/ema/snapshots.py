@@ -188,7 +188,12 @@ def as_bytes(row: np.ndarray) -> memoryview:
 
 
 def cast(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values in a storage format; raises ValueError where one becomes infinite."""
+    """Values in a storage format; raises ValueError for what are no real numbers, and
+    where one becomes infinite."""
+    if np.asarray(values).dtype.kind in "OSUmMc":
+        raise ValueError(
+            f"{name} holds {values.dtype} and no real numbers: leave it out."
+        )
     with np.errstate(over="ignore"):
         stored = np.asarray(values, DTYPES[dtype], order="C")
     if stored.dtype.itemsize < 4 and np.any(np.isinf(stored) & np.isfinite(values)):
@@ -243,6 +248,8 @@ def scan(directory: PathLike) -> Listing:
             return open_snapshot(path)
         except Damaged as error:
             return error
+        except OSError as error:  # a directory, a dangling link, no permission
+            return Damaged(path, f"cannot be read ({error.strerror or error}).")
 
     paths = sorted(p for p in directory.glob("*.safetensors") if p.name[0] != ".")
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -278,8 +285,11 @@ def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
     """
     flat = {}
     for name, value in params.items():
-        if not name or "/" in name:
-            raise ValueError(f"{prefix}{name!r}: a name must not be empty or hold '/'.")
+        if not name or "/" in name or name == "__metadata__":
+            raise ValueError(
+                f"{prefix}{name!r}: a name must not be empty, hold '/' or be "
+                "'__metadata__'."
+            )
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}/")
         else:

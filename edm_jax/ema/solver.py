@@ -21,6 +21,7 @@ from edm_jax.ema.profiles import (
     PowerProfile,
     TraditionalProfile,
     inner_product,
+    missing_mass,
 )
 
 # RMS error of rounding N(0, 1) weights to nearest, in units of the unit roundoff u. At
@@ -30,6 +31,7 @@ RMS_ROUNDING = 0.4254
 _FLOOR = 1e-12
 # On an interval with steepness·ln(b/a) <= 3, eight nodes integrate τ^steepness to 1e-14.
 _NODES, _GROWTH = 8, 3.0
+_MAX_INTERVALS = 2**16
 _X, _W = np.polynomial.legendre.leggauss(_NODES)
 
 Stored = tuple[float, PowerProfile]  # (nimg, profile)
@@ -41,8 +43,9 @@ class Solution:
     """How one target profile is made of stored ones, and the error to expect.
 
     coefficients is float64 (snapshots,) and sums to 1; sum_abs is Σ|x|. fit_error is
-    ‖p − p̂‖/‖p‖ of the profiles: the relative error of the average if the weights were
-    white noise over time, and far less for weights that move smoothly. rounding_error
+    ‖p − p̂‖/‖p‖ of the profiles, plus the mass of p that lies on the weights before
+    training: the relative error of the average if the weights were white noise over
+    time, and far less for weights that move smoothly. rounding_error
     is the RMS error, relative to a unit-RMS weight, that the snapshots' storage format
     is expected to leave.
     """
@@ -110,7 +113,7 @@ def solve(
             profile=profile,
             coefficients=x[:, k],
             sum_abs=float(np.abs(x[:, k]).sum()),
-            fit_error=float(fit_error[k]),
+            fit_error=float(fit_error[k]) + missing_mass(profile, nimg),
             rounding_error=float(rounding[k]),
         )
         for k, (nimg, profile) in enumerate(targets)
@@ -159,13 +162,18 @@ def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Target]) -> np.nd
     """Ends of intervals on which every profile is smooth, from 0 to the last target."""
     last = max(nimg for nimg, _ in targets)
     kinks = [edge for nimg, profile in targets for edge in profile.edges(nimg)]
+    kinks = [edge for edge in kinks if edge > 1e-12 * last]
     powers = [p.gamma for _, p in targets if isinstance(p, PowerProfile)]
     steepness = gamma.max() + max([gamma.max(), *powers])
-    # What lies below holds less than 1e-22 of any stored profile's square.
-    lowest = t.min() * 10 ** (-22 / (2 * gamma.min() + 1))
-    marks = np.unique([lowest, *t, *(nimg for nimg, _ in targets), *kinks])
+    # What lies below holds less than 1e-22 of the square of any power function.
+    lowest = t.min() * 10 ** (-22 / (2 * min([gamma.min(), *powers]) + 1))
+    lowest = min([lowest, *(edge / 2 for edge in kinks)])
+    # A hundredth of the first time on, whatever is steep is as good as zero.
+    early = t.min() / 100
+    marks = np.unique([lowest, early, *t, *(nimg for nimg, _ in targets), *kinks])
     marks = marks[(marks >= lowest) & (marks <= last)]
-    counts = np.ceil(np.diff(np.log(marks)) * steepness / _GROWTH).astype(int)
+    local = np.where(marks[1:] <= early, min(steepness, 6.0), steepness)
+    counts = np.ceil(np.diff(np.log(marks)) * local / _GROWTH).astype(int)
     parts = [
         np.geomspace(low, high, count, endpoint=False)
         for low, high, count in zip(marks[:-1], marks[1:], counts, strict=True)
@@ -196,6 +204,10 @@ def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
         if not unsettled.any():
             break
         edges = np.sort(np.append(edges, middles[unsettled]))
+        if len(edges) > _MAX_INTERVALS:
+            raise ValueError(
+                f"{profile.label} is too rough to be integrated: give a smoother one."
+            )
     return edges
 
 
