@@ -129,7 +129,10 @@ class Sweeps:
         self._heldout, self._stored, self._memory = heldout, stored, memory
         self._report = on_progress
         made_of = {snapshot.path.name: snapshot.checksum for snapshot in stored}
-        known = run_dir.read_json(memory)
+        try:
+            known = run_dir.read_json(memory)
+        except ValueError:  # torn: what it held is measured again
+            known = {}
         known = known if known.get("snapshots") == made_of else {}
         self._points: dict[str, float] = known.get("points", {})
         self._made_of = made_of
@@ -162,6 +165,11 @@ class Sweeps:
         """Loss against the length of one group, all else at `fixed` (Fig. 5b)."""
         nimg = posthoc.last_nimg(self._stored)
         found = errors(self._stored, [*sigma_rels, fixed], nimg)
+        if found[fixed] > posthoc.MAX_ERROR:
+            raise ValueError(
+                f"The snapshots cannot express sigma_rel = {fixed} of the other parts: "
+                f"its error would be {found[fixed]:.2g}; choose another length for them."
+            )
         wanted = [s for s in sigma_rels if found[s] <= posthoc.MAX_ERROR]
         missing = [
             (group, s)

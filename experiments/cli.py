@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -17,7 +18,8 @@ from etils import epath
 import configs
 from edm_jax.run_dir import RunDir, read_json
 
-EXPECTED = (ValueError, OSError)
+OBJECT_STORES = ("gs", "s3", "az", "hf")
+EXPECTED = (ValueError, OSError, ImportError)
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
@@ -58,7 +60,9 @@ def parse_config(
 def run_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with --run, and --config for snapshots of the original code."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--run",
@@ -93,6 +97,8 @@ def _taken_over(options: argparse.Namespace) -> Path:
     # Imported here: it needs JAX and the configs, and few commands need it.
     from experiments import originals
 
+    if not options.run:
+        raise ValueError("--run is empty: name a run directory.")
     path = Path(options.run)
     if (path / "config.json").exists() or not (files := originals.find(path)):
         return path
@@ -104,7 +110,11 @@ def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]
 
     --run is a run directory, here or on an object store, or one that holds snapshots.
     """
-    remote = "://" in options.run
+    scheme, remote, _ = options.run.partition("://")
+    if remote and scheme not in OBJECT_STORES:
+        raise ValueError(
+            f"--run={options.run!r}: object stores are {', '.join(OBJECT_STORES)}."
+        )
     directory = epath.Path(options.run if remote else _taken_over(options))
     if (directory / "config.json").exists():
         recorded = json.loads((directory / "config.json").read_text())
@@ -120,9 +130,9 @@ def number_list(option: str, text: str) -> list[float]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     try:
         if parts[-2:-1] != ["..."]:
-            return [float(part) for part in parts]
-        *first, before, start = (float(part) for part in parts[:-2])
-        stop, step = float(parts[-1]), start - before
+            return [_finite(part) for part in parts]
+        *first, before, start = (_finite(part) for part in parts[:-2])
+        stop, step = _finite(parts[-1]), start - before
         count = round((stop - start) / step)
         if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
             raise ValueError
@@ -131,18 +141,28 @@ def number_list(option: str, text: str) -> list[float]:
         return [*first, before, start, *rest]
     except (ValueError, ZeroDivisionError):
         raise ValueError(
-            f"{option}={text!r} is not a list such as 0.05,0.13 or 0.02,0.04,...,0.2."
+            f"{option}={text!r} is not a list of numbers, such as 1,2 or 0.02,0.04,...,0.2."
         ) from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command; an expected error is one sentence and exit status 2."""
+    name = Path(sys.argv[0]).stem
     try:
         main()
     except EXPECTED as error:
         sentence = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).stem}: {sentence}", file=sys.stderr)
+        print(f"{name}: {sentence}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again.", file=sys.stderr)
+        sys.exit(130)
 
 
 def use_compilation_cache() -> None:

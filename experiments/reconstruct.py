@@ -11,12 +11,13 @@ to expect from the snapshots' format, relative to a unit weight.
 """
 
 import argparse
-import importlib.util
+import csv
 import math
+import re
+import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import rich.progress
 from etils import epath
 
@@ -25,6 +26,7 @@ from edm_jax.disk import human
 from edm_jax.ema import rebuild, snapshots
 from experiments import cli
 
+_NUMBER = r"\d*\.?\d+(?:[eE][+-]?\d+)?"
 PROFILES = """a profile that is no power function; may be given several times:
 halflife:MIMG[,RAMPUP] (traditional, in millions of images; RAMPUP 0.05, inf for none),
 uniform:FROM[-TO] (in images), table:FILE.csv (rows of nimg,weight), function:FILE.py:NAME
@@ -111,9 +113,15 @@ def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfi
     profiles += [parse_profile(text) for text in options.profile]
     if not profiles:
         raise ValueError("Name a target: --sigma_rel=0.05,0.13 or --profile=....")
-    times = [int(t) for t in cli.number_list("--nimg", options.nimg)] or [None]
+    times = [_whole(t) for t in cli.number_list("--nimg", options.nimg)] or [None]
     targets = [(nimg, profile) for nimg in times for profile in profiles]
     return list(dict.fromkeys(targets))
+
+
+def _whole(nimg: float) -> int:
+    if nimg != int(nimg) or nimg < 1:
+        raise ValueError(f"--nimg={nimg:g} is no whole number of images.")
+    return int(nimg)
 
 
 def parse_profile(text: str) -> ema.AnyProfile:
@@ -121,17 +129,21 @@ def parse_profile(text: str) -> ema.AnyProfile:
     kind, _, rest = text.partition(":")
     try:
         if kind == "halflife":
-            halflife, *rampup = [float(part) for part in rest.split(",")]
-            return ema.TraditionalProfile(halflife, *rampup)
+            numbers = re.fullmatch(rf"({_NUMBER})(?:,({_NUMBER}|inf))?", rest)
+            if numbers is None:
+                raise ValueError("write halflife:MIMG or halflife:MIMG,RAMPUP.")
+            return ema.TraditionalProfile(*(float(n) for n in numbers.groups() if n))
         if kind == "uniform":
-            start, _, stop = rest.partition("-")
+            numbers = re.fullmatch(rf"({_NUMBER})(?:-({_NUMBER})?)?", rest)
+            if numbers is None:
+                raise ValueError("write uniform:FROM or uniform:FROM-TO, in images.")
+            start, stop = numbers.groups()
             return ema.UniformProfile(float(start), float(stop) if stop else None)
         if kind == "table":
-            rows = np.loadtxt(rest, delimiter=",", ndmin=2)
-            return ema.TableProfile(tuple(rows[:, 0]), tuple(rows[:, 1]))
+            return _load_table(rest)
         if kind == "function":
             return _load_function(rest)
-    except (TypeError, IndexError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"--profile={text!r}: {error}") from error
     raise ValueError(
         f"--profile={text!r} is none of halflife:MIMG, uniform:FROM-TO, "
@@ -139,18 +151,29 @@ def parse_profile(text: str) -> ema.AnyProfile:
     )
 
 
+def _load_table(file: str) -> ema.TableProfile:
+    if not Path(file).is_file():
+        raise ValueError(f"there is no file {file!r}.")
+    with open(file, encoding="utf-8", newline="") as opened:
+        rows = [row for row in csv.reader(opened) if row]
+    try:
+        nimg, weight = zip(*[map(float, row) for row in rows], strict=True)
+    except ValueError:
+        raise ValueError(f"{file} is not made of rows nimg,weight.") from None
+    return ema.TableProfile(nimg, weight)
+
+
 def _load_function(text: str) -> ema.FunctionProfile:
     file, _, name = text.rpartition(":")
     if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no file {file!r} with a function {name!r}.")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if function is None:
+        raise ValueError("write function:FILE.py:NAME, of a file that is there.")
+    try:
+        scope = runpy.run_path(file)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{file} fails: {type(error).__name__}: {error}") from error
+    if name not in scope:
         raise ValueError(f"{file} has no function {name!r}.")
-    return ema.FunctionProfile(name, function)
+    return ema.FunctionProfile(name, scope[name])
 
 
 def _print_plan(job: rebuild.Job, out: epath.Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edm_jax import backend, data, diffusion, ema, evaluation, resolve
+from edm_jax import backend, data, diffusion, ema, evaluation, networks, resolve
 from edm_jax.ema import snapshots
 from edm_jax.heldout import Inference
-from edm_jax.networks import Params
+from edm_jax.networks import Params, UNetSpec
 from edm_jax.run_dir import RunDir
 from experiments import cli
 
@@ -39,8 +39,8 @@ def main() -> None:
     cli.use_compilation_cache()
     run, config = cli.open_run(options)
     backend.keep_freed_memory()
-    params = _weights(run, options)
     spec = resolve.resolve_network(config)
+    params = _weights(run, spec, options)
     denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
     inference = Inference(denoiser, min(config.evaluation.batch_size, len(seeds)))
     with cli.progress_bar() as bar:
@@ -60,14 +60,31 @@ def main() -> None:
     print(f"Wrote {len(images)} images to {out}")
 
 
-def _weights(run: RunDir, options: argparse.Namespace) -> Params:
+def _fitting(path: str, abstract_params: Params) -> Params:
+    """The weights of a file; raises ValueError where they are of another network."""
+    params, _ = snapshots.read(path)
+    found, wanted = (
+        {name: tuple(leaf.shape) for name, leaf in snapshots.flatten(tree).items()}
+        for tree in (params, abstract_params)
+    )
+    if found != wanted:
+        name = min(found.items() ^ wanted.items())[0]
+        raise ValueError(
+            f"{path} holds the weights of another network than the run's: {name} is "
+            f"{found.get(name, 'not there')}, and not {wanted.get(name, 'there')}."
+        )
+    return params
+
+
+def _weights(run: RunDir, spec: UNetSpec, options: argparse.Namespace) -> Params:
     """The averaged weights that the options name."""
     if options.weights:
-        return snapshots.read(options.weights)[0]
+        return _fitting(options.weights, networks.abstract_params(spec))
     stored = snapshots.list_snapshots(run.snapshots)
     lengths = [s.meta.profile for s in stored]
     only = lengths[0] if len(lengths) == 1 else ema.PowerProfile(0.1)
-    wanted = ema.PowerProfile(options.sigma_rel) if options.sigma_rel else only
+    asked = options.sigma_rel is not None
+    wanted = ema.PowerProfile(options.sigma_rel) if asked else only
     max_error = math.inf if options.force else ema.MAX_ERROR
     return ema.reconstruct(stored, [wanted], max_error=max_error)[wanted].params
 

@@ -72,6 +72,10 @@ def _measure(
     sigma_rels: list[float],
     options: argparse.Namespace,
 ) -> dict[str, list[dict]]:
+    params = heldout.abstract_params
+    groups = sweeps.levels(params)
+    if options.tensors:
+        groups = sweeps.tensors(params, options.tensors)
     whole = measured.lengths(sigma_rels)
     if not whole.sigma_rel:
         raise ValueError(
@@ -82,11 +86,8 @@ def _measure(
     if "time" in kinds:
         over_time = measured.over_time(sigma_rels, options.times)
     if "groups" in kinds:
-        params = heldout.abstract_params
-        groups = sweeps.levels(params)
-        if options.tensors:
-            groups = sweeps.tensors(params, options.tensors)
-        fixed = options.fixed or sweeps.optimum(whole).sigma_rel
+        best = sweeps.optimum(whole).sigma_rel
+        fixed = best if options.fixed is None else options.fixed
         by_group = measured.by_group(groups, sigma_rels, fixed)
     curves = {"lengths": [whole], "over_time": over_time, "by_group": by_group}
     return {

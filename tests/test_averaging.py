@@ -115,6 +115,39 @@ def test_any_pytree_is_stored_and_restored_in_its_structure(tmp_path):
         ema.restore(tmp_path, [0.05], like={"list": [jnp.ones((2, 3))]})
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "no leaves"),
+        ({"w": jnp.ones(2), "count": jnp.arange(3)}, "count holds int32"),
+        ({"key": jax.random.key(0)}, "key holds key<fry>"),
+        ({"f": len}, "f holds <class"),
+        ({"a/b": jnp.ones(3), "a": {"b": jnp.zeros(3)}}, "Two leaves .* named a/b"),
+    ],
+)
+def test_what_has_no_average_is_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        ema.Averages().init(params)
+
+
+def test_lengths_and_times_without_sense_are_refused(tmp_path):
+    for sigma_rels in ((), (0.1, 0.1), (1e-300,), (0.3,)):
+        with pytest.raises(ValueError, match="sigma_rel"):
+            ema.Averages(sigma_rels)
+    averages = ema.Averages()
+    state = averages.update(averages.init(jnp.ones(2)), jnp.ones(2), 1.7)
+    with pytest.raises(ValueError, match="no whole number"):
+        averages.save(tmp_path, state)
+
+
+def test_a_tree_of_other_shapes_is_not_restored(tmp_path):
+    averages = ema.Averages((0.05,))
+    params = {"w": jnp.ones(2)}
+    averages.save(tmp_path, averages.update(averages.init(params), params, 8))
+    with pytest.raises(ValueError, match=r"w has shape \(2,\) in .* and \(7,\)"):
+        ema.restore(tmp_path, [0.05], like={"w": jnp.ones(7)})
+
+
 def test_an_array_over_eight_devices_is_gathered_whole(tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

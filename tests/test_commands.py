@@ -69,7 +69,7 @@ G = f"--config={configs.letter_path('g')}:digits"
             ["--run=nowhere", "--sigma_rel=0.1"],
             "no directory of snap",
         ),
-        (reconstruct.main, ["--run=nowhere", "--sigma_rel=short"], "0.05,0.13"),
+        (reconstruct.main, ["--run=nowhere", "--sigma_rel=short"], "such as 1,2"),
     ],
 )
 def test_a_wrong_input_is_one_sentence_and_status_2(

@@ -306,6 +306,52 @@ def test_the_fit_error_of_any_profile_is_what_direct_integration_says(profile):
     assert solution.fit_error == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_function_is_what_it_is_in_closed_form_wherever_it_jumps():
+    stored = stored_profiles(32, (0.05, 0.10))
+    t = stored[-1][0]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        low, high = np.sort(rng.uniform(0.05, 1, 2)) * t
+        window = ema.UniformProfile(low, high)
+        function = ema.FunctionProfile(
+            "window",
+            lambda tau, low=low, high=high: 1.0 * ((tau > low) & (tau <= high)),
+        )
+        exact, found = ema.solve(stored, [(t, window), (t, function)])
+        assert found.fit_error == pytest.approx(exact.fit_error, abs=2e-3)
+        difference = np.abs(found.coefficients - exact.coefficients).sum()
+        assert difference < 0.01 * exact.sum_abs
+
+
+@pytest.mark.parametrize("sigma_rel", [0.25, 0.288, 0.2886])
+def test_the_fit_error_of_one_snapshot_is_its_closed_form(sigma_rel):
+    gamma, other = P.gamma, ema.PowerProfile(sigma_rel).gamma
+    product, norm2, target2 = (
+        ema.inner_product(1.0, a, 1.0, b)
+        for a, b in ((gamma, other), (gamma, gamma), (other, other))
+    )
+    expected = math.sqrt((norm2 - 2 * product + target2) / target2)
+    (solution,) = ema.solve([(1.0, P)], [(1.0, ema.PowerProfile(sigma_rel))])
+    assert solution.fit_error == pytest.approx(expected, abs=1e-12)
+
+
+def test_short_averages_are_not_overlooked():
+    stored = stored_profiles(32, (0.05, 0.10))
+    t = stored[-1][0]
+    for profile in (ema.TraditionalProfile(1e-3), ema.UniformProfile(0, 1)):
+        (solution,) = ema.solve(stored, [(t, profile)])
+        assert solution.fit_error > 0.9
+
+
+def test_a_constant_half_life_counts_what_it_leaves_on_the_initial_weights():
+    stored = stored_profiles(64, (0.05, 0.10))
+    t = stored[-1][0]
+    for halflife, least in ((t / 2e6, 0.25), (t / 10e6, 2.0**-10)):
+        profile = ema.TraditionalProfile(halflife, math.inf)
+        (solution,) = ema.solve(stored, [(t, profile)])
+        assert least < solution.fit_error < least + 0.1
+
+
 @pytest.mark.parametrize(
     "profile",
     [

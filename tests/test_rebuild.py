@@ -213,6 +213,108 @@ def test_a_damaged_snapshot_is_left_out_told_and_solved_without(tmp_path, how):
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in paths)
 
 
+def test_damage_that_reads_as_nan_is_damage(tmp_path):
+    stored = store(tmp_path / "in")
+    bad = stored / "power-0.050-000000016384.safetensors"
+    data = bad.read_bytes()
+    bad.write_bytes(data[:-400] + b"\xff" * 400)
+    job, _ = rebuild.run(stored, request(), tmp_path / "out")
+    assert [e.path.name for e in job.left_out] == [bad.name]
+
+
+def test_weights_that_were_not_finite_leave_nothing_behind(tmp_path):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    meta = ema.SnapshotMeta(ema.PowerProfile(0.10), 8192, BATCH, "c0ffee")
+    tree = {"a": {"w": np.full((UNITS // 10, 9), np.nan)}, "b": np.ones(UNITS // 10)}
+    bad = snapshots.write(stored, tree, meta)
+    with pytest.raises(
+        ValueError, match=f"{bad.name} holds weights that are not finite"
+    ):
+        rebuild.run(stored, request(), out)
+    assert not list(out.iterdir())
+
+
+def test_a_damaged_header_at_the_end_does_not_move_the_time_either(tmp_path):
+    stored = store(tmp_path / "in")
+    for sigma_rel in TRACKED:
+        flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors", 40)
+    with pytest.raises(
+        ValueError, match="power-0.050.*power-0.100.* Without: "
+    ) as error:
+        rebuild.run(stored, request(0.07), tmp_path / "out")
+    assert f"the last snapshot, at {11 * 4096}" in str(error.value)
+
+
+def test_the_snapshots_themselves_are_not_written_over(tmp_path):
+    stored = store(tmp_path / "in")
+    before = contents(stored)
+    (tmp_path / "link").symlink_to(stored)
+    for out in (stored, tmp_path / "link"):
+        with pytest.raises(ValueError, match="holds the snapshots themselves"):
+            rebuild.run(stored, request(0.05), out)
+    assert contents(stored) == before
+
+
+def test_two_targets_of_one_name_are_refused(tmp_path):
+    stored = store(tmp_path / "in")
+    same = [
+        ema.FunctionProfile("f", lambda tau: tau),
+        ema.FunctionProfile("f", np.sqrt),
+    ]
+    targets = [(None, profile) for profile in same]
+    wanted = rebuild.Request(targets, max_error=math.inf)
+    with pytest.raises(ValueError, match="both be stored as function-f-"):
+        rebuild.run(stored, wanted, tmp_path / "out")
+    different = [ema.TraditionalProfile(0.002), ema.TraditionalProfile(0.002, 0.1)]
+    assert different[0].label != different[1].label
+
+
+def test_a_second_process_waits_its_turn(tmp_path, monkeypatch):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+    combine = combining.combine
+
+    def meanwhile(*arguments):
+        with pytest.raises(ValueError, match="Another process is writing to"):
+            rebuild.run(stored, request(0.15), out)
+        yield from combine(*arguments)
+
+    monkeypatch.setattr(combining, "combine", meanwhile)
+    _, paths = rebuild.run(stored, request(), out)
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in paths)
+    monkeypatch.setattr(combining, "combine", combine)
+    rebuild.run(stored, request(0.15, 0.2), out)
+
+
+def test_a_finished_target_is_kept_in_other_company(tmp_path):
+    stored, out = store(tmp_path / "in", count=32), tmp_path / "out"
+    rebuild.run(stored, request(0.07, 0.12), out)
+    before = {
+        path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()
+    }
+    other = [(None, ema.UniformProfile(50_000)), (None, ema.PowerProfile(0.02))]
+    targets = [*request(0.12, 0.07, 0.2).targets, *other]
+    rebuild.run(stored, rebuild.Request(targets), out)
+    for name, was in before.items():
+        assert ((out / name).stat().st_ino, (out / name).read_bytes()) == was
+    assert len(list(out.iterdir())) == 5
+
+
+def test_what_an_abandoned_command_left_is_cleared(tmp_path, monkeypatch):
+    stored, out = store(tmp_path / "in"), tmp_path / "out"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(combining, "combine", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild.run(stored, request(0.2), out)
+    assert any(path.name.endswith(".partial") for path in out.iterdir())
+    _, paths = rebuild.run(stored, request(0.07), out)
+    assert list(out.iterdir()) == [tmp_path / "out" / paths[0].name]
+
+
 @pytest.mark.parametrize("how", ["flipped", "cut"])
 def test_strict_refuses_a_damaged_snapshot_by_name(tmp_path, how):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
@@ -230,7 +332,7 @@ def test_a_damaged_last_snapshot_does_not_move_the_time_that_is_meant(tmp_path):
     for sigma_rel in TRACKED:
         flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors")
     with pytest.raises(
-        ValueError, match=f"Without it: .* the last snapshot, at {11 * 4096}"
+        ValueError, match=f"Without: .* the last snapshot, at {11 * 4096}"
     ):
         rebuild.run(stored, request(0.07), out)
 

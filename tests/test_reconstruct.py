@@ -64,7 +64,7 @@ def test_lists_of_lengths_may_be_told_by_their_step(text, numbers):
     "text", ["0.1,...,0.2", "0.1,0.1,...,0.2", "0.1,0.2,...,0.25", "a"]
 )
 def test_a_list_that_makes_no_sense_is_refused(text):
-    with pytest.raises(ValueError, match="is not a list such as"):
+    with pytest.raises(ValueError, match="is not a list of numbers"):
         cli.number_list("--sigma_rel", text)
 
 
@@ -136,8 +136,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         (["--profile=triangle:3"], "is none of halflife:MIMG"),
         (["--profile=halflife:long"], "--profile='halflife:long'"),
         (["--profile=uniform:9-3"], "has no images in it"),
-        (["--profile=table:none.csv"], "none.csv"),
-        (["--profile=function:none.py:f"], "no file 'none.py'"),
+        (["--profile=table:none.csv"], "no file 'none.csv'"),
+        (["--profile=halflife:1,2,3"], "write halflife:MIMG"),
+        (["--profile=uniform:x"], "write uniform:FROM"),
+        (["--sigma_rel=1e-300"], "choose 0.0001 or more"),
+        (["--sigma_rel=0.1", "--nimg=inf"], "not a list of numbers"),
+        (["--sigma_rel=0.1", "--nimg=1024.5"], "no whole number"),
+        (["--sigma_rel=0.1", "--max_error=-1"], "max_error = -1"),
+        (["--sigma_rel=0.1", "--run=zz://x"], "object stores are gs"),
+        (["--sigma_rel=0.1", "--run="], "--run is empty"),
+        (["--profile=function:none.py:f"], "of a file that is there"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_sentence(
@@ -146,6 +154,35 @@ def test_a_request_that_cannot_be_met_is_one_sentence(
     command = [f"--run={trained.path}", *arguments]
     assert sentence in refused(monkeypatch, capsys, reconstruct.main, *command)
     assert not (trained.path / "reconstructed").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("f = 3", "failed: TypeError"),
+        ("def f(nimg): return 1 / 0", "failed: ZeroDivisionError"),
+        ("def f(nimg): return -nimg", "not all finite and at least 0"),
+        ("import nothing_like_it", "fails: ModuleNotFoundError"),
+        ("import sys; sys.exit(3)", "fails: SystemExit"),
+        ("def g(nimg): return nimg", "has no function 'f'"),
+        ("import numpy\ndef f(t): return numpy.random.rand(len(t))", "too rough"),
+    ],
+)
+def test_a_function_that_makes_no_weights_is_told(
+    monkeypatch, capsys, trained, tmp_path, source, sentence
+):
+    (tmp_path / "mine.py").write_text(source)
+    command = [f"--run={trained.path}", f"--profile=function:{tmp_path}/mine.py:f"]
+    assert sentence in refused(monkeypatch, capsys, reconstruct.main, *command)
+
+
+def test_weights_of_another_network_are_not_sampled(monkeypatch, capsys, trained):
+    path = next(trained.snapshots.iterdir())
+    command = [f"--run={trained.path}", f"--weights={path}"]
+    said = refused(monkeypatch, capsys, sample.main, *command)
+    assert "weights of another network" in said
+    command = [f"--run={trained.path}", "--sigma_rel=0"]
+    assert "choose a relative" in refused(monkeypatch, capsys, sample.main, *command)
 
 
 def test_force_makes_what_would_be_refused(monkeypatch, capsys, trained):

@@ -170,6 +170,29 @@ def test_a_scan_tells_snapshots_from_what_is_none(tmp_path):
     ]
 
 
+def test_what_is_no_file_is_no_obstacle(tmp_path):
+    snapshots.write(tmp_path, tree(), meta(1024))
+    (tmp_path / "directory.safetensors").mkdir()
+    (tmp_path / "nowhere.safetensors").symlink_to(tmp_path / "gone")
+    listing = snapshots.scan(tmp_path)
+    assert len(listing.snapshots) == 1
+    assert sorted(each.path.name for each in listing.damaged) == [
+        "directory.safetensors",
+        "nowhere.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[" * 100_000, '{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,4]}}'],
+)
+def test_a_header_made_to_harm_is_named(tmp_path, header):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"0000")
+    with pytest.raises(ema.Damaged, match="bad.safetensors is damaged"):
+        snapshots.open_snapshot(path)
+
+
 def test_a_foreign_safetensors_file_is_named(tmp_path):
     path = tmp_path / "other.safetensors"
     safetensors.numpy.save_file({"a": np.zeros(2)}, path)
@@ -219,6 +242,10 @@ def test_what_cannot_be_stored_is_refused(tmp_path):
         snapshots.write(tmp_path, {"w": np.array([1e6])}, meta(dtype="float16"))
     with pytest.raises(ValueError, match="hold '/'"):
         snapshots.write(tmp_path, {"a/b": np.zeros(2)}, meta())
+    with pytest.raises(ValueError, match="be '__metadata__'"):
+        snapshots.write(tmp_path, {"__metadata__": np.zeros(2)}, meta())
+    with pytest.raises(ValueError, match="w holds complex128"):
+        snapshots.write(tmp_path, {"w": np.zeros(2, complex)}, meta())
     with pytest.raises(ValueError, match="choose one of float32"):
         meta(dtype="int8")
     with pytest.raises(ValueError, match="at least 1 image"):

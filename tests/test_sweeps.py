@@ -125,6 +125,19 @@ def test_each_part_is_swept_with_the_others_fixed(stored, tmp_path):
     assert min(first.loss) == pytest.approx(floor, rel=1e-2)
 
 
+def test_a_length_of_the_others_that_cannot_be_had_is_refused(stored, tmp_path):
+    measured = sweeps.Sweeps(Parabola(), stored, tmp_path / "points.json")
+    with pytest.raises(ValueError, match="cannot express sigma_rel = 0.001"):
+        measured.by_group(sweeps.levels(NAMES), LENGTHS, fixed=0.001)
+
+
+def test_a_torn_memory_is_measured_again(stored, tmp_path):
+    (tmp_path / "points.json").write_text('{"points": {')
+    heldout = Parabola(out_conv=mean_time(0.1))
+    sweeps.Sweeps(heldout, stored, tmp_path / "points.json").lengths(LENGTHS[:3])
+    assert heldout.calls == 3
+
+
 def test_a_sweep_measures_nothing_twice(stored, tmp_path):
     heldout = Parabola(out_conv=mean_time(0.1))
     for lengths, calls in ((LENGTHS[:10], 10), (LENGTHS, len(LENGTHS))):

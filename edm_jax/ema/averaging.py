@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,15 +30,32 @@ class Averages:
     """Power-function averages of a pytree of weights, at lengths σ_rel (App. C.2).
 
     Time, nimg, is whatever is counted: images, tokens, or steps. Raises ValueError for a
-    σ_rel outside (0, 0.28867).
+    σ_rel outside [0.0001, 0.28867), or given twice.
     """
 
     def __init__(self, sigma_rels: Sequence[float] = (0.05, 0.10)):
         self.profiles = tuple(PowerProfile(s) for s in sigma_rels)
+        if len(set(self.profiles)) < len(self.profiles) or not self.profiles:
+            raise ValueError(f"sigma_rels = {sigma_rels}: name each length, and once.")
 
     def init(self, params: Any) -> AverageState:
-        """The state before the first step; float32 copies of the weights."""
+        """The state before the first step; float32 copies of the weights.
+
+        Raises ValueError for a tree without leaves, and for leaves that are no
+        floating-point arrays: counters and keys have no average.
+        """
         import jax.numpy as jnp
+
+        names, leaves, _ = _named_leaves(params)
+        if not leaves:
+            raise ValueError("There are no weights to average: the tree has no leaves.")
+        for name, leaf in zip(names, leaves, strict=True):
+            dtype = getattr(leaf, "dtype", type(leaf))
+            if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
+                raise ValueError(
+                    f"{name} holds {dtype} and no floating-point numbers: give the "
+                    "weights alone."
+                )
 
         def copy(x: Any) -> Any:
             return jnp.array(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
@@ -47,7 +65,8 @@ class Averages:
     def update(self, state: AverageState, params: Any, nimg: Any) -> AverageState:
         """The averages with the weights after `nimg`, however long the last update ago.
 
-        Inside jit, nimg may be a traced number; outside, it is exact up to 2^53.
+        Inside jit, nimg may be a traced number: above 0, and 32 bits wide, so count
+        steps there where images would be too many; outside, it is exact up to 2^53.
         """
         averages = tuple(
             _jitted_lerp()(
@@ -67,11 +86,15 @@ class Averages:
         """Stores a snapshot of every average; process 0 writes, and all call this.
 
         meta: further fields of SnapshotMeta, such as config_hash. Raises ValueError as
-        `snapshots.write`.
+        `snapshots.write`, and for a time that is no whole number.
         """
         import jax
 
         nimg = int(state.nimg)
+        if nimg != state.nimg:
+            raise ValueError(
+                f"nimg = {state.nimg} is no whole number: count in a smaller unit."
+            )
         fields = {"update_interval": 1, "config_hash": ""} | meta
         return [
             snapshots.write(
@@ -159,6 +182,12 @@ def restore(
                 f"The snapshots in {stored} hold other weights than `like`: {odd[0]} is "
                 "in one of them only."
             )
+        for name, leaf in zip(names, leaves, strict=True):
+            if flat[name].shape != np.shape(leaf):
+                raise ValueError(
+                    f"{name} has shape {flat[name].shape} in {stored} and "
+                    f"{np.shape(leaf)} in `like`: give the tree that was averaged."
+                )
         dtypes = [jax.numpy.result_type(leaf) for leaf in leaves]
         values = [flat[n].astype(d) for n, d in zip(names, dtypes, strict=True)]
         return jax.tree.unflatten(structure, values)
@@ -193,6 +222,9 @@ def _named_leaves(tree: Any) -> tuple[list[str], list[Any], Any]:
         jax.tree_util.keystr(path, simple=True, separator="/") or "weights"
         for path, _ in paths
     ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"Two leaves of the tree are named {twice[0]}: rename one.")
     return names, [leaf for _, leaf in paths], structure
 
 

@@ -1,13 +1,17 @@
 """Reconstructed networks as files: resumable after a kill, with their full ancestry."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
 
 METHOD = "post-hoc EMA (Karras et al., arXiv 2312.02696, App. C, Alg. 3)"
 _JOURNAL_SECONDS = 2.0
+_WORDS = ("method", "left_out")  # of an ancestry
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,15 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
     if not stored and left_out:
         raise left_out[0]
     # A snapshot left out does not move the time that is meant.
-    damaged = [s.nimg for s in left_out if isinstance(s, _DamagedSnapshot)]
-    last = max([posthoc.last_nimg(stored), *damaged])
+    last = max([posthoc.last_nimg(stored), *map(_nimg_of, left_out)])
     targets = [(last if t is None else t, profile) for t, profile in request.targets]
-    plan = posthoc.from_files(stored, targets, request.max_error)
+    try:
+        plan = posthoc.from_files(stored, targets, request.max_error)
+    except ValueError as refusal:
+        if not left_out:
+            raise
+        said = "; ".join(map(str, left_out))
+        raise ValueError(f"{said} Without: {refusal}") from refusal
     first = plan.sources[0]
     assert isinstance(first, Snapshot)
     metas = [
@@ -89,15 +99,19 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
         )
         for k, solution in enumerate(plan.solutions)
     ]
+    (name, count), *_ = Counter(meta.filename for meta in metas).most_common(1)
+    if count > 1:
+        raise ValueError(
+            f"Two of the targets would both be stored as {name}: ask for them in two "
+            "commands, with an --out of its own for each."
+        )
     return Job(plan, metas, left_out, request.dtype)
 
 
-class _DamagedSnapshot(Damaged):
-    """A snapshot whose header is sound and whose weights are not."""
-
-    def __init__(self, error: Damaged, nimg: int):
-        super().__init__(error.path, error.reason)
-        self.nimg = nimg
+def _nimg_of(damaged: Damaged) -> int:
+    """The time in a damaged file's name, its header being no witness; 0 for none."""
+    found = re.search(r"-(\d{12})\.safetensors$", os.fspath(damaged.path))
+    return int(found[1]) if found else 0
 
 
 def run(
@@ -112,28 +126,45 @@ def run(
     Files that are there and made of the same are kept. A kill leaves partial files and
     a journal, from which the same call goes on. A snapshot found damaged on the way is
     left out and the rest solved again, unless `strict`; on_damage hears of it. Raises
-    as `prepare`.
+    as `prepare`, and ValueError where `out` holds the snapshots themselves, or another
+    process is writing to it.
     """
+    out = epath.Path(out)
+    if _place(out) == _place(directory):
+        raise ValueError(
+            f"{out} holds the snapshots themselves: choose another directory for what "
+            "is made of them."
+        )
     job = prepare(directory, request)
+    with _locked(out):
+        return _run(job, directory, request, out, on_progress, on_damage)
+
+
+def _place(directory: PathLike) -> str:
+    """Where a directory is, by whatever name."""
+    name = os.fspath(directory).rstrip("/")
+    return os.path.realpath(name) if is_local(epath.Path(directory)) else name
+
+
+def _run(
+    job: Job,
+    directory: PathLike,
+    request: Request,
+    out: epath.Path,
+    on_progress: OnProgress,
+    on_damage: Callable[[Damaged, Job], None],
+) -> tuple[Job, list[epath.Path]]:
     while True:
         try:
-            return job, _write(job, epath.Path(out), on_progress)
+            return job, _write(job, out, on_progress)
         except Damaged as error:
             if request.strict:
                 raise
-            snapshot = next(
-                s
-                for s in job.plan.sources
-                if isinstance(s, Snapshot) and s.path == error.path
-            )
-            left_out = [*job.left_out, _DamagedSnapshot(error, snapshot.meta.nimg)]
+            left_out = [*job.left_out, error]
             bad = {os.fspath(each.path) for each in left_out}
             stored = snapshots.scan(directory).snapshots
             stored = [s for s in stored if s.name not in bad]
-            try:
-                job = _job(stored, left_out, request)
-            except ValueError as refusal:
-                raise ValueError(f"{error} Without it: {refusal}") from refusal
+            job = _job(stored, left_out, request)
             on_damage(error, job)
 
 
@@ -144,6 +175,8 @@ def check_space(job: Job, out: PathLike) -> None:
         place = epath.Path(partial_path(place)).parent
     place = next(p for p in (place, *place.absolute().parents) if p.exists())
     free = shutil.disk_usage(place).free
+    if epath.Path(out).exists() and not epath.Path(out).is_dir():
+        raise ValueError(f"{out} is a file: choose a directory for the outputs.")
     if job.bytes_to_write > free:
         raise ValueError(
             f"The outputs take {job.bytes_to_write / 1e9:.3g} GB, and {place} has "
@@ -205,7 +238,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
                 sink.seal(chunk)
                 journal.write(sink, every=_JOURNAL_SECONDS)
         journal.write(sink)
-    except Damaged:
+    except ValueError:  # Damaged among them: to go on would end the same way
         for writer in writers.values():
             writer.discard()
         journal.remove()
@@ -219,6 +252,9 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
     for writer in writers.values():
         writer.finish()
     journal.remove()
+    if is_local(out):  # what other targets left, whose journal this one replaced
+        for stale in Path(out).glob(".*.safetensors.partial"):
+            stale.unlink()
     return paths
 
 
@@ -296,12 +332,53 @@ def _identity(meta: SnapshotMeta) -> dict[str, Any]:
     return vars(meta) | fields
 
 
+@contextlib.contextmanager
+def _locked(out: epath.Path) -> Iterator[None]:
+    """Keeps other processes from writing there meanwhile."""
+    name = partial_path(out / "reconstruct.lock")
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    while True:
+        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            raise ValueError(
+                f"Another process is writing to {out}: wait for it, or choose another "
+                "directory."
+            ) from None
+        # The holder before may have removed the file that was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(name)):
+                break
+        os.close(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        os.close(file)
+
+
 def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:
-    """Whether the file is there and made of the same snapshots in the same way."""
+    """Whether the file is there and made of the same snapshots in the same way.
+
+    The coefficients may differ as much as they do in the company of other targets.
+    """
     try:
         found = snapshots.open_snapshot(path).meta
     except (FileNotFoundError, Damaged):
         return False
-    return replace(found, profile=meta.profile) == meta and to_fields(
-        found.profile
-    ) == json.loads(json.dumps(to_fields(meta.profile)))
+    if found.ancestry is None or meta.ancestry is None:
+        return False
+    same = replace(found, profile=meta.profile, ancestry=meta.ancestry) == meta
+    profiles = [json.dumps(to_fields(each.profile)) for each in (found, meta)]
+    before, now = dict(found.ancestry), dict(meta.ancestry)
+    rows = [each.pop("inputs") for each in (before, now)]
+    coefficients = [np.array([i["coefficient"] for i in row]) for row in rows]
+    kept = [[{**i, "coefficient": None} for i in row] for row in rows]
+    words = [{k: v for k, v in each.items() if k in _WORDS} for each in (before, now)]
+    if not (same and profiles[0] == profiles[1] and kept[0] == kept[1]):
+        return False
+    change = np.abs(coefficients[0] - coefficients[1]).sum()
+    return words[0] == words[1] and bool(change <= 1e-9 * now["sum_abs"])
