@@ -91,7 +91,8 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.training = training = ConfigDict()
     training.duration_mimg = w.duration_mimg
     training.snapshot_mimg = w.snapshot_mimg
-    training.snapshot_dir = ""  # or gs://...: RUN's name is appended; '' is RUN itself
+    # '' is RUN itself; under a place such as gs://BUCKET/DIR, RUN's last two names.
+    training.snapshot_dir = ""
     training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes

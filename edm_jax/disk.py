@@ -71,17 +71,22 @@ def check(config: Any, checkpoints: Path, snapshot_dir: epath.Path) -> str:
     cannot fit.
     """
     wanted = estimate(config)
-    local = container.is_local(snapshot_dir)
-    needed = wanted.checkpoints_total + local * wanted.snapshots_total
-    stored = _stored(checkpoints) + (_stored(Path(snapshot_dir)) if local else 0)
-    free = shutil.disk_usage(_existing(checkpoints)).free
-    if needed - stored > free:
-        raise ValueError(
-            f"This run stores {wanted}, and {human(free)} are free at {checkpoints}: "
-            "make room, put the run or training.snapshot_dir elsewhere, raise "
-            "training.snapshot_mimg, or set ema.snapshot_dtype=float16."
-        )
-    return f"Stores {wanted}; {human(free)} are free."
+    totals = {checkpoints: wanted.checkpoints_total}
+    if container.is_local(snapshot_dir):
+        totals[Path(snapshot_dir)] = wanted.snapshots_total
+    needed: dict[int, int] = {}  # by disk
+    for place, total in totals.items():
+        disk = _disk_of(place)
+        needed[disk] = needed.get(disk, 0) + total - _stored(place)
+    free = {place: shutil.disk_usage(_existing(place)).free for place in totals}
+    for place in totals:
+        if needed[_disk_of(place)] > free[place]:
+            raise ValueError(
+                f"This run stores {wanted}, and {human(free[place])} are free at "
+                f"{place}: make room, put the run or training.snapshot_dir elsewhere, "
+                "raise training.snapshot_mimg, or set ema.snapshot_dtype=float16."
+            )
+    return f"Stores {wanted}; {human(min(free.values()))} are free."
 
 
 def human(count: float) -> str:
@@ -95,6 +100,10 @@ def human(count: float) -> str:
 
 def _stored(directory: Path) -> int:
     return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
+
+
+def _disk_of(path: Path) -> int:
+    return _existing(path).stat().st_dev
 
 
 def _existing(path: Path) -> Path:

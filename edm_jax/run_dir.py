@@ -53,10 +53,7 @@ class RunDir:
                 f"{self.path} holds a run of another config: {'; '.join(changed)}. "
                 "Choose another --run directory or restore these fields."
             )
-        root = config.training.snapshot_dir
-        self.snapshots = epath.Path(root or self.path) / (
-            self.path.name if root else "snapshots"
-        )
+        self.snapshots = snapshot_place(self.path, config.training.snapshot_dir)
         self.snapshots.mkdir(parents=True, exist_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", resolved)
@@ -103,6 +100,15 @@ class RunDir:
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         # What follows the last newline is a line torn by a kill.
         return [json.loads(line) for line in lines[:-1]]
+
+
+def snapshot_place(run: epath.PathLike, root: str) -> epath.Path:
+    """Where a run's snapshots lie: in it, or under a root that other runs share."""
+    run = epath.Path(run)
+    if not root:
+        return run / "snapshots"
+    whole = run.absolute()
+    return epath.Path(root) / whole.parent.name / whole.name
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Trainer:
     denoiser: diffusion.Denoiser
     profiles: dict[str, Profile]
     step: train_step.JitStep | train_step.PmapStep
-    bring_up: Callable[[TrainState], dict[str, networks.Params]]
+    current_averages: Callable[[TrainState], dict[str, networks.Params]]
 
     @property
     def longest_average(self) -> str:
@@ -37,9 +37,9 @@ class Trainer:
 
     def averages(self, state: TrainState, step: int) -> dict[str, networks.Params]:
         """The tracked averages as they are after `step` steps, still on the devices."""
-        state = self.step.fetch(state)
-        due = step % self.config.ema.update_every == 0
-        return state.emas if due else self.bring_up(state)
+        if step % self.config.ema.update_every == 0:
+            return self.step.fetch(state.emas)
+        return self.current_averages(self.step.fetch(state))
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -74,8 +74,8 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
         opt.loss_scale,
     )
     step = train_step.PARALLEL[config.training.parallel](make_step, devices)
-    bring_up = jax.jit(train_step.make_current_averages(weights))
-    return Trainer(config, denoiser, profiles, step, bring_up)
+    current_averages = jax.jit(train_step.make_current_averages(weights))
+    return Trainer(config, denoiser, profiles, step, current_averages)
 
 
 def total_steps(config: Any) -> int:

@@ -16,9 +16,9 @@ import rich.progress
 from etils import epath
 
 import configs
-from edm_jax.run_dir import RunDir, read_json
+from edm_jax.run_dir import RunDir, read_json, snapshot_place
 
-OBJECT_STORES = ("gs", "s3", "az", "hf")
+OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
 EXPECTED = (ValueError, OSError, ImportError)
 
 
@@ -94,7 +94,7 @@ def open_run(
 
 def _taken_over(options: argparse.Namespace) -> Path:
     """--run, or the run made of it where it names snapshots of the original code."""
-    # Imported here: it needs JAX and the configs, and few commands need it.
+    # Imported here: it imports this file.
     from experiments import originals
 
     if not options.run:
@@ -118,9 +118,8 @@ def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]
     directory = epath.Path(options.run if remote else _taken_over(options))
     if (directory / "config.json").exists():
         recorded = json.loads((directory / "config.json").read_text())
-        root = recorded.get("training", {}).get("snapshot_dir")
-        inside = epath.Path(root) / directory.name if root else directory / "snapshots"
-        return inside, directory
+        root = recorded.get("training", {}).get("snapshot_dir", "")
+        return snapshot_place(directory, root), directory
     inside = directory / "snapshots"
     return (inside if inside.is_dir() else directory), directory
 

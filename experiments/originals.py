@@ -7,6 +7,7 @@ there on it is a run like every other.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -14,7 +15,7 @@ import configs
 from configs.workloads import WORKLOADS
 from edm_jax import ema, original
 from edm_jax.ema import snapshots
-from edm_jax.run_dir import RunDir
+from edm_jax.run_dir import RunDir, read_json, write_json
 from experiments import cli
 
 SUFFIX = ".pkl"
@@ -45,31 +46,41 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
             f"those of one, such as --run='{path}/{prefixes[0]}-*{SUFFIX}'."
         )
     name = prefixes[0] if len(files) > 1 else files[0].name.removesuffix(SUFFIX)
-    first = original.load(files[0])
-    config = _config(first, [original.name_of(file)[2] for file in files], reference)
-    run = RunDir(Path("runs") / f"original-{name}", config)
-    missing = [file for file in files if not _is_there(run, file)]
+    network = original.load(files[0]).network
+    run = RunDir(Path("runs") / f"original-{name}", _config(network, reference))
+    memory = run.path / "originals.json"
+    taken = read_json(memory)
+    missing = [file for file in files if taken.get(file.name) != _identity(file)]
     if missing:
         print(
             f"Taking over snapshots of the original code: {run.path}", file=sys.stderr
         )
         with cli.progress_bar() as bar:
             for file in bar.track(missing, description="snapshots"):
-                _store(run, file, first.network)
+                _store(run, file, network)
+                taken[file.name] = _identity(file)
+                write_json(memory, taken)
     last = max(original.name_of(file)[1] for file in files)
     run.set_status(state="done", nimg=last, total_nimg=last)
     return run.path
 
 
+def _identity(file: Path) -> list[Any]:
+    """Tells a file from another one put in its place."""
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
 def _config(
-    first: original.Original, sigma_rels: list[float], reference: str
+    network: original.OriginalNetwork, reference: str
 ) -> ml_collections.ConfigDict:
-    """Config G with the network's sizes as the file tells them."""
-    config = configs.load(reference or _guess(first.network))
+    """Config G with the network's sizes as the file tells them.
+
+    Which lengths there are, the snapshots say: files may be added.
+    """
+    config = configs.load(reference or _guess(network))
     with config.unlocked():
-        config.network.update(dataclasses.asdict(first.network))
-        config.ema.sigma_rels = tuple(sorted(set(sigma_rels)))
-        config.ema.halflives_mimg = ()
+        config.network.update(dataclasses.asdict(network))
         config.title = "snapshots of the original code"
     return config
 
@@ -89,28 +100,16 @@ def _guess(network: original.OriginalNetwork) -> str:
     )
 
 
-def _meta(run: RunDir, file: Path) -> ema.SnapshotMeta:
-    _, nimg, sigma_rel = original.name_of(file)
-    return ema.SnapshotMeta(
-        profile=ema.PowerProfile(sigma_rel),
-        nimg=nimg,
-        update_interval=2048,
-        config_hash=run.config_hash,
-        # Not float16: the Fourier frequencies are divided by 2 pi.
-        rounded="float16",
-    )
-
-
-def _is_there(run: RunDir, file: Path) -> bool:
-    wanted = _meta(run, file)
-    try:
-        return snapshots.open_snapshot(run.snapshots / wanted.filename).meta == wanted
-    except (FileNotFoundError, ema.Damaged):
-        return False
-
-
 def _store(run: RunDir, file: Path, network: original.OriginalNetwork) -> None:
     loaded = original.load(file)
     if loaded.network != network:
         raise ValueError(f"{file} is of another network than the files beside it.")
-    snapshots.write(run.snapshots, loaded.params, _meta(run, file))
+    meta = ema.SnapshotMeta(
+        profile=ema.PowerProfile(loaded.sigma_rel),
+        nimg=loaded.nimg,
+        update_interval=2048,  # the paper's batch: the files do not say
+        config_hash=run.config_hash,
+        # Stored as float32, since the Fourier frequencies are divided by 2 pi.
+        rounded=loaded.dtype,
+    )
+    snapshots.write(run.snapshots, loaded.params, meta)

@@ -5,7 +5,7 @@
     python experiments/reconstruct.py --run=runs/ladder-digits/g --profile=halflife:0.002
 
 One pass over the snapshots makes every target, each a safetensors file that says what it
-was made of; Ctrl-C or a kill loses nothing, the same command goes on. Prints what each
+was made of; after Ctrl-C or a kill the same command goes on, a few seconds back. Prints what each
 target cost in accuracy: `fit` is the relative error of its profile, `rounding` the error
 to expect from the snapshots' format, relative to a unit weight.
 """
@@ -63,7 +63,7 @@ def main() -> None:
             bar.console.print(f"Left out, and solved again: {error}", soft_wrap=True)
             bar.update(task, completed=0, total=again.plan.bytes_to_read)
 
-        job, paths = rebuild.run(stored, request, out, on_progress, on_damage)
+        job, paths = rebuild.run(stored, request, out, on_progress, on_damage, job)
         bar.update(task, completed=job.plan.bytes_to_read)
     for path, solution in zip(paths, job.plan.solutions, strict=True):
         print(f"{path}: {_errors(solution)}")

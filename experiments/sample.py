@@ -21,12 +21,13 @@ from experiments import cli
 def main() -> None:
     """Parse the command line and sample."""
     parser = cli.run_parser(__doc__)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--sigma_rel",
         type=float,
         help="EMA length (0.1, or the only one there is)",
     )
-    parser.add_argument(
+    which.add_argument(
         "--weights", help="a reconstructed .safetensors file to sample from instead"
     )
     parser.add_argument(
@@ -81,8 +82,8 @@ def _weights(run: RunDir, spec: UNetSpec, options: argparse.Namespace) -> Params
     if options.weights:
         return _fitting(options.weights, networks.abstract_params(spec))
     stored = snapshots.list_snapshots(run.snapshots)
-    lengths = [s.meta.profile for s in stored]
-    only = lengths[0] if len(lengths) == 1 else ema.PowerProfile(0.1)
+    profiles = [s.meta.profile for s in stored]
+    only = profiles[0] if len(profiles) == 1 else ema.PowerProfile(0.1)
     asked = options.sigma_rel is not None
     wanted = ema.PowerProfile(options.sigma_rel) if asked else only
     max_error = math.inf if options.force else ema.MAX_ERROR

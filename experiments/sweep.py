@@ -24,7 +24,7 @@ def main() -> None:
     """Parse the command line, measure, and draw."""
     options = _parser().parse_args()
     kinds = options.kinds.split(",")
-    if not kinds or set(kinds) - set(KINDS):
+    if set(kinds) - set(KINDS):
         raise ValueError(
             f"--kinds={options.kinds!r} is not a list of {', '.join(KINDS)}."
         )

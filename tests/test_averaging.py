@@ -64,6 +64,15 @@ def test_updates_at_any_times_leave_the_profile(nimg, traced):
         np.testing.assert_allclose(average["w"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_time_that_goes_back_changes_nothing_under_jit_and_is_refused_outside():
+    averages = ema.Averages((0.1,))
+    state = averages.update(averages.init(jnp.zeros(2)), jnp.ones(2), 8)
+    with pytest.raises(ValueError, match="spans more than no images"):
+        averages.update(state, 2 * jnp.ones(2), 4)
+    traced = jax.jit(averages.update)(state, 2 * jnp.ones(2), 4)
+    np.testing.assert_array_equal(traced.averages[0], state.averages[0])
+
+
 def test_beyond_2_to_the_31_the_count_stays_exact():
     averages = ema.Averages((0.1,))
     state = averages.init(jnp.zeros(()))._replace(nimg=2**33)
@@ -120,9 +129,11 @@ def test_any_pytree_is_stored_and_restored_in_its_structure(tmp_path):
     [
         ({}, "no leaves"),
         ({"w": jnp.ones(2), "count": jnp.arange(3)}, "count holds int32"),
-        ({"key": jax.random.key(0)}, "key holds key<fry>"),
+        ({"key": jax.random.key(0)}, "key holds key<"),
         ({"f": len}, "f holds <class"),
         ({"a/b": jnp.ones(3), "a": {"b": jnp.zeros(3)}}, "Two leaves .* named a/b"),
+        ({"a/b": jnp.ones(3), "a": jnp.zeros(3)}, "Two leaves .* named a:"),
+        ({"__metadata__": jnp.ones(3)}, "__metadata__"),
     ],
 )
 def test_what_has_no_average_is_refused(params, message):

@@ -63,9 +63,38 @@ def test_snapshots_elsewhere_need_no_room_here(tmp_path, monkeypatch, bucket):
     where = {"training.snapshot_dir": bucket}
     config = configs.load(G + "digits", where)
     run = RunDir(tmp_path / "run", config)
-    assert run.snapshots == epath.Path(bucket) / "run"
+    assert run.snapshots == epath.Path(bucket) / tmp_path.name / "run"
     with_free(monkeypatch, disk.estimate(config).checkpoints_total)
     disk.check(config, run.checkpoints, run.snapshots)
+
+
+def test_snapshots_on_another_disk_are_counted_there(tmp_path, monkeypatch):
+    large = tmp_path / "large"
+    config = configs.load(G + "digits", {"training.snapshot_dir": str(large)})
+    run = RunDir(tmp_path / "run", config)
+    wanted = disk.estimate(config)
+    room = {True: wanted.snapshots_total, False: wanted.checkpoints_total}
+    usage = disk.shutil.disk_usage("/")
+    monkeypatch.setattr(disk, "_disk_of", lambda place: int("large" in str(place)))
+    monkeypatch.setattr(
+        disk.shutil,
+        "disk_usage",
+        lambda p: usage._replace(free=room["large" in str(p)]),
+    )
+    disk.check(config, run.checkpoints, run.snapshots)
+    for where in room:
+        room[where] -= 1
+        with pytest.raises(ValueError, match="are free at"):
+            disk.check(config, run.checkpoints, run.snapshots)
+        room[where] += 1
+
+
+def test_runs_of_one_name_do_not_share_their_snapshots(tmp_path):
+    config = configs.load(
+        G + "digits", {"training.snapshot_dir": str(tmp_path / "all")}
+    )
+    one, other = (RunDir(tmp_path / study / "g", config) for study in ("a", "b"))
+    assert one.snapshots != other.snapshots
 
 
 @pytest.mark.parametrize(

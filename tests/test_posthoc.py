@@ -129,6 +129,37 @@ def test_any_profile_averages_a_random_walk_as_it_says(profile):
     assert relative_rms(params["w"], expected) < 2e-3
 
 
+@pytest.mark.parametrize(
+    ("profile", "weights"),
+    [
+        (ema.UniformProfile(131072), np.repeat([0, 1], 1024)),
+        (ema.UniformProfile(65536, 196608), np.repeat([0, 1, 1, 0], 512)),
+        (
+            ema.TableProfile((0, 131072, 262144), (0, 1, 0)),
+            1 - np.abs(np.arange(2048) + 0.5 - 1024) / 1024,
+        ),
+        (
+            ema.TraditionalProfile(0.02, math.inf),
+            0.5 ** ((2047.5 - np.arange(2048)) * BATCH / 0.02e6),
+        ),
+    ],
+    ids=["second half", "middle half", "triangle", "half-life"],
+)
+def test_weights_written_out_by_hand_make_the_same_average(profile, weights):
+    rng = np.random.default_rng(1)
+    path = np.cumsum(rng.standard_normal((2048, 300)), axis=0) / np.sqrt(2048)
+    averages, stored = {s: np.zeros(300) for s in TRACKED}, []
+    for step, theta in enumerate(path, start=1):
+        for s in TRACKED:
+            gamma = ema.gamma_from_sigma_rel(s)
+            averages[s] += (1 - (1 - 1 / step) ** (gamma + 1)) * (theta - averages[s])
+            if step % 32 == 0:
+                stored.append((step * BATCH, s, averages[s].copy()))
+    params, _ = ema.reconstruct_trees(as_trees(stored), [profile])[profile]
+    expected = weights @ path / weights.sum()
+    assert relative_rms(params["w"], expected) < 3e-3
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_files_reconstruct_as_well_as_their_format_promises(tmp_path, dtype):
     stored, direct = walk(units=1000)

@@ -273,6 +273,33 @@ def test_the_originals_snapshots_are_rebuilt_like_others(
     assert "Taking over" not in capsys.readouterr().err
 
 
+def test_a_pickle_added_or_replaced_is_taken_over(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    directory, tensors = pickles
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some").mkdir()
+    names = sorted(tensors)
+    for name in names[:2]:
+        (directory / name).rename(tmp_path / "some" / name)
+    command = [f"--run={tmp_path}/some", f"--config={DIGITS}", "--sigma_rel=0.05"]
+    run(monkeypatch, reconstruct.main, *command)
+    for name in names[2:]:
+        (directory / name).rename(tmp_path / "some" / name)
+    run(monkeypatch, reconstruct.main, *command)
+    made = tmp_path / "runs" / "original-edm2-digits"
+    assert len(list(made.glob("snapshots/*"))) == 4
+    assert len(list(made.glob("reconstructed/*"))) == 2  # at the end of each time
+    other = {name: leaf + np.float16(1) for name, leaf in tensors[names[2]].items()}
+    data = pickle_writer.snapshot(pickle_writer.tree(other))
+    (tmp_path / "some" / names[2]).write_bytes(data)
+    run(monkeypatch, reconstruct.main, *command)
+    (stored,) = made.glob("reconstructed/power-0.050-*2097152*")
+    expected, _ = mapping.to_params(other)
+    found = snapshots.read(stored)[0]
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+
+
 def test_a_network_that_no_workload_has_asks_for_its_config(
     monkeypatch, capsys, pickles, tmp_path
 ):

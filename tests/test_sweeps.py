@@ -98,7 +98,7 @@ def test_lengths_that_the_snapshots_cannot_express_are_not_measured(stored, tmp_
 
 
 def test_the_best_length_moves_over_the_training_as_it_must(stored, tmp_path):
-    # The best mean time is that of .05 at the end: halfway no average reaches it.
+    # Half of the time of .2: right in the middle, too early for any length at the end.
     heldout = Parabola(enc_8x8_block0=mean_time(0.2) / 2)
     measured = sweeps.Sweeps(heldout, stored, tmp_path / "points.json")
     curves = measured.over_time(LENGTHS, times=2)

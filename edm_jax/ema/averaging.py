@@ -49,6 +49,7 @@ class Averages:
         names, leaves, _ = _named_leaves(params)
         if not leaves:
             raise ValueError("There are no weights to average: the tree has no leaves.")
+        snapshots.flatten(to_dict(params))  # refuses names that cannot be stored
         for name, leaf in zip(names, leaves, strict=True):
             dtype = getattr(leaf, "dtype", type(leaf))
             if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
@@ -158,7 +159,7 @@ def traced_power_weight(delta: Any, nimg: Any, gamma: float) -> "jax.Array":
 
     # (1 - ratio)^(gamma+1) rounds badly in float32 once the ratio is 1e-6.
     ratio = jnp.asarray(delta, jnp.float32) / jnp.asarray(nimg, jnp.float32)
-    return -jnp.expm1((gamma + 1) * jnp.log1p(-jnp.minimum(ratio, 1.0)))
+    return -jnp.expm1((gamma + 1) * jnp.log1p(-jnp.clip(ratio, 0.0, 1.0)))
 
 
 def restore(
@@ -223,6 +224,8 @@ def _named_leaves(tree: Any) -> tuple[list[str], list[Any], Any]:
         for path, _ in paths
     ]
     twice = [name for name, count in Counter(names).items() if count > 1]
+    # 'a' and 'a/b' cannot both be entries of nested dicts.
+    twice += [name for name in names if any(n.startswith(f"{name}/") for n in names)]
     if twice:
         raise ValueError(f"Two leaves of the tree are named {twice[0]}: rename one.")
     return names, [leaf for _, leaf in paths], structure

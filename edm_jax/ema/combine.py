@@ -198,6 +198,14 @@ class Tree:
         self._leaves = [np.asarray(flat[key]).ravel() for key in self.table]
         self._starts = np.cumsum([0, *(len(leaf) for leaf in self._leaves)])
         self.dtype = np.dtype(np.float64)
+        if not self._leaves:
+            raise ValueError(f"{name} holds no weights at all.")
+        for key, leaf in zip(self.table, self._leaves, strict=True):
+            if leaf.dtype.kind not in "fV":
+                raise ValueError(
+                    f"{name} holds {leaf.dtype} in {key} and no floating-point numbers: "
+                    "leave it out."
+                )
         dtypes = {leaf.dtype for leaf in self._leaves}
         double = self.dtype in dtypes
         self.result_dtype = self.dtype if double else FLOAT32

@@ -57,10 +57,10 @@ def make_plan(
             coefficients[rows, k], solutions[k] = solution.coefficients, solution
     used = np.flatnonzero(coefficients.any(axis=1)).tolist()
     sources = [stored[i][2] for i in used]
-    kinds = Counter(str(source.table) for source in sources)
+    kinds = Counter(tuple(source.table.items()) for source in sources)
     usual, _ = kinds.most_common(1)[0]
     for source in sources:
-        if str(source.table) != usual:
+        if tuple(source.table.items()) != usual:
             raise ValueError(
                 f"{source.name} holds other weights than the snapshots beside it: give "
                 "those of one network."

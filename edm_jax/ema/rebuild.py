@@ -50,6 +50,7 @@ class Job:
 
     plan: Plan
     metas: list[SnapshotMeta]
+    stored: Sequence[Snapshot]  # all that was listed and not left out
     left_out: list[Damaged]
     dtype: str  # of the outputs
 
@@ -105,7 +106,7 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
             f"Two of the targets would both be stored as {name}: ask for them in two "
             "commands, with an --out of its own for each."
         )
-    return Job(plan, metas, left_out, request.dtype)
+    return Job(plan, metas, stored, left_out, request.dtype)
 
 
 def _nimg_of(damaged: Damaged) -> int:
@@ -120,8 +121,11 @@ def run(
     out: PathLike,
     on_progress: OnProgress = lambda *_: None,
     on_damage: Callable[[Damaged, Job], None] = lambda *_: None,
+    job: Job | None = None,
 ) -> tuple[Job, list[epath.Path]]:
     """Writes a file for every target to `out`; returns the job as done, and the paths.
+
+    job: what `prepare` made of the request, where that was asked for before.
 
     Files that are there and made of the same are kept. A kill leaves partial files and
     a journal, from which the same call goes on. A snapshot found damaged on the way is
@@ -135,9 +139,9 @@ def run(
             f"{out} holds the snapshots themselves: choose another directory for what "
             "is made of them."
         )
-    job = prepare(directory, request)
+    job = job or prepare(directory, request)
     with _locked(out):
-        return _run(job, directory, request, out, on_progress, on_damage)
+        return _run(job, request, out, on_progress, on_damage)
 
 
 def _place(directory: PathLike) -> str:
@@ -148,7 +152,6 @@ def _place(directory: PathLike) -> str:
 
 def _run(
     job: Job,
-    directory: PathLike,
     request: Request,
     out: epath.Path,
     on_progress: OnProgress,
@@ -160,11 +163,8 @@ def _run(
         except Damaged as error:
             if request.strict:
                 raise
-            left_out = [*job.left_out, error]
-            bad = {os.fspath(each.path) for each in left_out}
-            stored = snapshots.scan(directory).snapshots
-            stored = [s for s in stored if s.name not in bad]
-            job = _job(stored, left_out, request)
+            stored = [s for s in job.stored if s.name != os.fspath(error.path)]
+            job = _job(stored, [*job.left_out, error], request)
             on_damage(error, job)
 
 

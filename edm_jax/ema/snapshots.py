@@ -196,9 +196,10 @@ def cast(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):
         stored = np.asarray(values, DTYPES[dtype], order="C")
-    if stored.dtype.itemsize < 4 and np.any(np.isinf(stored) & np.isfinite(values)):
+    narrower = stored.dtype.itemsize < np.asarray(values).dtype.itemsize
+    if narrower and np.any(np.isinf(stored) & np.isfinite(values)):
         raise ValueError(
-            f"{name} holds weights too large for {dtype}: store snapshots as float32."
+            f"{name} holds weights too large for {dtype}: store a wider format."
         )
     return stored
 

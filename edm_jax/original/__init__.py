@@ -25,6 +25,7 @@ class Original:
     network: OriginalNetwork
     nimg: int
     sigma_rel: float
+    dtype: str  # coarsest format among the stored tensors
 
 
 def load(path: str | os.PathLike[str]) -> Original:
@@ -39,4 +40,6 @@ def load(path: str | os.PathLike[str]) -> Original:
         params, network = to_params(tensors)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
-    return Original(params, network, nimg, sigma_rel)
+    half = any(tensor.dtype.itemsize < 4 for tensor in tensors.values())
+    dtype = "float16" if half else "float32"
+    return Original(params, network, nimg, sigma_rel, dtype)
