@@ -91,7 +91,7 @@ def _sweep(
     config: Any, heldout: HeldOut, stored: list[Any], on_progress: OnProgress
 ) -> tuple[list[dict[str, float]], Params]:
     """Held-out loss of every length, and the weights of the best (Fig. 5a)."""
-    sigma_rels = sweeps.expressible(stored, config.evaluation.sigma_rels)
+    sigma_rels = sweeps.keep_expressible(stored, config.evaluation.sigma_rels)
     points, best, lowest = [], None, math.inf
     for sigma_rel, (params, solution) in sweeps.rebuilt(stored, sigma_rels):
         loss = heldout.loss(params)

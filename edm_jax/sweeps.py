@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from edm_jax import run_dir
@@ -88,7 +87,9 @@ def rebuilt(
         yield from ((sigma_rel, made[sigma_rel]) for sigma_rel in part)
 
 
-def expressible(stored: Sequence[Snapshot], sigma_rels: Sequence[float]) -> list[float]:
+def keep_expressible(
+    stored: Sequence[Snapshot], sigma_rels: Sequence[float]
+) -> list[float]:
     """Those lengths that the snapshots express, or else the stored ones at the end.
 
     A single snapshot has its own length only, near as others may be.
@@ -226,7 +227,7 @@ def levels(abstract_params: Any) -> dict[str, list[str]]:
     The u(sigma) head, which only training uses, is left out.
     """
     groups: dict[str, list[str]] = {}
-    for name in _names(abstract_params):
+    for name in snapshots.flatten(abstract_params):
         match = re.match(r"unet/((?:enc|dec)_\d+x\d+|[^/]+)", name)
         if match:
             groups.setdefault(match[1], []).append(name)
@@ -239,15 +240,10 @@ def tensors(abstract_params: Any, pattern: str) -> dict[str, list[str]]:
     Raises ValueError for a pattern that is none, or finds nothing.
     """
     try:
-        found = [n for n in _names(abstract_params) if re.search(pattern, n)]
+        found = [n for n in snapshots.flatten(abstract_params) if re.search(pattern, n)]
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}.") from error
     if not found:
-        example = _names(abstract_params)[0]
+        example = next(iter(snapshots.flatten(abstract_params)))
         raise ValueError(f"No tensor is named like {pattern!r}; one is {example}.")
     return {name: [name] for name in found}
-
-
-def _names(abstract_params: Any) -> list[str]:
-    paths = jax.tree_util.tree_flatten_with_path(abstract_params)[0]
-    return ["/".join(key.key for key in path) for path, _ in paths]

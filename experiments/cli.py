@@ -25,11 +25,7 @@ EXPECTED = (ValueError, OSError, ImportError)
 def config_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with --config; overrides, --config.FIELD=VALUE, are left over for
     `parse_config`."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parser(description)
     parser.add_argument(
         "--config",
         required=True,
@@ -38,6 +34,14 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
         "--config.FIELD=VALUE, such as --config.network.dropout=0.1",
     )
     return parser
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def parse_config(
@@ -59,11 +63,7 @@ def parse_config(
 
 def run_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with --run, and --config for snapshots of the original code."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parser(description)
     parser.add_argument(
         "--run",
         required=True,
@@ -171,6 +171,18 @@ def use_compilation_cache() -> None:
         # By machine: what is compiled for one CPU may not run on another.
         cache = home / "edm_jax" / f"xla-{platform.node()}"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def report_to(bar: rich.progress.Progress) -> Callable[[str, int, int], None]:
+    """on_progress(what, done, total) that gives everything a bar of its own."""
+    tasks: dict[str, rich.progress.TaskID] = {}
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+
+    return on_progress
 
 
 RATE = rich.progress.TextColumn("{task.fields[rate]:,.0f} img/s")

@@ -4,8 +4,6 @@ Rebuilds every EMA length of evaluation.sigma_rels from the snapshots, measures 
 held-out loss of each, and samples from the best. Writes evaluation.json, samples.png.
 """
 
-from rich.progress import TaskID
-
 from edm_jax import evaluation
 from experiments import cli
 
@@ -17,12 +15,10 @@ def main() -> None:
     run, config = cli.open_run(options)
     before = run.status
     with cli.progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
+        report = cli.report_to(bar)
 
         def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
+            report(what, done, total)
             run.set_status(
                 state="running",
                 stage="evaluate",

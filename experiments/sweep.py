@@ -10,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.progress import TaskID
-
 from edm_jax import backend, data, diffusion, report, resolve, run_dir, sweeps
 from edm_jax.ema import snapshots
 from edm_jax.heldout import HeldOut
@@ -44,15 +42,8 @@ def main() -> None:
     for damaged in listing.damaged:
         print(f"Left out: {damaged}", file=sys.stderr)
     with cli.progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
         measured = sweeps.Sweeps(
-            heldout, listing.snapshots, out / "points.json", on_progress
+            heldout, listing.snapshots, out / "points.json", cli.report_to(bar)
         )
         found = _measure(measured, heldout, kinds, sigma_rels, options)
     run_dir.write_json(out / "sweeps.json", found)

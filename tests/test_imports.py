@@ -63,6 +63,21 @@ def imports(path, top=False):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+# Inside `ema`, each file imports from those before it only.
+EMA_ORDER = [
+    "power",
+    "profiles",
+    "container",
+    "meta",
+    "solver",
+    "snapshots",
+    "combine",
+    "posthoc",
+    "journal",
+    "rebuild",
+    "averaging",
+    "__init__",
+]
 FILES = sorted((ROOT / "edm_jax").rglob("*.py"))
 
 
@@ -78,6 +93,20 @@ def test_rooms_import_only_along_the_arrows(path):
         assert first != "jax" or room not in NO_JAX or not at_start
         if first == "edm_jax" and second != room:
             assert second in ARROWS[room].split()
+
+
+@pytest.mark.parametrize("name", EMA_ORDER)
+def test_the_averages_build_on_one_another_in_one_direction(name):
+    before = EMA_ORDER[: EMA_ORDER.index(name)]
+    for found in imports(ROOT / "edm_jax" / "ema" / f"{name}.py"):
+        parts = found.split(".")
+        if parts[:2] == ["edm_jax", "ema"]:
+            assert parts[2] in before
+
+
+def test_every_file_of_the_averages_has_its_place():
+    files = {path.stem for path in (ROOT / "edm_jax" / "ema").glob("*.py")}
+    assert files == set(EMA_ORDER)
 
 
 def test_the_compute_path_imports_without_data_and_config_libraries():

@@ -361,7 +361,7 @@ from edm_jax import ema
 from edm_jax.ema import rebuild, snapshots
 snapshots.CHUNK = 4096
 targets = [(None, ema.PowerProfile(s)) for s in (.05, .06, .08, .15)]
-rebuild._JOURNAL_SECONDS = 0.01
+rebuild.JOURNAL_SECONDS = 0.01
 first = []
 rebuild.run(
     sys.argv[1], rebuild.Request(targets), sys.argv[2],

@@ -5,24 +5,10 @@ import os
 import numpy as np
 import pytest
 import safetensors.numpy
+from small_snapshots import BATCH, meta, tree
 
 from edm_jax import ema
 from edm_jax.ema import container, snapshots
-
-BATCH = 128
-
-
-def meta(nimg=4096, sigma_rel=0.05, dtype="float32", config_hash="c0ffee", **fields):
-    profile = ema.PowerProfile(sigma_rel)
-    return ema.SnapshotMeta(profile, nimg, BATCH, config_hash, dtype, **fields)
-
-
-def tree(scale=1.0):
-    rng = np.random.default_rng(0)
-    return {
-        "enc": {"conv": {"kernel": scale * rng.standard_normal((3, 3, 4, 8))}},
-        "out_gain": np.asarray(0.25 * scale),
-    }
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_the_best_length_of_all_weights_is_found(stored, tmp_path):
 def test_lengths_that_the_snapshots_cannot_express_are_not_measured(stored, tmp_path):
     measured = sweeps.Sweeps(Parabola(), stored, tmp_path / "points.json")
     assert measured.lengths([0.004, 0.05, 0.285]).sigma_rel == [0.05]
-    assert sweeps.expressible(stored, [0.004, 0.285]) == [0.05, 0.10]
+    assert sweeps.keep_expressible(stored, [0.004, 0.285]) == [0.05, 0.10]
 
 
 def test_the_best_length_moves_over_the_training_as_it_must(stored, tmp_path):

@@ -20,17 +20,19 @@ from edm_jax.ema.posthoc import (
     reconstruct,
     reconstruct_trees,
 )
-from edm_jax.ema.profiles import (
+from edm_jax.ema.power import (
     SIGMA_REL_LIMIT,
+    gamma_from_sigma_rel,
+    inner_product,
+    sigma_rel_from_gamma,
+)
+from edm_jax.ema.profiles import (
     AnyProfile,
     FunctionProfile,
     PowerProfile,
     TableProfile,
     TraditionalProfile,
     UniformProfile,
-    gamma_from_sigma_rel,
-    inner_product,
-    sigma_rel_from_gamma,
 )
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, list_snapshots
 from edm_jax.ema.solver import RMS_ROUNDING, Solution, solve

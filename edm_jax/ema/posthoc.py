@@ -217,7 +217,7 @@ def _refusal(
     )
     if times[-1] < nimg:
         return f"{said} The last snapshot before that time is at {times[-1]:.0f}: ask for that."
-    found = solver.expressible(basis, (nimg, profile), roundoff, max_error)
+    found = solver.expressible_range(basis, (nimg, profile), roundoff, max_error)
     if found is None:
         return f"{said} Of {len(basis)} snapshots nothing else can be made there: store more."
     low, high = (decimal(round(value, 6)) for value in found)

@@ -1,32 +1,29 @@
 """Reconstructed networks as files: resumable after a kill, with their full ancestry."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from etils import epath
 
 from edm_jax.ema import combine, posthoc, snapshots
 from edm_jax.ema.combine import OnProgress, Plan
 from edm_jax.ema.container import Damaged, PathLike, is_local, partial_path
+from edm_jax.ema.journal import Journal, Sink, locked
 from edm_jax.ema.posthoc import MAX_ERROR
 from edm_jax.ema.profiles import AnyProfile, to_fields
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
 
 METHOD = "post-hoc EMA (Karras et al., arXiv 2312.02696, App. C, Alg. 3)"
-_JOURNAL_SECONDS = 2.0
+JOURNAL_SECONDS = 2.0
 _WORDS = ("method", "left_out")  # of an ancestry
 
 
@@ -140,7 +137,7 @@ def run(
             "is made of them."
         )
     job = job or prepare(directory, request)
-    with _locked(out):
+    with locked(out):
         return _run(job, request, out, on_progress, on_damage)
 
 
@@ -212,7 +209,7 @@ def _ancestry(plan: Plan, column: int, left_out: Sequence[Damaged]) -> dict[str,
 
 
 def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Path]:
-    plan, paths, journal = job.plan, job.paths(out), _Journal(job, out)
+    plan, paths, journal = job.plan, job.paths(out), Journal(job.metas, out)
     todo = [k for k, path in enumerate(paths) if not _is_made(path, job.metas[k])]
     if not todo:
         journal.remove()
@@ -220,7 +217,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
     table = plan.sources[0].table
     writers = {k: Writer(paths[k], table, job.metas[k], resume=True) for k in todo}
     resumed = all(writer.resumed for writer in writers.values())
-    sink = _Sink(writers, journal.read() if resumed else {})
+    sink = Sink(writers, journal.read() if resumed else {})
     starts = range(0, plan.size, snapshots.CHUNK)
     left = [chunk for chunk in range(len(starts)) if chunk not in sink.done]
     done = sum(min(snapshots.CHUNK, plan.size - starts[chunk]) for chunk in sink.done)
@@ -236,7 +233,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
         with contextlib.closing(chunks):
             for chunk in chunks:
                 sink.seal(chunk)
-                journal.write(sink, every=_JOURNAL_SECONDS)
+                journal.write(sink, every=JOURNAL_SECONDS)
         journal.write(sink)
     except ValueError:  # Damaged among them: to go on would end the same way
         for writer in writers.values():
@@ -256,108 +253,6 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
         for stale in Path(out).glob(".*.safetensors.partial"):
             stale.unlink()
     return paths
-
-
-class _Sink:
-    """Takes sums to the writers, and keeps the checksums of what is whole."""
-
-    def __init__(self, writers: dict[int, Writer], done: dict[int, dict[str, str]]):
-        self._writers, self.done = writers, done  # checksums by chunk and target
-        self._open: dict[int, dict[int, xxhash.xxh3_64]] = {}
-        self._lock = threading.Lock()
-        for chunk in done:
-            self.seal(chunk)
-
-    def store(self, start: int, values: np.ndarray) -> None:
-        chunk = start // snapshots.CHUNK
-        with self._lock:
-            fresh = {k: xxhash.xxh3_64() for k in self._writers}
-            hashers = self._open.setdefault(chunk, fresh)
-        for k, writer in self._writers.items():
-            writer.write(start, values[k])
-            hashers[k].update(snapshots.as_bytes(values[k]))
-
-    def seal(self, chunk: int) -> None:
-        if chunk not in self.done:
-            hashers = self._open.pop(chunk)
-            self.done[chunk] = {str(k): h.hexdigest() for k, h in hashers.items()}
-        for k, writer in self._writers.items():
-            writer.seal(chunk, self.done[chunk][str(k)])
-
-    def sync(self) -> None:
-        for writer in self._writers.values():
-            writer.sync()
-
-
-class _Journal:
-    """Which chunks of a job's partial files are whole, beside those files."""
-
-    def __init__(self, job: Job, out: epath.Path):
-        text = json.dumps([_identity(meta) for meta in job.metas])
-        self._key = xxhash.xxh3_128_hexdigest(text.encode())
-        self._path = partial_path(out / "reconstruct.journal")
-        self._written = time.monotonic()
-
-    def read(self) -> dict[int, dict[str, str]]:
-        """Checksums by chunk and target; none where the journal is of another job."""
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                found = json.load(file)
-        except (OSError, ValueError):
-            return {}
-        if found.get("job") != self._key:
-            return {}
-        return {int(chunk): digests for chunk, digests in found["chunks"].items()}
-
-    def write(self, sink: _Sink, every: float = 0.0) -> None:
-        """Notes what is whole, once it is on the disk; at most `every` so many seconds."""
-        if time.monotonic() - self._written < every:
-            return
-        sink.sync()
-        temporary = f"{self._path}.new"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"job": self._key, "chunks": sink.done}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
-        self._written = time.monotonic()
-
-    def remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-
-
-def _identity(meta: SnapshotMeta) -> dict[str, Any]:
-    fields = {"profile": to_fields(meta.profile), "versions": dict(meta.versions)}
-    return vars(meta) | fields
-
-
-@contextlib.contextmanager
-def _locked(out: epath.Path) -> Iterator[None]:
-    """Keeps other processes from writing there meanwhile."""
-    name = partial_path(out / "reconstruct.lock")
-    os.makedirs(os.path.dirname(name), exist_ok=True)
-    while True:
-        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            raise ValueError(
-                f"Another process is writing to {out}: wait for it, or choose another "
-                "directory."
-            ) from None
-        # The holder before may have removed the file that was opened here.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), os.stat(name)):
-                break
-        os.close(file)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        os.close(file)
 
 
 def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edm_jax.ema.power import SIGMA_REL_LIMIT, inner_product
 from edm_jax.ema.profiles import (
-    SIGMA_REL_LIMIT,
     AnyProfile,
     PowerProfile,
     TraditionalProfile,
-    inner_product,
     missing_mass,
 )
 
@@ -35,7 +34,7 @@ _MAX_INTERVALS = 2**16
 _X, _W = np.polynomial.legendre.leggauss(_NODES)
 
 Stored = tuple[float, PowerProfile]  # (nimg, profile)
-Target = tuple[float, AnyProfile]
+Wanted = tuple[float, AnyProfile]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Solution:
 
 def solve(
     snapshots: Sequence[Stored],
-    targets: Sequence[Target],
+    targets: Sequence[Wanted],
     unit_roundoff: float | Sequence[float] = 2.0**-24,
 ) -> list[Solution]:
     """Best fit of each target (nimg, profile) by the stored ones (App. C, Alg. 3).
@@ -120,9 +119,9 @@ def solve(
     ]
 
 
-def expressible(
+def expressible_range(
     snapshots: Sequence[Stored],
-    target: Target,
+    target: Wanted,
     unit_roundoff: float | Sequence[float],
     max_error: float,
 ) -> tuple[float, float] | None:
@@ -158,7 +157,7 @@ def _fill(
         basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
 
 
-def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.ndarray:
     """Ends of intervals on which every profile is smooth, from 0 to the last target."""
     last = max(nimg for nimg, _ in targets)
     kinks = [edge for nimg, profile in targets for edge in profile.edges(nimg)]
@@ -217,7 +216,7 @@ def _nodes(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (low + half * (1 + _X)).ravel(), (half * _W).ravel()
 
 
-def _same(snapshots: Sequence[Stored], target: Target) -> list[int]:
+def _same(snapshots: Sequence[Stored], target: Wanted) -> list[int]:
     """Where the target itself is stored."""
     nimg, profile = target
     if not isinstance(profile, PowerProfile):
@@ -230,7 +229,7 @@ def _same(snapshots: Sequence[Stored], target: Target) -> list[int]:
     ]
 
 
-def _check(snapshots: Sequence[Stored], targets: Sequence[Target]) -> None:
+def _check(snapshots: Sequence[Stored], targets: Sequence[Wanted]) -> None:
     if not snapshots or not targets:
         raise ValueError("Give at least one snapshot and at least one target profile.")
     if min(t for t, _ in snapshots) <= 0:

@@ -21,9 +21,7 @@ def draw_sweeps(
     with matplotlib.rc_context(STYLE):
         drawings = []
         if lengths:
-            drawings.append(
-                _one_panel("ema_length", title, lengths[:1], ["all weights"])
-            )
+            drawings.append(_length(title, lengths[0]))
         if over_time:
             labels = [f"{curve['nimg']:,} images" for curve in over_time]
             drawings.append(_over_time(title, over_time, labels))
@@ -32,18 +30,17 @@ def draw_sweeps(
     return drawings
 
 
-def _one_panel(name: str, title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
+def _length(title: str, curve: dict[str, Any]) -> Drawing:
     figure = Figure(figsize=(WIDTH * 0.62, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_title(plain(title), loc="left")
-    for index, (curve, label) in enumerate(zip(curves, labels, strict=True)):
-        _curve(axes, curve, PALETTE[1 + index % 6], label)
+    _curve(axes, curve, PALETTE[1], "all weights")
     _finish(axes)
     caption = (
         "Held-out loss against the EMA length σ_rel of all weights; the ring is the best "
         "length measured, the cross the vertex of a parabola through its neighbours."
     )
-    return Drawing(name, figure, "Quality against EMA length", caption)
+    return Drawing("ema_length", figure, "Quality against EMA length", caption)
 
 
 def _over_time(title: str, curves: Curves, labels: Sequence[str]) -> Drawing:

@@ -1,0 +1,122 @@
+"""What lets a kill lose little: partial files, a note of what is whole, one writer."""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+from etils import epath
+
+from edm_jax.ema import snapshots
+from edm_jax.ema.container import partial_path
+from edm_jax.ema.meta import SnapshotMeta
+from edm_jax.ema.profiles import to_fields
+from edm_jax.ema.snapshots import Writer
+
+
+class Sink:
+    """Takes sums to the writers, and keeps the checksums of what is whole."""
+
+    def __init__(self, writers: dict[int, Writer], done: dict[int, dict[str, str]]):
+        self._writers, self.done = writers, done  # checksums by chunk and target
+        self._open: dict[int, dict[int, xxhash.xxh3_64]] = {}
+        self._lock = threading.Lock()
+        for chunk in done:
+            self.seal(chunk)
+
+    def store(self, start: int, values: np.ndarray) -> None:
+        chunk = start // snapshots.CHUNK
+        with self._lock:
+            fresh = {k: xxhash.xxh3_64() for k in self._writers}
+            hashers = self._open.setdefault(chunk, fresh)
+        for k, writer in self._writers.items():
+            writer.write(start, values[k])
+            hashers[k].update(snapshots.as_bytes(values[k]))
+
+    def seal(self, chunk: int) -> None:
+        if chunk not in self.done:
+            hashers = self._open.pop(chunk)
+            self.done[chunk] = {str(k): h.hexdigest() for k, h in hashers.items()}
+        for k, writer in self._writers.items():
+            writer.seal(chunk, self.done[chunk][str(k)])
+
+    def sync(self) -> None:
+        for writer in self._writers.values():
+            writer.sync()
+
+
+class Journal:
+    """Which chunks of a job's partial files are whole, beside those files."""
+
+    def __init__(self, metas: Sequence[SnapshotMeta], out: epath.Path):
+        text = json.dumps([_identity(meta) for meta in metas])
+        self._key = xxhash.xxh3_128_hexdigest(text.encode())
+        self._path = partial_path(out / "reconstruct.journal")
+        self._written = time.monotonic()
+
+    def read(self) -> dict[int, dict[str, str]]:
+        """Checksums by chunk and target; none where the journal is of another job."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        if found.get("job") != self._key:
+            return {}
+        return {int(chunk): digests for chunk, digests in found["chunks"].items()}
+
+    def write(self, sink: Sink, every: float = 0.0) -> None:
+        """Notes what is whole, once it is on the disk; at most `every` so many seconds."""
+        if time.monotonic() - self._written < every:
+            return
+        sink.sync()
+        temporary = f"{self._path}.new"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"job": self._key, "chunks": sink.done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+def _identity(meta: SnapshotMeta) -> dict[str, Any]:
+    fields = {"profile": to_fields(meta.profile), "versions": dict(meta.versions)}
+    return vars(meta) | fields
+
+
+@contextlib.contextmanager
+def locked(out: epath.Path) -> Iterator[None]:
+    """Keeps other processes from writing there meanwhile."""
+    name = partial_path(out / "reconstruct.lock")
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    while True:
+        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            raise ValueError(
+                f"Another process is writing to {out}: wait for it, or choose another "
+                "directory."
+            ) from None
+        # The holder before may have removed the file that was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(name)):
+                break
+        os.close(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        os.close(file)
