@@ -310,7 +310,7 @@ def test_a_function_is_what_it_is_in_closed_form_wherever_it_jumps():
     stored = stored_profiles(32, (0.05, 0.10))
     t = stored[-1][0]
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(8):
         low, high = np.sort(rng.uniform(0.05, 1, 2)) * t
         window = ema.UniformProfile(low, high)
         function = ema.FunctionProfile(

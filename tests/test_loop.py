@@ -256,6 +256,7 @@ def test_last_snapshots_hold_the_averages_of_the_checkpoint(whole):
             np.testing.assert_array_equal(stored[leaf], array)
 
 
+@pytest.mark.slow
 def test_averages_updated_seldom_are_brought_up_to_their_snapshots(load, tmp_path):
     seldom = train(load(ema__update_every="4"), tmp_path)
     state = seldom.final_state()

@@ -133,7 +133,16 @@ def test_the_mapped_network_computes_what_the_original_layout_says(tmp_path):
 SIZES = [name for name in workloads.WORKLOADS if not name.startswith("imagenet64")]
 
 
-@pytest.mark.parametrize("workload", [*SIZES, "imagenet64-m"])
+QUICK = {"digits", "imagenet512-s"}
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in [*SIZES, "imagenet64-m"]
+    ],
+)
 def test_every_published_size_maps_to_its_config_g_tree(workload):
     spec = resolve.resolve_network(config_g.get_config(workload))
     fields = [field.name for field in dataclasses.fields(original.OriginalNetwork)]
