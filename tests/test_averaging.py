@@ -163,6 +163,25 @@ def test_a_tree_of_other_shapes_is_not_restored(tmp_path):
         ema.restore(tmp_path, [0.05], like={"w": jnp.ones(7)})
 
 
+def test_a_reconstructed_tree_goes_to_a_file_with_its_metadata_and_back(tmp_path):
+    averages = ema.Averages((0.05, 0.10))
+    params = {"a": {"w": jnp.arange(6.0).reshape(2, 3)}, "b": jnp.ones(())}
+    state = averages.init(params)
+    for step in (8, 16):
+        state = averages.update(
+            state, {"a": {"w": params["a"]["w"] * step}, "b": params["b"]}, step
+        )
+        averages.save(tmp_path / "stored", state)
+    profile = ema.PowerProfile(0.07)
+    made, solution = ema.reconstruct(tmp_path / "stored", [profile])[profile]
+    ancestry = {"fit_error": solution.fit_error, "inputs": ["stored"]}
+    meta = ema.SnapshotMeta(profile, 16, 8, "mine", ancestry=ancestry)
+    path = ema.write_snapshot(tmp_path, made, meta)
+    back, found = ema.read_snapshot(path)
+    assert found == meta
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, made))
+
+
 def test_an_array_over_eight_devices_is_gathered_whole(tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

@@ -35,6 +35,8 @@ from edm_jax.ema.profiles import (
     UniformProfile,
 )
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, list_snapshots
+from edm_jax.ema.snapshots import read as read_snapshot
+from edm_jax.ema.snapshots import write as write_snapshot
 from edm_jax.ema.solver import RMS_ROUNDING, Solution, solve
 
 __all__ = [
@@ -59,10 +61,12 @@ __all__ = [
     "inner_product",
     "list_snapshots",
     "power_weight",
+    "read_snapshot",
     "reconstruct",
     "reconstruct_trees",
     "restore",
     "sigma_rel_from_gamma",
     "solve",
     "traditional_weight",
+    "write_snapshot",
 ]
