@@ -122,12 +122,11 @@ def run(
 ) -> tuple[Job, list[epath.Path]]:
     """Writes a file for every target to `out`; returns the job as done, and the paths.
 
-    job: what `prepare` made of the request, where that was asked for before.
-
     Files that are there and made of the same are kept. A kill leaves partial files and
     a journal, from which the same call goes on. A snapshot found damaged on the way is
-    left out and the rest solved again, unless `strict`; on_damage hears of it. Raises
-    as `prepare`, and ValueError where `out` holds the snapshots themselves, or another
+    left out and the rest solved again, unless `strict`; on_damage hears of it. job is
+    what `prepare` made of the request, where that was asked for before. Raises as
+    `prepare`, and ValueError where `out` holds the snapshots themselves, or another
     process is writing to it.
     """
     out = epath.Path(out)
@@ -256,7 +255,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
 
 
 def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:
-    """Whether the file is there and made of the same snapshots in the same way.
+    """Whether the file is there, made of the same snapshots by the same libraries.
 
     The coefficients may differ as much as they do in the company of other targets.
     """
