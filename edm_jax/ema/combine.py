@@ -15,9 +15,8 @@ import threadpoolctl
 import xxhash
 
 from edm_jax.ema import snapshots
-from edm_jax.ema.container import is_local
 from edm_jax.ema.meta import unit_roundoff
-from edm_jax.ema.snapshots import Params, Snapshot, Table
+from edm_jax.ema.snapshots import Params, Table
 from edm_jax.ema.solver import Solution
 
 FLOAT32 = np.dtype(np.float32)
@@ -40,6 +39,8 @@ class Source(Protocol):
     def dtype(self) -> np.dtype: ...
     @property
     def unit_roundoff(self) -> float: ...
+    @property
+    def local(self) -> bool: ...
     def read(self, start: int, out: np.ndarray) -> None: ...
     def verify(self, chunk: int, digest: str) -> None: ...
 
@@ -75,7 +76,7 @@ def combine(
     rising order within a chunk. Raises Damaged where a source is not what was written,
     ValueError where weights are not finite, or too large for the dtype.
     """
-    local = all(is_local(s.path) for s in plan.sources if isinstance(s, Snapshot))
+    local = all(source.local for source in plan.sources)
     threads = _THREADS if local else _REMOTE_THREADS
     worker = _Worker(plan, store, on_progress, dtype)
     # The threads are the parallelism: BLAS must not start its own in each of them.
@@ -190,6 +191,8 @@ class _Worker:
 
 class Tree:
     """An average in memory as a source."""
+
+    local = True
 
     def __init__(self, name: str, params: Params):
         flat = snapshots.flatten(params)

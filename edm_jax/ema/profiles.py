@@ -10,41 +10,43 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edm_jax.ema.power import SIGMA_REL_SHORTEST, gamma_from_sigma_rel
 
 
-class Profile(Protocol):
-    """A density over (0, t]: the weight that an average at time t gives to each moment."""
+class Profile:
+    """A density over (0, t]: the weight that an average at time t gives to each moment.
+
+    Subclasses are frozen dataclasses.
+    """
 
     kind: ClassVar[str]
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Weight per image at time t of the weights at time τ, up to a factor."""
-        ...
+        raise NotImplementedError
 
     def edges(self, t: float) -> Sequence[float]:
         """The times at which the density or its slope jumps, as far as is known."""
-        ...
+        del t
+        return ()
+
+    def missing_mass(self, t: float) -> float:
+        """What an average at time t gives to the weights before training, at time 0."""
+        del t
+        return 0.0
 
     @property
     def label(self) -> str:
         """A few characters for file names and tables, such as power-0.050."""
-        ...
-
-
-def missing_mass(profile: "AnyProfile", t: float) -> float:
-    """What an average at time t gives to the weights before training, at time 0."""
-    if isinstance(profile, TraditionalProfile) and profile.rampup == math.inf:
-        return 2.0 ** -(t / (profile.halflife_mimg * 1e6))
-    return 0.0
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerProfile:
+class PowerProfile(Profile):
     """Power-function profile p(τ) ∝ τ^γ on (0, t], its length σ_rel relative to t.
 
     Raises ValueError for σ_rel outside [0.0001, 0.28867).
@@ -73,17 +75,13 @@ class PowerProfile:
         gamma = self.gamma
         return np.where(inside, (gamma + 1) / t * np.clip(age, 0, 1) ** gamma, 0.0)
 
-    def edges(self, t: float) -> Sequence[float]:
-        del t
-        return ()
-
     @property
     def label(self) -> str:
         return f"power-{decimal(self.sigma_rel)}"
 
 
 @dataclasses.dataclass(frozen=True)
-class TraditionalProfile:
+class TraditionalProfile(Profile):
     """Exponential profile of half-life min(halflife, rampup·nimg) (App. B.1).
 
     halflife_mimg is in millions of images, rampup a fraction of the time trained, at
@@ -126,6 +124,11 @@ class TraditionalProfile:
         back = t - self.halflife_mimg * 1e6 * np.array([1, 2, 4, 8, 16, 32, 64])
         return [self._knee, *back[back > 0]]
 
+    def missing_mass(self, t: float) -> float:
+        """2^(−t/halflife) for a constant half-life; a rampup leaves nothing behind."""
+        constant = self.rampup == math.inf
+        return 2.0 ** -(t / (self.halflife_mimg * 1e6)) if constant else 0.0
+
     @property
     def label(self) -> str:
         rampup = "" if self.rampup == 0.05 else f"-{decimal(self.rampup)}"
@@ -138,7 +141,7 @@ class TraditionalProfile:
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformProfile:
+class UniformProfile(Profile):
     """Uniform average over (start_nimg, stop_nimg], None being the time of the average.
 
     Raises ValueError for a window that is empty or starts before 0.
@@ -181,7 +184,7 @@ class UniformProfile:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableProfile:
+class TableProfile(Profile):
     """Piecewise linear weights through points (nimg, weight), zero outside them.
 
     Only their ratios count. Raises ValueError unless nimg rises from at least 0 and the
@@ -225,7 +228,7 @@ class TableProfile:
 
 
 @dataclasses.dataclass(frozen=True)
-class FunctionProfile:
+class FunctionProfile(Profile):
     """Weights from a function of τ in nimg (an array), up to a factor, under a name.
 
     Read back from a file, it has its name only.

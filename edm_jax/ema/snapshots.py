@@ -41,6 +41,10 @@ class Snapshot:
         return os.fspath(self.path)
 
     @property
+    def local(self) -> bool:
+        return container.is_local(self.path)
+
+    @property
     def size(self) -> int:
         """Elements in all."""
         return sum(math.prod(shape) for shape in self.table.values())

@@ -20,7 +20,6 @@ from edm_jax.ema.profiles import (
     AnyProfile,
     PowerProfile,
     TraditionalProfile,
-    missing_mass,
 )
 
 # RMS error of rounding N(0, 1) weights to nearest, in units of the unit roundoff u. At
@@ -112,7 +111,7 @@ def solve(
             profile=profile,
             coefficients=x[:, k],
             sum_abs=float(np.abs(x[:, k]).sum()),
-            fit_error=float(fit_error[k]) + missing_mass(profile, nimg),
+            fit_error=float(fit_error[k]) + profile.missing_mass(nimg),
             rounding_error=float(rounding[k]),
         )
         for k, (nimg, profile) in enumerate(targets)
