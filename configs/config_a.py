@@ -61,6 +61,8 @@ def get_config(workload: str = "digits") -> ConfigDict:
     net.dropout = 0.1
     net.compute_dtype = w.compute_dtype
     net.half_precision = "partial"  # or full
+    # Of float32 products: default lets GPUs take TF32 and TPUs bfloat16 for them.
+    net.matmul_precision = "highest"
 
     config.loss = loss = ConfigDict()
     loss.sigma_data = 0.5
@@ -78,6 +80,8 @@ def get_config(workload: str = "digits") -> ConfigDict:
     opt.eps = 1e-8
     opt.loss_scale = 100.0  # for float16; divided out of the gradient again
     opt.forced_weight_norm = False
+    # Gradient elements that are not finite: zero them, skip the update, or stop.
+    opt.nonfinite = "zero"
 
     config.ema = ema = ConfigDict()
     # The paper's A has the traditional average only; the power-function pair is
@@ -93,10 +97,23 @@ def get_config(workload: str = "digits") -> ConfigDict:
     training.snapshot_mimg = w.snapshot_mimg
     # '' is RUN itself; under a place such as gs://BUCKET/DIR, RUN's last two names.
     training.snapshot_dir = ""
-    training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes
+    training.patience_mimg = math.inf  # ends where the held-out loss no longer falls
+    # Alerts in the log: a step's loss above so many times its running mean, and
+    # magnitudes above so many times those of the first probe.
+    training.alert_loss = 3.0
+    training.alert_growth = 10.0
+    # How it runs, which may change where a run goes on.
+    training.checkpoint_mimg = 8 * w.snapshot_mimg
+    training.keep_checkpoints = 2  # the last ones,
+    training.keep_checkpoint_mimg = math.inf  # and one in so many images
     training.parallel = "jit"  # or pmap
+    # What is spread over the devices rather than repeated on each: none, state (the
+    # moments and averages), or full (the parameters, too).
+    training.sharding = "none"
+    training.microbatches = 1  # parts of a batch, their gradients summed
+    training.remat = False  # compute activations again rather than keep them
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.sigma_rels = tuple(round(0.01 * i, 3) for i in range(2, 26))

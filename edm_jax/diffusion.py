@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from edm_jax.layers import Array
 from edm_jax.networks import Network, Params, UNetSpec
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
+
+# Upper ends of the ranges of sigma that the loss is logged in; the last has none.
+SIGMA_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def scalings(sigma: Array, sigma_data: float) -> tuple[Array, Array, Array, Array]:
@@ -87,21 +90,64 @@ def make_loss(
     a mean over elements would shrink gradients against Adam's epsilon.
     """
 
-    def draw(key: Array, image: Array) -> tuple[Array, Array, Array]:
-        sigma_key, noise_key, dropout_key = jax.random.split(key, 3)
-        sigma = jnp.exp(P_mean + P_std * jax.random.normal(sigma_key))
-        return sigma, sigma * jax.random.normal(noise_key, image.shape), dropout_key
+    noisy = _noiser(P_mean, P_std)
 
     def loss(params: Params, batch: dict[str, Any], keys: Array):
         image = batch["image"]
-        sigma, noise, dropout_keys = jax.vmap(draw)(keys, image)
-        denoised, logvar, _ = denoiser(
-            params, image + noise, sigma, batch["label"], dropout_keys
-        )
+        x, sigma, dropout_keys = noisy(image, keys)
+        denoised, logvar, _ = denoiser(params, x, sigma, batch["label"], dropout_keys)
         weight = loss_weight(sigma, denoiser.sigma_data)
         error = weight * jnp.sum(jnp.square(denoised - image), axis=(1, 2, 3))
         elements = image[0].size
         total = jnp.mean(error * jnp.exp(-logvar) + elements * logvar)
-        return total, {"loss": total, "loss_per_element": jnp.mean(error) / elements}
+        per_element = error / elements
+        metrics = {"loss": total, "loss_per_element": jnp.mean(per_element)}
+        return total, metrics | {"sigma": _by_sigma(sigma, per_element, logvar)}
 
     return loss
+
+
+def make_layer_check(
+    denoiser: Denoiser, P_mean: float, P_std: float
+) -> Callable[[Params, dict[str, Any], Array], Params]:
+    """(params, batch, keys) -> the mean square of every layer's outputs in the loss.
+
+    The very noise and dropout that the loss has drawn, to look for what is not finite.
+    """
+    noisy = _noiser(P_mean, P_std)
+
+    def check(params: Params, batch: dict[str, Any], keys: Array) -> Params:
+        x, sigma, dropout_keys = noisy(batch["image"], keys)
+        inputs = x, sigma, batch["label"], dropout_keys
+        return denoiser(params, *inputs, statistics=True).mean_squares
+
+    return check
+
+
+def _noiser(P_mean: float, P_std: float) -> Callable[[Array, Array], tuple[Array, ...]]:
+    """(image, keys) -> noisy images, sigma, and keys for the dropout (Eq. 16)."""
+
+    def draw(key: Array, image: Array) -> tuple[Array, Array, Array]:
+        sigma_key, noise_key, dropout_key = jax.random.split(key, 3)
+        sigma = jnp.exp(P_mean + P_std * jax.random.normal(sigma_key))
+        noise = sigma * jax.random.normal(noise_key, image.shape)
+        return image + noise, sigma, dropout_key
+
+    return lambda image, keys: jax.vmap(draw)(keys, image)
+
+
+def _by_sigma(sigma: Array, per_element: Array, logvar: Array) -> Metrics:
+    """Sums over the examples of each range of sigma, divided by the batch size.
+
+    So that they can be averaged over devices and steps like any other metric: the loss
+    of a range is then loss / share.
+    """
+    place = jnp.searchsorted(jnp.asarray(SIGMA_EDGES), sigma)
+    member = place[:, None] == jnp.arange(len(SIGMA_EDGES) + 1)[None]
+
+    def share(value: Array) -> Array:
+        # Not a product: one loss that is not finite would spoil every range.
+        return jnp.mean(jnp.where(member, value[:, None], 0.0), axis=0)
+
+    ones = jnp.ones_like(sigma)
+    return {"share": share(ones), "loss": share(per_element), "logvar": share(logvar)}

@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from edm_jax import networks, optim, resolve, train_step, trainer
+from edm_jax import networks, resolve, trainer
 from edm_jax.ema import container, snapshots
-
-CHECKPOINTS = 3  # two that are kept, one being written
 
 
 class Estimate(NamedTuple):
@@ -43,12 +41,7 @@ def estimate(config: Any) -> Estimate:
     """What the run of a config stores; allocates nothing."""
     params = networks.abstract_params(resolve.resolve_network(config))
     profiles = trainer.tracked_profiles(config.ema)
-    state = jax.eval_shape(
-        lambda p: train_step.init_state(
-            p, optim.make_optimizer(config.optimizer), profiles, 0
-        ),
-        params,
-    )
+    state = trainer.abstract_state(config)
     nimg = trainer.total_steps(config) * config.optimizer.batch_size
     times = math.ceil(nimg / (config.training.snapshot_mimg * 1e6))
     weights = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
@@ -60,8 +53,16 @@ def estimate(config: Any) -> Estimate:
             math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
             for x in jax.tree.leaves(state)
         ),
-        checkpoints=CHECKPOINTS,
+        checkpoints=_checkpoints(config, nimg),
     )
+
+
+def _checkpoints(config: Any, nimg: int) -> int:
+    """At most: those that are kept, and one being written."""
+    training = config.training
+    spaced = nimg // (training.keep_checkpoint_mimg * 1e6)
+    written = math.ceil(nimg / (training.checkpoint_mimg * 1e6))
+    return 1 + min(training.keep_checkpoints + int(spaced), written)
 
 
 def check(config: Any, checkpoints: Path, snapshot_dir: epath.Path) -> str:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.networks import Params
@@ -35,6 +36,25 @@ def activation_magnitudes(mean_squares: Params) -> Magnitudes:
     return _aggregate(
         mean_squares["unet"], "output", lambda h: np.sqrt(np.asarray(h, np.float64))
     )
+
+
+def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.Array]:
+    """{'enc_8x8': ..., 'all': ...} of |dw| / |w| over the kernels of a place.
+
+    On the device. Where the norm of a weight does not matter to the network it is
+    this, and not the learning rate, that says how fast it learns (Sec. 2.3).
+    """
+    squares: dict[str, list[Any]] = {}
+    flat = jax.tree_util.tree_leaves_with_path(updates)
+    for (path, update), w in zip(flat, jax.tree.leaves(params), strict=True):
+        if path[-1].key == "kernel":
+            pair = jnp.sum(jnp.square(update)), jnp.sum(jnp.square(w))
+            names = [key.key for key in path]
+            block = _BLOCK.match(names[1]) if names[0] == "unet" else None
+            for place in ("all", "_".join(block.groups()) if block else "other"):
+                squares.setdefault(place, []).append(pair)
+    sums = {place: map(sum, zip(*pairs)) for place, pairs in squares.items()}
+    return {place: jnp.sqrt(dw / w) for place, (dw, w) in sums.items()}
 
 
 def _aggregate(tree: Params, leaf_name: str, per_unit: Any) -> Magnitudes:

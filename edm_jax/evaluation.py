@@ -63,7 +63,7 @@ def evaluate(
         data.load_split(config.data, name, config.evaluation.num_heldout)["image"]
         for name in (config.data.train_split, config.data.heldout_split)
     )
-    rates = [r["images_per_s"] for r in run.records("train") if r["images_per_s"] > 0]
+    rates = [r["images_per_s"] for r in run.records("speed")]
     probes = run.records("heldout")
     result = {
         "nimg": nimg,

@@ -80,6 +80,13 @@ def mp_cat(a: Array, b: Array, t: float) -> Array:
     return jnp.concatenate([scale_a * a, scale_b * b], axis=-1)
 
 
+def float32_precision(
+    x: Array, precision: jax.lax.Precision | None
+) -> jax.lax.Precision | None:
+    """`precision` for float32 factors: products of shorter ones are exact in any case."""
+    return precision if x.dtype == jnp.float32 else None
+
+
 def resample(x: Array, mode: str) -> Array:
     """Filter [1, 1]: 'down' is the 2x2 mean, 'up' the nearest pixel, 'keep' neither."""
     if mode == "keep":
@@ -191,6 +198,7 @@ class Layer(nn.Module):
     bias: bool
     draw: Draw
     gain: bool = False
+    precision: jax.lax.Precision | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -209,9 +217,10 @@ class Layer(nn.Module):
                 window_strides=(1, 1),
                 padding="SAME",
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=float32_precision(x, self.precision),
             )
         else:
-            y = x @ kernel
+            y = jnp.matmul(x, kernel, precision=float32_precision(x, self.precision))
         if self.bias:
             bias = declare(self, "bias", self.draw, (self.features,), fan_in)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))

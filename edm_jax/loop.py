@@ -1,212 +1,267 @@
 """The training loop: what happens, from top to bottom."""
 
 import contextlib
-import signal
-import time
-from collections.abc import Callable, Iterator
+import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
-from edm_jax import backend, data, networks, optim
+from edm_jax import backend, data, hosts, networks
 from edm_jax.checkpoint import Checkpoints
+from edm_jax.diagnosis import Diagnosis
 from edm_jax.ema import averaging, snapshots
 from edm_jax.heldout import HeldOut
+from edm_jax.loggers import Mirrors
+from edm_jax.monitor import Monitor
+from edm_jax.profiling import Profile
 from edm_jax.run_dir import RunDir
 from edm_jax.train_step import TrainState
 from edm_jax.trainer import Trainer, make_trainer, total_steps
+from edm_jax.training_log import OnProgress, Report, TrainingLog
 
-# (images trained, images in all, images/s)
-OnProgress = Callable[[int, int, float], None]
+_log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
+class Preempted(Exception):
     """The run was asked to stop; its state is saved, and training again goes on."""
 
 
-def train(config: Any, run: RunDir, on_progress: OnProgress = lambda *_: None) -> None:
+class Nonfinite(ValueError):
+    """A gradient was not finite, and the config says to stop there."""
+
+
+def train(
+    config: Any,
+    run: RunDir,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    open_mirrors: Callable[[int], Mirrors] | None = None,
+    profile_steps: int = 0,
+    allow_data: bool = False,
+) -> None:
     """Trains to the config's duration, going on from the last checkpoint.
 
-    SIGINT or SIGTERM: finishes the step, saves, and raises Interrupted.
+    All processes call this. SIGINT or SIGTERM to any of them: all finish the step, save,
+    and raise Preempted. open_mirrors: given the images trained before, opens what
+    metrics are mirrored to. profile_steps: so many are traced into RUN/profile.
+    allow_data: the data set may differ from before. Raises ValueError for a checkpoint
+    or data that do not fit, OSError where a disk does not do, and Nonfinite.
     """
     backend.keep_freed_memory()
-    total = total_steps(config)
-    total_nimg = total * config.optimizer.batch_size
-    trainer = make_trainer(config)
-    run.set_status(state="running", stage="train", total_nimg=total_nimg, message="")
     data.prepare(config.data)
+    trainer = make_trainer(config)
+    training, batch_size = config.training, config.optimizer.batch_size
+    total = total_steps(config)
+    run.set_status(
+        state="running", stage="train", total_nimg=total * batch_size, message=""
+    )
+    keep_every = training.keep_checkpoint_mimg * 1e6 / batch_size
     with (
-        contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints,
-        _stop_signals() as stopped,
+        contextlib.closing(
+            Checkpoints(
+                run.checkpoints, training.keep_checkpoints, keep_every, hosts.agree
+            )
+        ) as checkpoints,
+        contextlib.closing(Profile(run.path / "profile", profile_steps)) as profile,
+        hosts.stop_signals() as stopped,
+        contextlib.ExitStack() as stack,
     ):
-        state, unlogged = checkpoints.restore(trainer.initial_state())
-        start = int(trainer.step.fetch(state.step))
-        if start < total:
-            params = networks.abstract_params(trainer.denoiser.spec)
-            devices = [device.device_kind for device in jax.devices()]
-            count = networks.count_params(params)
-            run.record_provenance(params=count, devices=devices)
-        log = _Log(run, trainer, total, on_progress, unlogged)
-        step = _train_steps(
-            trainer, state, start, total, run, log, checkpoints, stopped
-        )
-    if step < total:
-        nimg = step * config.optimizer.batch_size
-        run.set_status(state="interrupted", message="stopped by a signal")
-        raise Interrupted(f"{run.path} is saved at {nimg} images.")
-    run.set_status(state="done", nimg=total_nimg, message="")
+        loop = _Loop(trainer, run, checkpoints, on_progress)
+        state, start = loop.restore(allow_data)
+        if open_mirrors is not None and hosts.is_first():
+            mirrors = open_mirrors(start * batch_size)
+            run.mirror = stack.enter_context(contextlib.closing(mirrors)).write
+        step = loop.run(state, start, total, stopped, profile)
+    nimg = step * batch_size
+    if step < total and not loop.converged:
+        run.set_status(state="preempted", nimg=nimg, message="stopped by a signal")
+        raise Preempted(f"{run.path} is saved at {nimg:,} images.")
+    message = "stopped early: the held-out loss no longer fell" if step < total else ""
+    run.set_status(state="done", nimg=nimg, total_nimg=nimg, message=message)
 
 
-def _train_steps(
-    trainer: Trainer,
-    state: TrainState,
-    start: int,
-    total: int,
-    run: RunDir,
-    log: "_Log",
-    checkpoints: Checkpoints,
-    stopped: Callable[[], bool],
-) -> int:
-    """Steps from `start` until the end or a signal; returns the last step."""
-    config, training = trainer.config, trainer.config.training
-    batch_size = config.optimizer.batch_size
-    heldout = HeldOut(trainer.denoiser, config)
-    run.forget_after(start)
-    if start == 0:
-        _probe(trainer, state, heldout, run, 0)
-    batches = data.train_batches(
-        config.data, batch_size=batch_size, seed=config.seed, start_step=start
-    )
-
-    def due(interval_mimg: float, step: int) -> bool:
-        # Intervals need not be whole numbers of steps; all are due at the end.
-        interval = interval_mimg * 1e6
-        now, before = step * batch_size, (step - 1) * batch_size
-        return now // interval > before // interval or step == total
-
-    for step in range(start + 1, total + 1):
-        state, metrics = trainer.step(state, next(batches))
-        log.dispatched(step, metrics, due(training.log_mimg, step))
-        if due(training.probe_mimg, step):
-            _probe(trainer, state, heldout, run, step)
-            log.restart_clock()
-        if due(training.snapshot_mimg, step):
-            _snapshot(trainer, state, run, step)
-            log.restart_clock()
-        if due(training.checkpoint_mimg, step) or stopped():
-            log.flush()
-            checkpoints.save(step, state, log.unlogged)
-            log.restart_clock()
-        if stopped():
-            return step
-    return total
-
-
-def _probe(
-    trainer: Trainer, state: TrainState, heldout: HeldOut, run: RunDir, step: int
-) -> None:
-    """Logs the held-out loss, averaged and not, and the magnitudes."""
-    nimg = step * trainer.config.optimizer.batch_size
-    average = trainer.step.fetch(state.emas[trainer.longest_average])
-    params = trainer.step.fetch(state.params)
-    run.log(
-        "heldout",
-        step,
-        nimg,
-        loss_per_element=heldout.loss(average),
-        raw_loss_per_element=heldout.loss(params),
-    )
-    run.log("dynamics", step, nimg, **heldout.magnitudes(params))
-
-
-def _snapshot(trainer: Trainer, state: TrainState, run: RunDir, step: int) -> None:
-    """Stores every tracked average."""
-    batch_size = trainer.config.optimizer.batch_size
-    for name, average in trainer.averages(state, step).items():
-        meta = snapshots.SnapshotMeta(
-            profile=trainer.profiles[name],
-            nimg=step * batch_size,
-            update_interval=trainer.config.ema.update_every * batch_size,
-            config_hash=run.config_hash,
-            dtype=trainer.config.ema.snapshot_dtype,
-        )
-        writing = jax.process_index() == 0
-        snapshots.write(run.snapshots, average, meta, averaging.gather, writing)
-
-
-class _Log:
-    """Writes training metrics, reading those of a step after the next is dispatched."""
+class _Loop:
+    """One run under way."""
 
     def __init__(
         self,
-        run: RunDir,
         trainer: Trainer,
-        total: int,
-        report: OnProgress,
-        unlogged: list[dict[str, float]],
+        run: RunDir,
+        checkpoints: Checkpoints,
+        on_progress: OnProgress,
     ):
-        self._run, self._trainer, self._report = run, trainer, report
-        self._batch_size = trainer.config.optimizer.batch_size
-        self._schedule = optim.learning_rate(trainer.config.optimizer)
-        self._total_nimg = total * self._batch_size
-        self._pending: tuple[int, Any, bool] | None = None
-        self.unlogged = unlogged
-        self._rate = 0.0
-        self._seconds, self._images = 0.0, 0
-        self._clock: float | None = None  # None: the next interval is no measure
+        self.trainer, self.run_dir, self.checkpoints = trainer, run, checkpoints
+        self.config, training = trainer.config, trainer.config.training
+        self.batch_size = self.config.optimizer.batch_size
+        self.log = TrainingLog(run, trainer, on_progress)
+        self.monitor = Monitor(
+            training.alert_loss, training.alert_growth, training.patience_mimg * 1e6
+        )
+        self.heldout = HeldOut(trainer.denoiser, self.config)
+        self.fingerprint = data.fingerprint(self.config.data)
+        self.converged = False
+        self._batches: dict[
+            int, dict[str, Any]
+        ] = {}  # those whose metrics are not read
 
-    def dispatched(self, step: int, metrics: Any, due: bool) -> None:
-        self.flush()
-        self._pending = step, metrics, due
+    def restore(self, allow_data: bool) -> tuple[TrainState, int]:
+        """The state to go on from and its step."""
+        form = self.trainer.step
+        found = self.checkpoints.restore(form.abstract(self.trainer.shapes))
+        if found is None:
+            return self.trainer.initial_state(), 0
+        step, state, extra = found
+        if extra["data"] != self.fingerprint and not allow_data:
+            raise ValueError(
+                f"The data set is not what {self.run_dir.path} was trained on: it was "
+                f"{extra['data']} and is {self.fingerprint}. Put it back, or accept it "
+                "with --allow=data."
+            )
+        self.log.unlogged = extra["unlogged"]
+        self.monitor.restore(extra["monitor"])
+        self.converged = extra["converged"]
+        return form.place(state), step
 
-    def restart_clock(self) -> None:
-        self._clock = None
+    def run(
+        self,
+        state: TrainState,
+        start: int,
+        total: int,
+        stopped: Callable[[], bool],
+        profile: Profile,
+    ) -> int:
+        """Steps from `start` until the end or a signal; returns the last step."""
+        if start == total or self.converged:
+            return start
+        training = self.config.training
+        self._record_provenance()
+        self.run_dir.forget_after(start)
+        if start == 0:
+            self._probe(state, 0)
+        batches = data.train_batches(
+            self.config.data,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        any_process = hosts.AnyProcess()
+        for step in range(start + 1, total + 1):
+            self._batches[step] = batch = next(batches)
+            profile.before_step()
+            state, metrics = self.trainer.step(state, batch)
+            profile.after_step(metrics)
+            log_due = self._due(training.log_mimg, step, total)
+            self._watch(self.log.dispatched(step, metrics, log_due), state)
+            if self._due(training.probe_mimg, step, total):
+                self._probe(state, step)
+                self.log.restart_clock()
+            if self._due(training.snapshot_mimg, step, total):
+                self._snapshot(state, step)
+                self.log.restart_clock()
+            stopping = any_process(stopped()) or self.converged
+            if stopping or self._due(training.checkpoint_mimg, step, total):
+                self._watch(self.log.flush(), state)
+                self._save(state, step)
+                self.log.restart_clock()
+            self.checkpoints.check()
+            if stopping:
+                return step
+        return total
 
-    def flush(self) -> None:
-        if self._pending is None:
+    def _due(self, interval_mimg: float, step: int, total: int) -> bool:
+        # Intervals need not be whole numbers of steps; all are due at the end.
+        interval = interval_mimg * 1e6
+        now, before = step * self.batch_size, (step - 1) * self.batch_size
+        return now // interval > before // interval or step == total
+
+    def _watch(self, report: Report | None, state: TrainState) -> None:
+        """Alerts for a step whose metrics have come; `state` is of a step or two later.
+
+        Raises Nonfinite where the config says so.
+        """
+        if report is None:
             return
-        step, metrics, due = self._pending
-        self._pending = None
-        fetched = self._trainer.step.fetch(metrics)
-        self.unlogged.append({name: float(value) for name, value in fetched.items()})
-        now = time.perf_counter()
-        if self._clock is not None:
-            self._seconds += now - self._clock
-            self._images += self._batch_size
-            self._rate = self._images / self._seconds
-        self._clock = now
-        nimg = step * self._batch_size
-        self._run.set_status(nimg=nimg, images_per_s=self._rate, now=False)
-        self._report(nimg, self._total_nimg, self._rate)
-        if due:
-            self._write(step, nimg)
+        step, metrics = report
+        batch = self._batches.pop(step)
+        if sentence := self.monitor.after_step(metrics["loss_per_element"]):
+            self._alert(step, "loss", sentence)
+        if not (new := self.monitor.new_nonfinite(metrics["nonfinite"])):
+            return
+        policy = self.config.optimizer.nonfinite
+        diagnosis = Diagnosis(self.trainer, hosts.agree)
+        by_leaf = metrics["nonfinite_by_leaf"]
+        first = diagnosis.first_bad(state, batch, step - 1, by_leaf)
+        sentence = f"{new:,} gradient elements are not finite, the first bad: {first}"
+        done = {"zero": "zeroed", "skip": "update skipped", "stop": "stopping"}[policy]
+        fields = {"count": new, "first_bad": first, "policy": policy}
+        self._alert(step, "nonfinite", f"{sentence}; {done}", **fields)
+        if policy == "stop":
+            raise Nonfinite(
+                f"{sentence}, in step {step:,} of {self.run_dir.path}. The same command "
+                "tries again from the last checkpoint; --config.optimizer.nonfinite=skip "
+                "--allow=optimizer.nonfinite goes past it."
+            )
 
-    def _write(self, step: int, nimg: int) -> None:
+    def _alert(self, step: int, about: str, message: str, **fields: Any) -> None:
+        nimg = step * self.batch_size
+        self.run_dir.log("alert", step, nimg, about=about, message=message, **fields)
+        if hosts.is_first():
+            _log.warning("%s images: %s.", f"{nimg:,}", message)
+
+    def _probe(self, state: TrainState, step: int) -> None:
+        """Logs the held-out loss, averaged and not, and the magnitudes."""
+        nimg = step * self.batch_size
+        average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
+        params = self.trainer.step.fetch(state.params)
+        loss = self.heldout.loss(average) if hosts.is_first() else math.inf
+        loss = hosts.agree(loss)[0]
+        self.converged |= self.monitor.has_converged(loss, nimg)
+        if not hosts.is_first():
+            return
+        raw_loss = self.heldout.loss(params)
+        losses = {"loss_per_element": loss, "raw_loss_per_element": raw_loss}
+        self.run_dir.log("heldout", step, nimg, **losses)
+        magnitudes = self.heldout.magnitudes(params)
+        self.run_dir.log("dynamics", step, nimg, **magnitudes)
         means = {
-            k: float(np.mean([m[k] for m in self.unlogged])) for k in self.unlogged[0]
+            f"{what} {place}": value["mean"]
+            for what, places in magnitudes.items()
+            for place, value in places.items()
         }
-        means["nonfinite"] = self.unlogged[-1]["nonfinite"]  # a running count
-        lr = float(self._schedule(nimg - self._batch_size))
-        self._run.log("train", step, nimg, **means, lr=lr, images_per_s=self._rate)
-        self.unlogged, self._seconds, self._images = [], 0.0, 0
+        for sentence in self.monitor.after_probe(means):
+            self._alert(step, "magnitudes", sentence)
 
+    def _snapshot(self, state: TrainState, step: int) -> None:
+        """Stores every tracked average."""
+        for name, average in self.trainer.averages(state, step).items():
+            meta = snapshots.SnapshotMeta(
+                profile=self.trainer.profiles[name],
+                nimg=step * self.batch_size,
+                update_interval=self.config.ema.update_every * self.batch_size,
+                config_hash=self.run_dir.config_hash,
+                dtype=self.config.ema.snapshot_dtype,
+            )
+            place, gather = self.run_dir.snapshots, averaging.gather
+            snapshots.write(place, average, meta, gather, hosts.is_first())
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Notes SIGINT and SIGTERM instead of dying; a second one acts as usual."""
-    received: list[int] = []
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    def _save(self, state: TrainState, step: int) -> None:
+        extra = {
+            "unlogged": self.log.unlogged,
+            "monitor": self.monitor.state(),
+            "converged": self.converged,
+            "data": self.fingerprint,
+        }
+        self.checkpoints.save(step, self.trainer.step.global_arrays(state), extra)
 
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for each in previous:
-        signal.signal(each, note)
-    try:
-        yield lambda: bool(received)
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+    def _record_provenance(self) -> None:
+        params = networks.abstract_params(self.trainer.denoiser.spec)
+        self.run_dir.record_provenance(
+            params=networks.count_params(params),
+            devices=[device.device_kind for device in jax.devices()],
+            processes=jax.process_count(),
+            data=self.fingerprint,
+        )

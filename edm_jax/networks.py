@@ -42,6 +42,7 @@ class Ops:
     gain: bool
     cosine_attention: bool
     clamp: float  # bound on block outputs
+    precision: Any  # of float32 products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class UNetSpec:
     dtype: Any  # of the blocks
     io_dtype: Any  # of the input and output convolutions
     logvar: bool
+    remat: bool = False  # blocks are computed again for the backward pass
 
     @property
     def embedding_channels(self) -> int:
@@ -119,9 +121,11 @@ class Attention(nn.Module):
         q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         if ops.cosine_attention:
             q, k, v = layers.pixel_norm(q), layers.pixel_norm(k), layers.pixel_norm(v)
-        logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
+        precision = layers.float32_precision(x, ops.precision)
+        einsum = functools.partial(jnp.einsum, precision=precision)
+        logits = einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits / math.sqrt(head), axis=-1).astype(x.dtype)
-        y = jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape)
+        y = einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape)
         return ops.add(x, ops.last_layer(channels, 1, name="proj")(y))
 
 
@@ -226,12 +230,13 @@ class UNet(nn.Module):
         spec, ops = self.spec, self.spec.ops
         emb = Embedding(spec, name="embedding")(c_noise, label)
         salts = itertools.count()
+        make_block = nn.remat(spec.block) if spec.remat else spec.block
 
         def block(x: Array, side: str, level: int, name: str, **slots) -> Array:
             res = spec.resolution >> level
             slots = {"features": x.shape[-1], "encoder": side == "enc"} | slots
             full_name = f"{side}_{res}x{res}_{name}"
-            module = spec.block(spec, salt=next(salts), name=full_name, **slots)
+            module = make_block(spec, salt=next(salts), name=full_name, **slots)
             return module(x, emb, dropout_keys)
 
         def ordinary_block(x: Array, side: str, level: int, i: int) -> Array:
@@ -313,6 +318,26 @@ def init_params(spec: UNetSpec, seed: int) -> Params:
 def abstract_params(spec: UNetSpec) -> Params:
     """The shapes of the parameters; allocates nothing."""
     return nn.meta.unbox(_undrawn(spec))
+
+
+def forward_order(spec: UNetSpec) -> list[str]:
+    """Names of the parameters, such as 'unet/out_conv/kernel', as a forward pass meets
+    them; allocates nothing."""
+    names: list[str] = []
+
+    def note(tree: Params, path: str = "") -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                note(value, f"{path}{key}/")
+            else:
+                names.append(path + key)
+
+    def trace(*inputs: Any) -> None:
+        # Only here: JAX sorts the keys of what a traced function returns.
+        note(Network(spec).init(jax.random.key(0), *inputs)["params"])
+
+    jax.eval_shape(trace, *abstract_inputs(spec))
+    return names
 
 
 def _undrawn(spec: UNetSpec) -> Params:

@@ -26,11 +26,49 @@ def zero_nonfinite() -> optax.GradientTransformation:
 
     def update(updates: Params, state: Any, params: Params = None):
         del params
-        bad = [jnp.sum(~jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
+        total = state.total + jnp.sum(nonfinite_by_leaf(updates))
         updates = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
-        return updates, NonfiniteState(state.total + sum(bad, jnp.zeros((), jnp.int32)))
+        return updates, NonfiniteState(total)
 
     return optax.GradientTransformation(init, update)
+
+
+class SkipState(NamedTuple):
+    """The count, and the state of the transform that is passed over."""
+
+    total: jax.Array
+    inner: Any
+
+
+def skip_nonfinite(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """`inner`, but an update of 0, and its state kept, where any element is not finite.
+
+    Wraps Adam alone: the learning rate behind it counts images, not updates.
+    """
+
+    def init(params: Params) -> SkipState:
+        return SkipState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(updates: Params, state: Any, params: Params = None):
+        bad = jnp.sum(nonfinite_by_leaf(updates))
+        new, new_inner = inner.update(updates, state.inner, params)
+        new = jax.tree.map(lambda u: jnp.where(bad == 0, u, 0), new)
+        kept = jax.tree.map(
+            lambda after, before: jnp.where(bad == 0, after, before),
+            new_inner,
+            state.inner,
+        )
+        return new, SkipState(state.total + bad, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def nonfinite_by_leaf(tree: Params) -> jax.Array:
+    """(leaves,) int32: how many elements of each are not finite."""
+    bad = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in jax.tree.leaves(tree)]
+    return jnp.stack(bad)
 
 
 class ForcedWeightNormState(NamedTuple):
@@ -79,8 +117,8 @@ def unprojected(params: Params, opt_state: Any) -> Params:
 
 
 def nonfinite_count(opt_state: Any) -> jax.Array:
-    """Gradient elements that `zero_nonfinite` has replaced so far."""
-    links = _links(opt_state, NonfiniteState)
+    """Gradient elements that were not finite so far."""
+    links = _links(opt_state, NonfiniteState) + _links(opt_state, SkipState)
     return sum((link.total for link in links), jnp.zeros((), jnp.int32))
 
 
@@ -107,12 +145,18 @@ def learning_rate(opt: Any) -> Callable[..., jax.Array]:
 
 
 def make_optimizer(opt: Any) -> optax.GradientTransformation:
-    """The chain of a config's `optimizer` fields: Adam, rate in images, projection."""
+    """The chain of a config's `optimizer` fields: Adam, rate in images, projection.
+
+    `opt.nonfinite`: 'zero' zeroes gradient elements that are not finite, as the paper's
+    code does; 'skip' and 'stop' leave out the whole update.
+    """
     schedule = learning_rate(opt)
+    adam = optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps)
+    # A run that stops there keeps what it had before.
+    guarded = [zero_nonfinite(), adam]
     links = [
         optax.scale(1 / opt.loss_scale),
-        zero_nonfinite(),
-        optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps),
+        *(guarded if opt.nonfinite == "zero" else [skip_nonfinite(adam)]),
         optax.scale_by_learning_rate(schedules.per_step(schedule, opt.batch_size)),
     ]
     if opt.forced_weight_norm:

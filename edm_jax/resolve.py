@@ -47,6 +47,16 @@ _ATTENTION = {"dot": False, "cosine": True}
 _BLOCK = {"branch": networks.BranchBlock, "main_path": networks.MainPathBlock}
 _DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 _HALF_PRECISION = {"partial": False, "full": True}
+_PRECISION = {"highest": jax.lax.Precision.HIGHEST, "default": None}
+
+
+_WORDS = {
+    "training.parallel": ("jit", "pmap"),
+    "training.sharding": ("none", "state", "full"),
+    "optimizer.nonfinite": ("zero", "skip", "stop"),
+}
+_COUNTS = ("keep_checkpoints", "microbatches")
+_BOUNDS = ("alert_loss", "alert_growth")
 
 
 def suggest(word: str, words: Sequence[str]) -> str:
@@ -68,7 +78,11 @@ def _pick(table: Mapping[str, Any], config: Any, field: str) -> Any:
 
 def resolve_ops(net: Any) -> networks.Ops:
     """The operations named by a config's `network` words; raises ValueError."""
-    make_layer = functools.partial(layers.Layer, **_pick(_WEIGHTS, net, "weights"))
+    make_layer = functools.partial(
+        layers.Layer,
+        **_pick(_WEIGHTS, net, "weights"),
+        precision=_pick(_PRECISION, net, "matmul_precision"),
+    )
     draw, last_draw, label_draw = _pick(_INIT, net, "init")
     noise_features, logvar_features = _pick(_NOISE_FEATURES, net, "noise_features")
     add, cat = _pick(_ADD, net, "add"), _pick(_CAT, net, "cat")
@@ -88,6 +102,7 @@ def resolve_ops(net: Any) -> networks.Ops:
         gain=net.gain,
         cosine_attention=_pick(_ATTENTION, net, "attention"),
         clamp=net.clamp,
+        precision=_pick(_PRECISION, net, "matmul_precision"),
     )
 
 
@@ -119,6 +134,7 @@ def resolve_network(config: Any) -> networks.UNetSpec:
         # [choice] partial: the input and output convolutions stay in float32.
         io_dtype=dtype if full else jnp.float32,
         logvar=config.loss.uncertainty,
+        remat=config.training.remat,
     )
 
 
@@ -198,8 +214,9 @@ def _training_faults(config: Any) -> Iterator[str]:
         "ema.update_every": config.ema.update_every,
     }
     training = config.training
-    for name in ("duration", "snapshot", "probe", "log", "checkpoint"):
-        positive[f"training.{name}_mimg"] = training[f"{name}_mimg"]
+    intervals = "duration snapshot probe log patience checkpoint keep_checkpoint"
+    for name in (*(f"{i}_mimg" for i in intervals.split()), *_COUNTS, *_BOUNDS):
+        positive[f"training.{name}"] = training[name]
     for field, value in positive.items():
         if not value > 0:
             yield f"{field}={value}, but must be positive (inf turns a bound off)."
@@ -208,8 +225,20 @@ def _training_faults(config: Any) -> Iterator[str]:
             yield f"optimizer.{field}={opt[field]}, but must lie in [0, 1)."
     if opt.rampup_mimg < 0:
         yield f"optimizer.rampup_mimg={opt.rampup_mimg}, but must not be negative."
-    if config.training.parallel not in ("jit", "pmap"):
-        yield f"training.parallel={config.training.parallel!r} is not 'jit' or 'pmap'."
+    for field, words in _WORDS.items():
+        group, name = field.split(".")
+        if (word := config[group][name]) not in words:
+            yield f"{field}={word!r} is not {' or '.join(map(repr, words))}."
+    if training.parallel == "pmap" and training.sharding != "none":
+        yield (
+            f"training.sharding={training.sharding!r} needs training.parallel='jit': "
+            "pmap repeats the state on every device."
+        )
+    if opt.batch_size % training.microbatches:
+        yield (
+            f"training.microbatches={training.microbatches} does not divide "
+            f"optimizer.batch_size={opt.batch_size}."
+        )
     if not math.isfinite(training.duration_mimg):
         yield "training.duration_mimg must be finite: all runs end."
     if config.seed < 0:

@@ -4,6 +4,7 @@ Files are the interface between commands: comparing and reconstructing read only
 """
 
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,79 @@ PACKAGES = (
 )
 
 
+# What may change where a run goes on: where things lie, and how it runs.
+FREE = {
+    "data.data_dir",
+    "training.snapshot_dir",
+    "training.checkpoint_mimg",
+    "training.keep_checkpoints",
+    "training.keep_checkpoint_mimg",
+    "training.parallel",
+    "training.sharding",
+    "training.microbatches",
+    "training.remat",
+}
+# Time is counted in steps of so many images.
+_NEVER = "optimizer.batch_size"
+
+Differences = dict[str, tuple[Any, Any]]  # {field: (old, new)}
+
+
 class RunDir:
     """One run's directory, created with its config or opened again with the same one.
 
+    allow: fields that may differ from what it holds. writing: whether this process
+    writes, as one of a run's does. `mirror` takes every record that is logged, too.
     Raises ValueError naming the changed fields when it holds another config.
     """
 
-    def __init__(self, path: Path, config: Any):
+    def __init__(
+        self,
+        path: Path,
+        config: Any,
+        allow: Sequence[str] = (),
+        writing: bool = True,
+    ):
         self.path = Path(path)
-        self.config_hash = config_hash(config)
+        self.mirror: Callable[[dict[str, Any]], None] = lambda record: None
+        self._writing = writing
         self._status: dict[str, Any] = {"state": "queued", "stage": "train"}
         self._status |= read_json(self.path / "status.json")
         self._status_written = 0.0
-        recorded = read_json(self.path / "config.json")
         resolved = plain(config)
-        known = _identity(recorded) if recorded else {}
-        changed = _differences(known, _identity(resolved)) if recorded else []
-        if changed:
-            raise ValueError(
-                f"{self.path} holds a run of another config: {'; '.join(changed)}. "
-                "Choose another --run directory or restore these fields."
-            )
+        # Accepted changes leave the identity as it was: it is still the same run.
+        history = read_json(self.path / "changes.json")
+        self.config_hash = history.get("config_hash") or config_hash(config)
+        if recorded := read_json(self.path / "config.json"):
+            self.config_hash = history.get("config_hash") or _hash(recorded)
+            changed = _differences(_identity(recorded), _identity(resolved))
+            self._check_changes(changed, allow)
+            if changed and writing:
+                change = {"nimg": self._status.get("nimg", 0), "changes": changed}
+                changes = [*history.get("changes", []), change]
+                fields = {"config_hash": self.config_hash, "changes": changes}
+                write_json(self.path / "changes.json", fields)
         self.snapshots = snapshot_place(self.path, config.training.snapshot_dir)
-        self.snapshots.mkdir(parents=True, exist_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "config.json", resolved)
+        if writing:
+            self.snapshots.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "config.json", resolved)
+
+    def _check_changes(self, changed: Differences, allow: Sequence[str]) -> None:
+        refused = {f: c for f, c in changed.items() if f not in allow or f == _NEVER}
+        if not refused:
+            return
+        diff = "; ".join(
+            f"{f} is {a!r} there and {b!r} here" for f, (a, b) in refused.items()
+        )
+        fields = ",".join(f for f in changed if f != _NEVER)
+        accept = f", or accept them with --allow={fields}" if fields else ""
+        if _NEVER in refused:
+            accept = f" ({_NEVER} cannot change in a run: its time is counted in steps)"
+        raise ValueError(
+            f"{self.path} holds a run of another config: {diff}. Choose another --run "
+            f"directory or restore these fields{accept}."
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -69,21 +118,35 @@ class RunDir:
     def set_status(self, *, now: bool = True, **fields: Any) -> None:
         """Updates status.json; at most once a second unless `now`."""
         self._status |= fields
+        if not self._writing:
+            return
         if now or time.monotonic() - self._status_written > 1:
             write_json(self.path / "status.json", self._status)
             self._status_written = time.monotonic()
 
     def record_provenance(self, **fields: Any) -> None:
         """Writes what the run was made with; the first start's time is kept."""
+        if not self._writing:
+            return
         path = self.path / "provenance.json"
         fields["start_time"] = read_json(path).get("start_time") or _utc_now()
         write_json(path, provenance() | fields)
 
     def log(self, kind: str, step: int, nimg: int, **values: Any) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl, whole or not at all."""
+        if not self._writing:
+            return
         record = {"kind": kind, "step": step, "nimg": nimg, **values}
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = (json.dumps(record) + "\n").encode()
+        with open(self.path / "metrics.jsonl", "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+            except OSError:
+                file.truncate(size)
+                raise
+        self.mirror(record)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """The complete lines of a kind, in order."""
@@ -91,6 +154,8 @@ class RunDir:
 
     def forget_after(self, step: int) -> None:
         """Drops metrics past a step and a torn last line, before resuming there."""
+        if not self._writing:
+            return
         kept = [r for r in self._read_metrics() if r["step"] <= step]
         text = "".join(json.dumps(r) + "\n" for r in kept)
         _write(self.path / "metrics.jsonl", text)
@@ -117,18 +182,25 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """Identity of a resolved config; where data and snapshots lie does not change it."""
-    text = json.dumps(_identity(plain(config)), sort_keys=True)
+    """Identity of a resolved config, but for its `FREE` fields."""
+    return _hash(plain(config))
+
+
+def _hash(fields: dict[str, Any]) -> str:
+    text = json.dumps(_identity(fields), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _identity(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields but for places: data and snapshots may be moved."""
-    places = {"data": "data_dir", "training": "snapshot_dir"}
-    kept = dict(fields)
-    for group, place in places.items():
-        kept[group] = {k: v for k, v in fields.get(group, {}).items() if k != place}
-    return kept
+def _identity(fields: Any, name: str = "") -> Any:
+    """The fields but for the free ones."""
+    if not isinstance(fields, dict):
+        return fields
+    dotted = {key: f"{name}.{key}" if name else key for key in fields}
+    return {
+        key: _identity(value, dotted[key])
+        for key, value in fields.items()
+        if dotted[key] not in FREE
+    }
 
 
 def provenance() -> dict[str, Any]:
@@ -173,19 +245,23 @@ def _as_number(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+def _differences(old: Any, new: Any, name: str = "") -> Differences:
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        found: Differences = {}
         for key in sorted(old.keys() | new.keys()):
             prefix = f"{name}.{key}" if name else key
-            found += _differences(old.get(key), new.get(key), prefix)
+            found |= _differences(old.get(key), new.get(key), prefix)
         return found
-    return [] if old == new else [f"{name} is {old!r} there and {new!r} here"]
+    return {} if old == new else {name: (old, new)}

@@ -1,14 +1,14 @@
-"""One pure training step, and its two parallel forms: jit over a mesh, and pmap."""
+"""One pure training step: gradient, update, averages, and what is logged of them."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from edm_jax import backend, diffusion, optim
+from edm_jax import diffusion, dynamics, optim
 from edm_jax.ema import averaging
 from edm_jax.networks import Params
 
@@ -16,7 +16,8 @@ Batch = dict[str, Any]
 # (step before the update, whether it is due in any case) -> the weight 1 - beta of the
 # new parameters, 0 between updates.
 EmaWeight = Callable[..., jax.Array]
-LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, Any]]]
+Layout = Callable[[Params], Params]
 
 
 class TrainState(NamedTuple):
@@ -75,27 +76,36 @@ def make_train_step(
     tx: optax.GradientTransformation,
     emas: Mapping[str, EmaWeight],
     loss_scale: float = 1.0,
+    microbatches: int = 1,
     axis_name: str | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    gather: Layout = lambda params: params,
+    scatter: Layout = lambda grads: grads,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """step(state, batch) -> (state, metrics).
 
     batch: image (N, H, W, C) float32, label (N,) or (N, classes), index (N,) int32,
     each example's place in the global batch, to which its randomness belongs. loss_fn
-    takes (params, batch, keys) and its loss is the mean over the batch. loss_scale
-    multiplies the loss before the gradient; `tx` divides it out. axis_name: the mapped
-    axis to average over under pmap.
+    takes (params, batch, keys); its loss and metrics are means over the batch.
+    loss_scale multiplies the loss before the gradient; `tx` divides it out.
+    microbatches: parts of the batch that are computed one after the other. axis_name:
+    the mapped axis to average over under pmap. gather, scatter: how sharded parameters
+    are laid out for the loss, and its gradients for the optimizer.
     """
 
     def step(state: TrainState, batch: Batch):
         keys = diffusion.example_keys(state.key, state.step, batch["index"])
 
-        def scaled_loss(params: Params):
+        def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
             loss, metrics = loss_fn(params, batch, keys)
             return loss * loss_scale, metrics
 
-        grads, metrics = jax.grad(scaled_loss, has_aux=True)(state.params)
+        gradient = functools.partial(
+            jax.grad(scaled_loss, has_aux=True), gather(state.params)
+        )
+        grads, metrics = _mean_over_parts(gradient, microbatches, batch, keys)
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        grads = scatter(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The EMA sees the weights as Adam left them (Alg. 1, 2).
@@ -104,12 +114,36 @@ def make_train_step(
             name: averaging.lerp(state.emas[name], latest, weight(state.step))
             for name, weight in emas.items()
         }
-        metrics["grad_rms"] = _rms(grads) / loss_scale
-        metrics["nonfinite"] = optim.nonfinite_count(opt_state)
+        metrics |= {
+            "grad_rms": _rms(grads) / loss_scale,
+            "effective_lr": dynamics.effective_learning_rates(updates, state.params),
+            "nonfinite": optim.nonfinite_count(opt_state),
+            "nonfinite_by_leaf": optim.nonfinite_by_leaf(grads),
+        }
         state = TrainState(state.step + 1, state.key, params, opt_state, averages)
         return state, metrics
 
     return step
+
+
+def _mean_over_parts(function: Callable[..., Any], parts: int, *rows: Any) -> Any:
+    """Mean of function(part) over equal parts of the rows, one after the other."""
+    if parts == 1:
+        return function(*rows)
+
+    # Part i is every `parts`-th row: each device then keeps its own rows.
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+    split_rows = jax.tree.map(split, rows)
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], split_rows))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    total, _ = jax.lax.scan(add, zeros, split_rows)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def make_current_averages(
@@ -134,70 +168,3 @@ def make_current_averages(
 def _rms(tree: Params) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
-
-
-class JitStep:
-    """The step under jit: state replicated, batch sharded over a mesh of devices."""
-
-    def __init__(self, make_step: Callable[..., Callable], devices: list[Any]):
-        mesh = jax.make_mesh(
-            (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-        )
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._sharded = NamedSharding(mesh, PartitionSpec("data"))
-        self._step = jax.jit(
-            make_step(axis_name=None),
-            donate_argnums=0,
-            out_shardings=self._replicated,
-            compiler_options=backend.compiler_options(),
-        )
-
-    def place(self, state: TrainState) -> TrainState:
-        """Puts a host state on the devices."""
-        return jax.device_put(state, self._replicated)
-
-    def __call__(self, state: TrainState, batch: Batch):
-        batch = {
-            name: jax.make_array_from_process_local_data(self._sharded, x)
-            for name, x in batch.items()
-        }
-        return self._step(state, batch)
-
-    def fetch(self, tree: Any) -> Any:
-        """One copy of a replicated result, still on its device."""
-        return tree
-
-
-class PmapStep:
-    """The step under pmap: the state stacked once for each device, gradients pmean'd."""
-
-    def __init__(self, make_step: Callable[..., Callable], devices: list[Any]):
-        self._devices = devices
-        self._step = jax.pmap(
-            make_step(axis_name="data"),
-            axis_name="data",
-            devices=devices,
-            donate_argnums=0,
-        )
-
-    def place(self, state: TrainState) -> TrainState:
-        """Puts a host state on the devices."""
-        count = len(self._devices)
-        stacked = jax.tree.map(lambda x: jnp.stack([x] * count), state)
-        # The same axis name as the step's: another one would compile the step twice.
-        return jax.pmap(lambda x: x, axis_name="data", devices=self._devices)(stacked)
-
-    def __call__(self, state: TrainState, batch: Batch):
-        count = len(self._devices)
-        return self._step(
-            state,
-            {n: x.reshape(count, -1, *x.shape[1:]) for n, x in batch.items()},
-        )
-
-    def fetch(self, tree: Any) -> Any:
-        """One copy of a replicated result, still on its device."""
-        # x[0] would gather from every device.
-        return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
-
-
-PARALLEL = {"jit": JitStep, "pmap": PmapStep}

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from edm_jax import diffusion, ema, networks, optim, resolve, train_step
-from edm_jax.train_step import TrainState
+from edm_jax import diffusion, ema, networks, optim, parallel, resolve, train_step
+from edm_jax.networks import Params
+from edm_jax.train_step import Batch, TrainState
 
 Profile = ema.PowerProfile | ema.TraditionalProfile
 
@@ -22,8 +23,9 @@ class Trainer:
     config: Any
     denoiser: diffusion.Denoiser
     profiles: dict[str, Profile]
-    step: train_step.JitStep | train_step.PmapStep
-    current_averages: Callable[[TrainState], dict[str, networks.Params]]
+    shapes: TrainState
+    step: parallel.JitStep | parallel.PmapStep
+    current_averages: Callable[[TrainState], dict[str, Params]]
 
     @property
     def longest_average(self) -> str:
@@ -35,34 +37,35 @@ class Trainer:
         }
         return max(powers, key=powers.__getitem__)
 
-    def averages(self, state: TrainState, step: int) -> dict[str, networks.Params]:
-        """The tracked averages as they are after `step` steps, still on the devices."""
+    def averages(self, state: TrainState, step: int) -> dict[str, Params]:
+        """The tracked averages as they are after `step` steps, as global arrays."""
         if step % self.config.ema.update_every == 0:
-            return self.step.fetch(state.emas)
-        return self.current_averages(self.step.fetch(state))
+            return self.step.global_arrays(state.emas)
+        return self.current_averages(self.step.global_arrays(state))
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        opt = self.config.optimizer
-        params = networks.init_params(self.denoiser.spec, self.config.seed)
-        params = jax.tree.map(jnp.asarray, params)
+        opt, seed = self.config.optimizer, self.config.seed
+        params = networks.init_params(self.denoiser.spec, seed)
         if opt.forced_weight_norm:
-            params = optim.project(params)
+            params = jax.tree.map(np.asarray, optim.project(params))
         tx = optim.make_optimizer(opt)
-        seed = self.config.seed
-        return self.step.place(train_step.init_state(params, tx, self.profiles, seed))
+        return self.step.build(
+            lambda p: train_step.init_state(p, tx, self.profiles, seed), params
+        )
 
 
 def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
     """Assembles a run; `devices` default to all. Raises ValueError where it can't."""
     devices = devices or jax.devices()
-    batch_size = config.optimizer.batch_size
-    if batch_size % len(devices):
+    loss, opt, training = config.loss, config.optimizer, config.training
+    parts = len(devices) * training.microbatches
+    if opt.batch_size % parts:
         raise ValueError(
-            f"optimizer.batch_size={batch_size} does not divide over {len(devices)} "
-            "devices; choose a multiple."
+            f"optimizer.batch_size={opt.batch_size} does not divide over {len(devices)} "
+            f"devices x {training.microbatches} training.microbatches; choose a "
+            f"multiple of {parts}."
         )
-    loss, opt = config.loss, config.optimizer
     denoiser = diffusion.Denoiser(resolve.resolve_network(config), loss.sigma_data)
     profiles = tracked_profiles(config.ema)
     weights = {name: _weight(profile, config) for name, profile in profiles.items()}
@@ -72,10 +75,33 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
         optim.make_optimizer(opt),
         weights,
         opt.loss_scale,
+        training.microbatches,
     )
-    step = train_step.PARALLEL[config.training.parallel](make_step, devices)
+    shapes = abstract_state(config)
+    form = parallel.FORMS[training.parallel]
+    step = form(make_step, devices, shapes, training.sharding)
     current_averages = jax.jit(train_step.make_current_averages(weights))
-    return Trainer(config, denoiser, profiles, step, current_averages)
+    return Trainer(config, denoiser, profiles, shapes, step, current_averages)
+
+
+def abstract_state(config: Any) -> TrainState:
+    """The shapes of a run's state; allocates nothing."""
+    params = networks.abstract_params(resolve.resolve_network(config))
+    tx, profiles = optim.make_optimizer(config.optimizer), tracked_profiles(config.ema)
+    return jax.eval_shape(
+        lambda p: train_step.init_state(p, tx, profiles, seed=0), params
+    )
+
+
+def abstract_batch(config: Any) -> Batch:
+    """The shapes of a batch of the whole run."""
+    net, count = config.network, config.optimizer.batch_size
+    image = (count, net.resolution, net.resolution, net.channels)
+    return {
+        "image": jax.ShapeDtypeStruct(image, np.float32),
+        "label": jax.ShapeDtypeStruct((count,), np.int32),
+        "index": jax.ShapeDtypeStruct((count,), np.int32),
+    }
 
 
 def total_steps(config: Any) -> int:

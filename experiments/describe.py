@@ -10,11 +10,10 @@ import json
 import math
 from typing import Any
 
-import jax
 import ml_collections
 
 import configs
-from edm_jax import diffusion, disk, networks, resolve, trainer
+from edm_jax import disk, flops, networks, resolve, trainer
 from experiments import cli
 
 
@@ -29,7 +28,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "workload": config.workload,
         "params": networks.count_params(params["unet"]),
         "params_with_logvar": networks.count_params(params),
-        "gflops": round(forward_gflops(spec), 2),
+        "gflops": round(flops.forward_macs(spec) / 1e9, 2),
         "gflops_source": "own count: multiply-accumulates of one image, forward",
         "nimg": trainer.total_steps(config) * config.optimizer.batch_size,
         "snapshot_bytes": stored.snapshot_bytes,  # the loss's u(sigma) head included
@@ -39,34 +38,6 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "changes_from": configs.parent_letter(config.letter),
         "changes": changes(config),
     }
-
-
-def forward_gflops(spec: networks.UNetSpec) -> float:
-    """Giga multiply-accumulates of the denoiser for one image."""
-    denoiser = diffusion.Denoiser(spec, 0.5)
-    params = networks.abstract_params(spec)
-    jaxpr = jax.make_jaxpr(lambda *inputs: denoiser(*inputs).image)(
-        params, *networks.abstract_inputs(spec)
-    )
-    return _macs(jaxpr.jaxpr) / 1e9
-
-
-def _macs(jaxpr: Any) -> int:
-    """Multiply-accumulates of convolutions, padding included, and matrix products."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = equation.params.get("jaxpr")
-        if inner is not None:
-            total += _macs(getattr(inner, "jaxpr", inner))
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            total += equation.outvars[0].aval.size * math.prod(kernel.shape[:-1])
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            depth = math.prod(shape[axis] for axis in contracted)
-            total += equation.outvars[0].aval.size * depth
-    return total
 
 
 def changes(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:

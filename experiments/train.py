@@ -1,43 +1,152 @@
 """Train one config: python experiments/train.py --config=configs/config_g.py:digits.
 
-The run directory holds all that evaluating and comparing need. Ctrl-C saves and stops;
-the same command goes on from there.
+The run directory holds all that evaluating and comparing need. Ctrl-C or SIGTERM saves
+and stops, with status 75; the same command goes on from there, as after any crash. On
+several hosts start it on each: found by itself under SLURM and on TPU pods, else with
+--coordinator, --num_processes and --process_id.
 """
 
+import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from edm_jax import disk, loop
-from edm_jax.run_dir import RunDir
+from edm_jax import disk, hosts, loggers, loop
+from edm_jax.run_dir import RunDir, plain
 from experiments import cli
+
+PREEMPTED = 75  # what the system calls a temporary failure: try again
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = cli.config_parser(__doc__)
-    parser.add_argument(
-        "--run", type=Path, help="run directory (runs/WORKLOAD-LETTER-seedN)"
-    )
     cli.use_compilation_cache()
-    options, config = cli.parse_config(parser, None)
+    options, config = cli.parse_config(_parser(), None)
+    if cluster := _cluster(options):
+        hosts.join(cluster, options.join_timeout_s)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
-    run = RunDir(options.run or Path("runs") / name, config)
-    print(disk.check(config, run.checkpoints, run.snapshots), file=sys.stderr)
+    allow = [field for field in options.allow.split(",") if field]
+    path = options.run or Path("runs") / name
+    run = RunDir(path, config, allow, writing=hosts.is_first())
+
+    def check_disk() -> None:
+        print(disk.check(config, run.checkpoints, run.snapshots), file=sys.stderr)
+
+    try:
+        hosts.first_alone(check_disk)
+        with _progress(config) as report:
+            loop.train(
+                config,
+                run,
+                report,
+                open_mirrors=lambda nimg: _mirrors(run, config, options, nimg),
+                profile_steps=options.profile,
+                allow_data="data" in allow,
+            )
+    except loop.Preempted as stop:
+        print(f"train: {stop} The same command goes on from there.", file=sys.stderr)
+        sys.exit(PREEMPTED)
+    except Exception as error:
+        # A full disk takes no status either; what went wrong is told all the same.
+        with contextlib.suppress(OSError):
+            run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
+        raise
+    if hosts.is_first():
+        print(f"Trained {path}; next: python experiments/evaluate.py --run={path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.config_parser(__doc__)
+    add = parser.add_argument
+    add("--run", type=Path, help="run directory (runs/WORKLOAD-LETTER-seedN)")
+    add(
+        "--allow",
+        default="",
+        metavar="FIELD,FIELD",
+        help="fields that may differ from those the run was begun with",
+    )
+    add("--tensorboard", action="store_true", help="also write RUN/tensorboard")
+    add("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
+    add(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="trace so many steps with jax.profiler, into RUN/profile",
+    )
+    add("--coordinator", metavar="HOST:PORT", help="of process 0, on several hosts")
+    add("--num_processes", type=int, help="of all hosts")
+    add("--process_id", type=int, help="of this one, from 0")
+    add(
+        "--join_timeout_s",
+        type=float,
+        default=300.0,
+        help="how long to wait for the other processes (%(default)g)",
+    )
+    return parser
+
+
+def _cluster(options: argparse.Namespace) -> hosts.Cluster | None:
+    """As the options say, or as the environment does."""
+    given = options.coordinator, options.num_processes, options.process_id
+    if all(value is None for value in given):
+        return hosts.find_cluster()
+    if any(value is None for value in given):
+        raise ValueError(
+            "--coordinator, --num_processes and --process_id belong together: give all "
+            "three, or none under SLURM and on TPU pods."
+        )
+    if not 0 <= options.process_id < options.num_processes:
+        raise ValueError(
+            f"--process_id={options.process_id} is not in 0 to "
+            f"{options.num_processes - 1}: --num_processes={options.num_processes}."
+        )
+    host, _, port = options.coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f"--coordinator={options.coordinator!r} is not HOST:PORT, such as "
+            "10.0.0.1:12345."
+        )
+    return hosts.Cluster(*given)
+
+
+@contextlib.contextmanager
+def _progress(config: Any) -> Iterator[loop.OnProgress]:
+    """A bar, on the first process."""
+    if not hosts.is_first():
+        yield lambda *_: None
+        return
     with cli.progress_bar(cli.RATE) as bar:
         task = bar.add_task(f"config {config.letter.upper()}", total=None, rate=0.0)
 
         def on_progress(nimg: int, total: int, rate: float) -> None:
             bar.update(task, completed=nimg, total=total, rate=rate)
 
-        try:
-            loop.train(config, run, on_progress)
-        except loop.Interrupted as stop:
-            bar.stop()
-            sys.exit(f"train: {stop} The same command goes on from there.")
-        except Exception as error:
-            run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
-            raise
-    print(f"Trained {run.path}; next: python experiments/evaluate.py --run={run.path}")
+        yield on_progress
+
+
+def _mirrors(
+    run: RunDir, config: Any, options: argparse.Namespace, nimg: int
+) -> loggers.Mirrors:
+    """Where the options say that the records of metrics.jsonl go, too."""
+    openers = {}
+    if options.tensorboard:
+        openers["TensorBoard"] = lambda: loggers.TensorBoard(
+            run.path / "tensorboard", nimg
+        )
+    if options.wandb:
+        name = "-".join(run.path.absolute().parts[-2:])
+        openers["W&B"] = lambda: loggers.WandB(
+            options.wandb,
+            name,
+            f"{name}-{run.config_hash}",
+            run.path,
+            plain(config),
+            nimg,
+        )
+    return loggers.Mirrors(openers)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,25 @@ ARROWS = {
     "backend": "",
     "ema": "",
     "original": "",
-    "train_step": "backend diffusion ema networks optim",
+    "train_step": "diffusion dynamics ema networks optim",
+    "parallel": "backend train_step",
+    "hosts": "parallel",
     "checkpoint": "train_step",
-    "trainer": "diffusion ema networks optim resolve train_step",
+    "trainer": "diffusion ema networks optim parallel resolve train_step",
+    "diagnosis": "diffusion networks train_step trainer",
+    "monitor": "",
+    "profiling": "",
+    "training_log": "diffusion flops optim run_dir trainer",
     "data": "",
     "dynamics": "networks",
     "metrics": "",
     "heldout": "backend data diffusion dynamics networks",
+    "flops": "diffusion networks",
     "run_dir": "",
-    "disk": "ema networks optim resolve train_step trainer",
-    "loop": "backend checkpoint data ema heldout networks optim run_dir train_step "
-    "trainer",
+    "loggers": "",
+    "disk": "ema networks resolve trainer",
+    "loop": "backend checkpoint data diagnosis ema heldout hosts loggers monitor "
+    "networks profiling run_dir train_step trainer training_log",
     "sweeps": "ema heldout run_dir",
     "evaluation": "backend data diffusion ema heldout metrics networks resolve run_dir "
     "sampling sweeps",
@@ -43,11 +51,22 @@ GUESTS = {
     "orbax": {"checkpoint"},
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
+    "tensorboardX": {"loggers"},
+    "wandb": {"loggers"},
     "ml_collections": set(),
     "configs": set(),
     "experiments": set(),
 }
-NO_JAX = {"ema", "original", "metrics", "run_dir", "report", "study"}
+NO_JAX = {
+    "ema",
+    "original",
+    "metrics",
+    "run_dir",
+    "report",
+    "study",
+    "loggers",
+    "monitor",
+}
 # Rebuilding offline starts without JAX: this file imports it where it is used.
 LAZY_JAX = {"edm_jax/ema/averaging.py"}
 

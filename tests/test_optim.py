@@ -23,6 +23,7 @@ def options(**changes):
         "beta2": 0.99,
         "eps": 1e-8,
         "loss_scale": 1.0,
+        "nonfinite": "zero",
         "forced_weight_norm": False,
     }
     return types.SimpleNamespace(**fields | changes)

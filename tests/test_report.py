@@ -203,7 +203,7 @@ def study(tmp_path_factory) -> Path:
     for letter in "abcdefg":
         write_run(path, letter)
     late = {"nimg": 600_000, "stage": "train"}
-    rewrite(path / "digits-e-s0/status.json", state="interrupted", **late)
+    rewrite(path / "digits-e-s0/status.json", state="preempted", **late)
     failed = {"state": "failed", "message": "loss is not finite in enc.8x8_block0"}
     rewrite(path / "digits-f-s0/status.json", **failed, **late)
     return path
@@ -287,7 +287,7 @@ def test_a_resumed_run_counts_the_later_of_two_records_of_the_same_image(tmp_pat
     assert len(heldout) == 61
 
 
-@pytest.mark.parametrize("state", ["queued", "running", "interrupted", "failed"])
+@pytest.mark.parametrize("state", ["queued", "running", "preempted", "failed"])
 def test_an_unfinished_run_shows_its_state_and_no_numbers(tmp_path, state):
     run = write_run(tmp_path, "c", state=state, nimg=700, message="out of memory")
     (row,) = rows_of(run)

@@ -38,10 +38,10 @@ def test_config_is_recorded_and_reads_back_as_the_same_config(run):
 
 
 def test_the_same_config_opens_a_run_again(run):
-    run.set_status(state="interrupted", nimg=160)
+    run.set_status(state="preempted", nimg=160)
     again = RunDir(run.path, config())
     assert again.config_hash == run.config_hash
-    assert again.status["state"] == "interrupted" and again.status["nimg"] == 160
+    assert again.status["state"] == "preempted" and again.status["nimg"] == 160
 
 
 def test_a_changed_config_is_refused_with_every_changed_field_named(run):
@@ -56,13 +56,23 @@ def test_a_changed_config_is_refused_with_every_changed_field_named(run):
     assert (run.path / "config.json").read_bytes() == before
 
 
-def test_config_hash_ignores_where_the_data_lies_and_nothing_else():
+def test_config_hash_ignores_where_and_how_a_run_runs_and_nothing_else():
     base = run_dir.config_hash(config())
-    assert run_dir.config_hash(config(data__data_dir="'/elsewhere'")) == base
-    moved = config(training__snapshot_dir="'gs://elsewhere'")
-    assert run_dir.config_hash(moved) == base
+    free = config(
+        data__data_dir="'/elsewhere'",
+        training__snapshot_dir="'gs://elsewhere'",
+        training__checkpoint_mimg="0.5",
+        training__keep_checkpoints="7",
+        training__keep_checkpoint_mimg="1.0",
+        training__microbatches="2",
+        training__sharding="'full'",
+        training__remat="True",
+    )
+    assert run_dir.config_hash(free) == base
+    assert run_dir.config_hash(config(training__parallel="'pmap'")) == base
     flat = configs.flatten(config().to_dict())
-    del flat["data.data_dir"], flat["training.snapshot_dir"]
+    assert run_dir.FREE < flat.keys()
+    flat = {field: flat[field] for field in flat.keys() - run_dir.FREE}
     hashes = {base}
     for field, value in flat.items():
         changed = config().copy_and_resolve_references().unlock()

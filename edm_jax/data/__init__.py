@@ -3,6 +3,7 @@
 from edm_jax.data.pipeline import (
     DataConfig,
     denormalize,
+    fingerprint,
     load_split,
     normalize,
     prepare,
@@ -12,6 +13,7 @@ from edm_jax.data.pipeline import (
 __all__ = [
     "DataConfig",
     "denormalize",
+    "fingerprint",
     "load_split",
     "normalize",
     "prepare",

@@ -87,6 +87,13 @@ def prepare(data: DataConfig) -> None:
         ) from error
 
 
+def fingerprint(data: DataConfig) -> dict[str, Any]:
+    """What tells one prepared data set from another: version, sizes, bytes."""
+    info = _builder(data).info
+    sizes = {name: split.num_examples for name, split in sorted(info.splits.items())}
+    return {"name": info.full_name, "examples": sizes, "bytes": info.dataset_size}
+
+
 def train_batches(
     data: DataConfig,
     *,
@@ -173,7 +180,14 @@ class _Split:
         return {"image": normalize(self._data, raw), "label": label}
 
     def _decode(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        examples = self._source.__getitems__(rows.tolist())
+        try:
+            examples = self._source.__getitems__(rows.tolist())
+        except Exception as error:  # whatever a reader makes of a file that is gone
+            raise OSError(
+                f"data set {self._data.name!r} can no longer be read "
+                f"({type(error).__name__}: {error}); put it back, and the same command "
+                "goes on."
+            ) from error
         raw = np.stack([example["image"] for example in examples])
         label = np.array([example["label"] for example in examples], dtype=np.int32)
         return raw, label

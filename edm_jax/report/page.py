@@ -149,7 +149,7 @@ def _numbers(row: Row, best: bool) -> str:
     else:
         message = escape(row.message or "no numbers yet")
         cells.append(f'<td class="message" colspan="{len(COLUMNS)}">{message}</td>')
-    bad = " bad" if row.state in ("failed", "interrupted", "unknown") else ""
+    bad = " bad" if row.state in ("failed", "preempted", "unknown") else ""
     cells.append(_cell("state", row.state, f"left state{bad}"))
     return f"<tr>{_name(row)}{''.join(cells)}</tr>"
 

@@ -38,7 +38,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """queued, running, interrupted, failed, done, or unknown."""
+        """queued, running, preempted, failed, done, or unknown."""
         return str(self.status.get("state", "unknown"))
 
     @property
