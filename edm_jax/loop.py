@@ -137,7 +137,8 @@ class _Loop:
             return start
         training = self.config.training
         self._record_provenance()
-        self.run_dir.forget_after(start)
+        # Nothing is kept of a start that was killed before its first checkpoint.
+        self.run_dir.forget_after(start if start else -1)
         if start == 0:
             self._probe(state, 0)
         batches = data.train_batches(

@@ -1,4 +1,4 @@
-"""One step, three forms: the same numbers on any devices, and the averages of App. C."""
+"""One step: whose randomness it is, what it holds fixed, and the averages of App. C."""
 
 import math
 
@@ -18,7 +18,6 @@ TINY = {
     "network.channel_mult": "(1,)",
     "network.dropout": "0.1",
 }
-FORMS = {"one device": ("jit", 1), "jit": ("jit", 8), "pmap": ("pmap", 8)}
 GAMMAS = [ema.gamma_from_sigma_rel(sigma_rel) for sigma_rel in (0.05, 0.10)]
 
 
@@ -29,25 +28,20 @@ def make_batch(step, side=4, channels=1):
     return {"image": image, "label": label, "index": np.arange(BATCH, dtype=np.int32)}
 
 
-class Form:
+class Run:
     """A trainer, compiled once, and what its first STEPS steps gave.
 
-    history: the state before each step and the last, of one device only: fetching is
-    slow under pmap.
+    history: the state before each step and the last.
     """
 
-    def __init__(self, parallel, devices):
-        overrides = TINY | {"training.parallel": parallel}
-        reference = f"{configs.letter_path('g')}:digits-tiny"
-        config = configs.load(reference, overrides)
-        self.trainer = make_trainer(config, jax.devices()[:devices])
-        self.losses, self.history = [], []
+    def __init__(self):
+        config = configs.load(f"{configs.letter_path('g')}:digits-tiny", TINY)
+        self.trainer = make_trainer(config, jax.devices()[:1])
+        self.history = []
         state = self.trainer.initial_state()
         for step in range(STEPS):
-            if devices == 1:
-                self.history.append(self.fetch(state))
-            state, metrics = self.trainer.step(state, make_batch(step))
-            self.losses.append(self.fetch(metrics["loss"]))
+            self.history.append(self.fetch(state))
+            state, _ = self.trainer.step(state, make_batch(step))
         self.history.append(self.fetch(state))
 
     def fetch(self, tree):
@@ -59,13 +53,8 @@ class Form:
 
 
 @pytest.fixture(scope="module")
-def forms():
-    return {name: Form(*how) for name, how in FORMS.items()}
-
-
-@pytest.fixture(scope="module")
-def form(forms):
-    return forms["one device"]
+def run():
+    return Run()
 
 
 def by_path(tree):
@@ -79,55 +68,38 @@ def leaves(tree, name):
     return {path: leaf for path, leaf in flat if path[-1].key == name}
 
 
-@pytest.mark.parametrize("other", ["jit", "pmap"])
-def test_eight_devices_give_the_losses_of_one(forms, form, other):
-    np.testing.assert_allclose(forms[other].losses, form.losses, rtol=1e-5)
-    assert np.ptp(form.losses) > 0.1
-
-
-@pytest.mark.parametrize("other", ["jit", "pmap"])
-def test_eight_devices_give_the_weights_averages_and_moments_of_one(forms, form, other):
-    ours, theirs = form.history[-1], forms[other].history[-1]
-    assert int(ours.step) == int(theirs.step) == STEPS
-    for field in ("params", "emas", "opt_state"):
-        trees = getattr(ours, field), getattr(theirs, field)
-        for w, v in zip(*map(jax.tree.leaves, trees), strict=True):
-            np.testing.assert_allclose(v, w, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_order_of_a_batch_does_not_matter_where_its_index_goes_along(forms, form, name):
-    batch, state = make_batch(99), form.history[8]
+def test_order_of_a_batch_does_not_matter_where_its_index_goes_along(run):
+    batch, state = make_batch(99), run.history[8]
     order = np.random.default_rng(0).permutation(BATCH)
     permuted = {key: value[order] for key, value in batch.items()}
-    plain = forms[name].metrics(state, batch)
-    for metric, value in by_path(forms[name].metrics(state, permuted)).items():
+    plain = run.metrics(state, batch)
+    for metric, value in by_path(run.metrics(state, permuted)).items():
         expected = by_path(plain)[metric]
         np.testing.assert_allclose(
             value, expected, rtol=1e-5, atol=1e-6, err_msg=metric
         )
 
 
-def test_noise_belongs_to_the_index_and_the_step(form):
-    batch, state = make_batch(99), form.history[8]
-    loss = form.metrics(state, batch)["loss"]
-    assert form.metrics(state, batch)["loss"] == loss
+def test_noise_belongs_to_the_index_and_the_step(run):
+    batch, state = make_batch(99), run.history[8]
+    loss = run.metrics(state, batch)["loss"]
+    assert run.metrics(state, batch)["loss"] == loss
     shifted = batch | {"index": batch["index"] + BATCH}
-    assert abs(form.metrics(state, shifted)["loss"] - loss) > 1e-3
+    assert abs(run.metrics(state, shifted)["loss"] - loss) > 1e-3
     later = state._replace(step=np.int32(9))
-    assert abs(form.metrics(later, batch)["loss"] - loss) > 1e-3
+    assert abs(run.metrics(later, batch)["loss"] - loss) > 1e-3
 
 
-def test_every_kernel_has_unit_rms_before_and_after_every_step(form):
-    for state in form.history:
+def test_every_kernel_has_unit_rms_before_and_after_every_step(run):
+    for state in run.history:
         for path, kernel in leaves(state.params, "kernel").items():
             axes = tuple(range(kernel.ndim - 1))
             rms = np.sqrt(np.mean(kernel.astype(np.float64) ** 2, axis=axes))
             np.testing.assert_allclose(rms, 0.9999, atol=2e-4, err_msg=str(path))
 
 
-def test_gains_learn_and_fourier_features_never_move(form):
-    first, last = form.history[0].params, form.history[-1].params
+def test_gains_learn_and_fourier_features_never_move(run):
+    first, last = run.history[0].params, run.history[-1].params
     for name in layers.FROZEN_LEAVES:
         before, after = leaves(first, name), leaves(last, name)
         assert len(before) == 2  # the network's and the uncertainty head's
@@ -138,24 +110,24 @@ def test_gains_learn_and_fourier_features_never_move(form):
     assert all(gain == 0 for gain in leaves(first, "gain").values())
 
 
-def test_averages_of_the_first_step_are_its_weights(form):
+def test_averages_of_the_first_step_are_its_weights(run):
     # The first step has rate 0, so that these are the initial weights, too.
-    state = form.history[1]
+    state = run.history[1]
     adam = optim.unprojected(state.params, state.opt_state)
     for average in state.emas.values():
         for w, v in zip(*map(jax.tree.leaves, (adam, average)), strict=True):
             np.testing.assert_allclose(v, w, rtol=1e-6)
 
 
-def test_a_nonfinite_batch_is_survived_and_counted(form):
+def test_a_nonfinite_batch_is_survived_and_counted(run):
     batch = make_batch(0)
     batch["image"][3, 0, 0, 0] = np.nan
-    state = form.trainer.step.place(form.history[8])
-    state, metrics = form.trainer.step(state, batch)
+    state = run.trainer.step.place(run.history[8])
+    state, metrics = run.trainer.step(state, batch)
     count = int(metrics["nonfinite"])
     assert count > 0 and np.isnan(metrics["loss"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
-    state, metrics = form.trainer.step(state, make_batch(0))
+    state, metrics = run.trainer.step(state, make_batch(0))
     assert metrics["nonfinite"] == count and np.isfinite(metrics["loss"])
 
 
@@ -340,10 +312,3 @@ def test_loss_scale_changes_neither_losses_nor_reported_gradients():
             state, metrics = step_fn(state, make_batch(step, side=3))
         results.append([float(metrics["loss"]), float(metrics["grad_rms"])])
     np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
-
-
-def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
-    reference_config = f"{configs.letter_path('g')}:digits-tiny"
-    config = configs.load(reference_config, TINY | {"optimizer.batch_size": "12"})
-    with pytest.raises(ValueError, match="batch_size=12 does not divide over 8"):
-        make_trainer(config)
