@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -155,13 +156,24 @@ def run(main: Callable[[], None]) -> None:
     name = Path(sys.argv[0]).stem
     try:
         main()
+        return
     except EXPECTED as error:
         sentence = " ".join(str(error).split())
         print(f"{name}: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again.", file=sys.stderr)
-        sys.exit(130)
+        status = 130
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        status = 1
+    if jax.distributed.is_initialized():
+        # Leaving as usual would wait for the others, who wait for this process.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def use_compilation_cache() -> None:
