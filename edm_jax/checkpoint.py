@@ -1,10 +1,13 @@
 """Everything that a run needs to go on exactly; the only file that knows Orbax."""
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +91,8 @@ class Checkpoints:
                 found if damaged else "as another process sees it",
             )
             self._set_aside(step)
-        if steps:
+        set_aside = any(self._directory.glob("*.damaged*"))
+        if any(self._agree(float(set_aside))):
             raise ValueError(
                 f"All checkpoints in {self._directory} are damaged: put one back, or "
                 "move them away to train from the start."
@@ -120,25 +124,30 @@ class Checkpoints:
         self._saved = step
 
     def check(self) -> None:
-        """Raises OSError where a save failed in the background."""
-        with self._faults():
-            self._manager.check_for_errors()
+        """Raises OSError where a save failed in the background; never waits for one."""
+        # Orbax's check_for_errors would take the error from the thread that, not seeing
+        # it, then deletes old checkpoints as if this one were whole.
+        if not self._manager.is_saving_in_progress():
+            with self._faults():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save; raises OSError where it failed."""
-        try:
-            with self._faults():
+        with self._faults():
+            try:
                 self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+            finally:
+                self._manager.close()
 
     def _read(self, step: int, shapes: TrainState) -> Restored | str:
         """A checkpoint, or what is wrong with it."""
+        header: dict[str, Any] = {}
         try:
             items = ocp.args.Composite(extra=ocp.args.JsonRestore())
             header = self._manager.restore(step, args=items)["extra"]
             sound = hashlib.sha256(header["text"].encode()).hexdigest()
-            fault = "" if sound == header["sha256"] else "its header does not check"
+            checks = sound == header["sha256"] and "checksums" in header
+            fault = "" if checks else "its header does not check"
         except Exception as error:  # noqa: BLE001  whatever a damaged file makes it
             fault = _first_line(error)
         if any(self._agree(float(bool(fault)))):
@@ -161,8 +170,8 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             place = self._directory / str(step)
-            taken = len(list(self._directory.glob(f"{step}.damaged*")))
-            place.rename(place.with_name(f"{step}.damaged{taken or ''}"))
+            names = (f"{step}.damaged{i or ''}" for i in itertools.count())
+            place.rename(next(p for p in map(place.with_name, names) if not p.exists()))
         self._agree(0.0)  # until it is done
         self._manager.reload()
 
@@ -183,11 +192,17 @@ class Checkpoints:
 
 @jax.jit
 def _checksum(leaves: list[jax.Array]) -> list[jax.Array]:
-    """uint32 of each: its 32-bit words, each times an odd number of its place, summed.
+    """uint32 of each: its 32-bit words, each mixed with its place, summed.
 
     Whole numbers: the same however the arrays are spread over devices. Changing one
-    word changes it.
+    word changes it; any other change does but for one chance in 2^32.
     """
+
+    def mix(x: jax.Array) -> jax.Array:
+        """Every bit of a word spread over all of it, one to one (Wellons' lowbias32)."""
+        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+        return x ^ (x >> 16)
 
     def words(x: jax.Array) -> jax.Array:
         place = jnp.zeros(x.shape, jnp.uint32)
@@ -195,7 +210,7 @@ def _checksum(leaves: list[jax.Array]) -> list[jax.Array]:
             along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
             place = place * jnp.uint32(size) + along
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        return jnp.sum(mix(bits ^ mix(place)), dtype=jnp.uint32)
 
     return [words(x) for x in leaves]
 
@@ -214,5 +229,8 @@ def _layout(state: TrainState) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):
+        return full  # Orbax says it after long paths
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

@@ -244,7 +244,8 @@ def _as_number(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Always the same, so that what a kill leaves is written over.
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

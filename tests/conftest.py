@@ -1,6 +1,8 @@
 """Eight simulated devices, warnings as errors, and a compilation cache between runs."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,3 +47,20 @@ class ObjectStore(MemoryFileSystem):
     @classmethod
     def _strip_protocol(cls, path):
         return os.fspath(path).removeprefix("gs://").strip("/")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB, where this machine lets us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip("mounting a file system takes root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
