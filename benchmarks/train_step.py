@@ -1,26 +1,34 @@
-"""Images per second and compile time of the training step, side by side.
+"""Images per second and compile time of the training step, on the devices at hand.
 
     python benchmarks/train_step.py --config=configs/config_g.py:digits
+    python benchmarks/train_step.py --config=configs/config_g.py:imagenet512-s \\
+        --config.optimizer.batch_size=256 --profile=/tmp/profile
 
-On a CPU the step is measured with and without what `edm_jax.backend` sets, in turn, so
-that noise of the machine falls on both; the last line is their ratio.
+One JSON object: images/s (median, least, most of the rounds), the seconds of the first
+step, which compiles, peak memory of a device, and model FLOP/s (6 per multiply-accumulate
+of a forward pass) against the peak of the data sheet and against a matrix product measured
+here. On a CPU the step is also measured without what `edm_jax.backend` sets, in turn, so
+that noise of the machine falls on both.
 """
 
+import json
 import statistics
 import time
+from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import backend, trainer
+from edm_jax import backend, flops, trainer
 from experiments import cli
 
 
 class Measured:
     """One compiled step and its times."""
 
-    def __init__(self, config, tuned: bool):
+    def __init__(self, config, tuned: bool = True):
         options = backend.compiler_options() if tuned else None
         with mock.patch.object(backend, "compiler_options", lambda: options):
             self.trainer = trainer.make_trainer(config)
@@ -45,29 +53,74 @@ class Measured:
         return time.perf_counter() - start
 
 
+def matmul_flops(dtype: str) -> float:
+    """Floating-point operations per second of a large matrix product on one device."""
+    size = 8192 if jax.default_backend() != "cpu" else 1024
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    product(a, a).block_until_ready()
+    repeats, best = 20, 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        b = a
+        for _ in range(repeats):
+            b = product(a, b)
+        b.block_until_ready()
+        best = max(best, repeats * 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def utilization(config, measured: Measured, rate: float) -> dict[str, Any]:
+    """Model FLOP/s, and the share of what the devices could do."""
+    dtype, count = config.network.compute_dtype, jax.device_count()
+    needed = rate * flops.train_flops(measured.trainer.denoiser.spec)
+    product = matmul_flops(dtype)
+    said = flops.peak_flops(jax.devices()[0].device_kind, dtype)
+    return {
+        "model_tflops_per_s": round(needed / 1e12, 3),
+        "matmul_tflops_per_s": round(product / 1e12, 3),
+        "of_measured_matmul": round(needed / (product * count), 4),
+        "of_data_sheet": round(needed / (said * count), 4) if said else None,
+    }
+
+
 def main() -> None:
     """Parse the command line, measure, and print."""
     parser = cli.config_parser(__doc__)
     parser.add_argument("--steps", type=int, default=10, help="a round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--profile", help="also trace a round, into this directory")
     options, config = cli.parse_config(parser, None)
     backend.keep_freed_memory()
-    tuned = Measured(config, tuned=True)
+    measured = Measured(config)
     plain = Measured(config, tuned=False) if backend.compiler_options() else None
-    both = {"as trained": tuned} | ({"plain XLA": plain} if plain else {})
     images = options.steps * config.optimizer.batch_size
     for _ in range(options.rounds):
-        for measured in both.values():
-            measured.rates.append(images / measured.run(options.steps))
-    for name, measured in both.items():
-        rate, compile_seconds = (
-            statistics.median(measured.rates),
-            measured.compile_seconds,
-        )
-        print(f"{name}: {rate:,.0f} images/s, first step {compile_seconds:.1f} s")
+        for each in filter(None, (measured, plain)):
+            each.rates.append(images / each.run(options.steps))
+    rate = statistics.median(measured.rates)
+    stats = jax.devices()[0].memory_stats() or {}
+    result = {
+        "config": f"{config.letter}:{config.workload}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "dtype": config.network.compute_dtype,
+        "batch_size": config.optimizer.batch_size,
+        "images_per_s": round(rate, 1),
+        "images_per_s_range": [round(f(measured.rates), 1) for f in (min, max)],
+        "first_step_s": round(measured.compile_seconds, 1),
+        "peak_device_bytes": stats.get("peak_bytes_in_use"),
+    }
+    result |= utilization(config, measured, rate)
     if plain:
-        ratios = [a / b for a, b in zip(tuned.rates, plain.rates)]
-        print(f"ratio: {statistics.median(ratios):.2f}")
+        ratios = [a / b for a, b in zip(measured.rates, plain.rates, strict=True)]
+        result["plain_xla_images_per_s"] = round(statistics.median(plain.rates), 1)
+        result["ratio_to_plain_xla"] = round(statistics.median(ratios), 2)
+    if options.profile:
+        with jax.profiler.trace(options.profile):
+            measured.run(options.steps)
+        result["profile"] = options.profile
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

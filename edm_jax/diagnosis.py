@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import diffusion, networks
@@ -50,6 +51,8 @@ class Diagnosis:
             return f"output of {layer}" if is_output else f"{leaf} of {layer}"
         names = list(_by_name(self._trainer.shapes.params))
         bad = {name for name, count in zip(names, by_leaf, strict=True) if count}
+        if not bad:
+            return "gradient once loss_scale is divided out"
         last = max(bad, key=self._order.index)
         return f"gradient of {last.rpartition('/')[0]}"
 
@@ -58,8 +61,15 @@ class Diagnosis:
         if not np.isfinite(batch["image"]).all():
             return -1.0
         params, key = self._trainer.step.fetch((state.params, state.key))
-        keys = diffusion.example_keys(key, np.int32(step), batch["index"])
-        outputs = _by_name(self._outputs(params, batch, keys))
+        keys = diffusion.example_keys(key, jnp.int32(step), batch["index"])
+        # One device holds as many rows at a time as in the step.
+        count = jax.local_device_count() * self._trainer.config.training.microbatches
+        rows = np.array_split(np.arange(len(keys)), min(count, len(keys)))
+        parts = [
+            self._outputs(params, *jax.tree.map(lambda x, r=r: x[r], (batch, keys)))
+            for r in rows
+        ]
+        outputs = _by_name(jax.tree.map(lambda *part: np.stack(part), *parts))
         weights = _by_name(params)
         for place, name in enumerate(self._order):
             layer = name.rpartition("/")[0]

@@ -82,8 +82,8 @@ def join(cluster: Cluster, timeout_s: float = 300.0, say: Any = sys.stderr) -> N
     )
     waiter.start()
     # JAX's own time-out aborts with a stack trace: it comes after this one.
-    options = {"initialization_timeout": int(timeout_s) + 60}
-    jax.distributed.initialize(*cluster, **options)
+    later = int(timeout_s) + 60
+    jax.distributed.initialize(*cluster, initialization_timeout=later)
     met.set()
     waiter.join()
     if cluster.num_processes != 1 and jax.process_index() == 0:

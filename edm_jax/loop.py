@@ -99,6 +99,7 @@ class _Loop:
         self.monitor = Monitor(
             training.alert_loss, training.alert_growth, training.patience_mimg * 1e6
         )
+        self.diagnosis = Diagnosis(trainer, hosts.agree)
         self.heldout = HeldOut(trainer.denoiser, self.config)
         self.fingerprint = data.fingerprint(self.config.data)
         self.converged = False
@@ -190,12 +191,12 @@ class _Loop:
         batch = self._batches.pop(step)
         if sentence := self.monitor.after_step(metrics["loss_per_element"]):
             self._alert(step, "loss", sentence)
-        if not (new := self.monitor.new_nonfinite(metrics["nonfinite"])):
+        new, began = self.monitor.new_nonfinite(metrics["nonfinite"])
+        if not began:
             return
         policy = self.config.optimizer.nonfinite
-        diagnosis = Diagnosis(self.trainer, hosts.agree)
         by_leaf = metrics["nonfinite_by_leaf"]
-        first = diagnosis.first_bad(state, batch, step - 1, by_leaf)
+        first = self.diagnosis.first_bad(state, batch, step - 1, by_leaf)
         sentence = f"{new:,} gradient elements are not finite, the first bad: {first}"
         done = {"zero": "zeroed", "skip": "update skipped", "stop": "stopping"}[policy]
         fields = {"count": new, "first_bad": first, "policy": policy}

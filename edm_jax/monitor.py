@@ -30,6 +30,7 @@ class Monitor:
     best_loss: float = math.inf
     best_nimg: int = 0
     nonfinite: int = 0
+    failing: bool = False  # the last step had gradients that are not finite
 
     def state(self) -> dict[str, Any]:
         """What has been seen, for JSON."""
@@ -51,12 +52,12 @@ class Monitor:
             return None  # counted by its gradient
         spiking = (
             self.steps >= _STEPS_BEFORE_ALERTS
-            and loss > self.loss_factor * self.mean_loss
+            and 0 < self.loss_factor * self.mean_loss < loss
         )
         began, self.spiking = spiking and not self.spiking, spiking
         mean = self.mean_loss
         self.steps += 1
-        # A spike itself does not raise what the next is measured by.
+        # However high, a spike raises the mean no more than a loss at the bound does.
         step = min(loss, self.loss_factor * mean) if mean else loss
         self.mean_loss += (step - mean) * max(_NEWEST, 1 / self.steps)
         if began:
@@ -70,6 +71,8 @@ class Monitor:
         """
         if not self.first_magnitudes:
             self.first_magnitudes = dict(magnitudes)
+        if self.growth == math.inf:
+            return  # not even where one is not a number
         for place, value in magnitudes.items():
             ratio = value / max(self.first_magnitudes.get(place, value), 1e-12)
             if not ratio <= self.growth and place not in self.grown:
@@ -82,7 +85,12 @@ class Monitor:
             self.best_loss, self.best_nimg = heldout_loss, nimg
         return nimg - self.best_nimg > self.patience_nimg
 
-    def new_nonfinite(self, total: int) -> int:
-        """How many gradient elements that are not finite the running count gained."""
-        new, self.nonfinite = total - self.nonfinite, total
-        return new
+    def new_nonfinite(self, total: int) -> tuple[int, bool]:
+        """How many gradient elements that are not finite the running count gained, and
+        whether they begin a stretch of bad steps.
+
+        total: int32, which a network of some size that fails for long wraps around.
+        """
+        new, self.nonfinite = (total - self.nonfinite) % 2**32, total
+        began, self.failing = new > 0 and not self.failing, new > 0
+        return new, began

@@ -11,56 +11,38 @@ from edm_jax import layers, schedules
 from edm_jax.networks import Params
 
 
-class NonfiniteState(NamedTuple):
-    """Running count of gradient elements that were not finite."""
-
-    total: jax.Array
-
-
-def zero_nonfinite() -> optax.GradientTransformation:
-    """Replaces non-finite gradient elements by 0 and counts them in the state."""
-
-    def init(params: Params) -> NonfiniteState:
-        del params
-        return NonfiniteState(jnp.zeros((), jnp.int32))
-
-    def update(updates: Params, state: Any, params: Params = None):
-        del params
-        total = state.total + jnp.sum(nonfinite_by_leaf(updates))
-        updates = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
-        return updates, NonfiniteState(total)
-
-    return optax.GradientTransformation(init, update)
-
-
-class SkipState(NamedTuple):
-    """The count, and the state of the transform that is passed over."""
+class GuardState(NamedTuple):
+    """Running count of elements that were not finite, and the guarded state."""
 
     total: jax.Array
     inner: Any
 
 
-def skip_nonfinite(
-    inner: optax.GradientTransformation,
+def guard_nonfinite(
+    inner: optax.GradientTransformation, skip: bool
 ) -> optax.GradientTransformation:
-    """`inner`, but an update of 0, and its state kept, where any element is not finite.
+    """`inner`, given 0 for elements that are not finite, which are counted.
 
-    Wraps Adam alone: the learning rate behind it counts images, not updates.
+    skip: where there are any, the update is 0 and the state of `inner` is kept. Wraps
+    Adam alone: the learning rate behind it counts images, not updates. The state has
+    the same layout either way, so that a run can go on with the other.
     """
 
-    def init(params: Params) -> SkipState:
-        return SkipState(jnp.zeros((), jnp.int32), inner.init(params))
+    def init(params: Params) -> GuardState:
+        return GuardState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(updates: Params, state: Any, params: Params = None):
         bad = jnp.sum(nonfinite_by_leaf(updates))
-        new, new_inner = inner.update(updates, state.inner, params)
-        new = jax.tree.map(lambda u: jnp.where(bad == 0, u, 0), new)
-        kept = jax.tree.map(
-            lambda after, before: jnp.where(bad == 0, after, before),
-            new_inner,
-            state.inner,
-        )
-        return new, SkipState(state.total + bad, kept)
+        updates = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
+        updates, new = inner.update(updates, state.inner, params)
+        if skip:
+            updates = jax.tree.map(lambda u: jnp.where(bad == 0, u, 0), updates)
+            new = jax.tree.map(
+                lambda after, before: jnp.where(bad == 0, after, before),
+                new,
+                state.inner,
+            )
+        return updates, GuardState(state.total + bad, new)
 
     return optax.GradientTransformation(init, update)
 
@@ -118,8 +100,8 @@ def unprojected(params: Params, opt_state: Any) -> Params:
 
 def nonfinite_count(opt_state: Any) -> jax.Array:
     """Gradient elements that were not finite so far."""
-    links = _links(opt_state, NonfiniteState) + _links(opt_state, SkipState)
-    return sum((link.total for link in links), jnp.zeros((), jnp.int32))
+    totals = [link.total for link in _links(opt_state, GuardState)]
+    return sum(totals, jnp.zeros((), jnp.int32))
 
 
 def _links(opt_state: Any, kind: type) -> list[Any]:
@@ -152,11 +134,10 @@ def make_optimizer(opt: Any) -> optax.GradientTransformation:
     """
     schedule = learning_rate(opt)
     adam = optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps)
-    # A run that stops there keeps what it had before.
-    guarded = [zero_nonfinite(), adam]
     links = [
         optax.scale(1 / opt.loss_scale),
-        *(guarded if opt.nonfinite == "zero" else [skip_nonfinite(adam)]),
+        # A run that stops there keeps what it had before.
+        guard_nonfinite(adam, skip=opt.nonfinite != "zero"),
         optax.scale_by_learning_rate(schedules.per_step(schedule, opt.batch_size)),
     ]
     if opt.forced_weight_norm:

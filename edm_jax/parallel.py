@@ -187,13 +187,25 @@ class PmapStep:
 FORMS = {"jit": JitStep, "pmap": PmapStep}
 
 
-def _sharding(mesh: Mesh, leaf: Any) -> NamedSharding:
-    """Over the longest axis that the devices divide; small leaves are repeated."""
-    axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
+def spread_over(devices: int, tree: Any) -> Any:
+    """Into how many parts each leaf of a sharded state is cut: 1, or the devices."""
+    return jax.tree.map(
+        lambda leaf: 1 if _sharded_axis(devices, leaf) is None else devices, tree
+    )
+
+
+def _sharded_axis(devices: int, leaf: Any) -> int | None:
+    """The longest axis that the devices divide; None for a leaf that is repeated."""
+    axes = [i for i, size in enumerate(leaf.shape) if size % devices == 0]
     if leaf.size < _SMALLEST_SHARDED or not axes:
-        return NamedSharding(mesh, PartitionSpec())
-    longest = max(axes, key=lambda i: leaf.shape[i])
-    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+        return None
+    return max(axes, key=lambda i: leaf.shape[i])
+
+
+def _sharding(mesh: Mesh, leaf: Any) -> NamedSharding:
+    axis = _sharded_axis(mesh.size, leaf)
+    spec = () if axis is None else (*[None] * axis, "data")
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:

@@ -125,6 +125,9 @@ def _advance(job: Job, display: Display) -> bool:
     elif code == 0:
         display.show(job, "done")
         return False
+    elif job.status.get("state") == "preempted":
+        display.show(job, "preempted")
+        return False
     else:
         update_status(job.run, state="failed", message=job.log_tail(1))
         display.show(job, "failed")

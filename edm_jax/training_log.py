@@ -78,7 +78,8 @@ class TrainingLog:
 
     def _write(self, step: int, nimg: int) -> None:
         means = _mean(self.unlogged)
-        means["nonfinite"] = self.unlogged[-1]["nonfinite"]  # a running count
+        # A running count, which 32 bits hold up to 2^32.
+        means["nonfinite"] = self.unlogged[-1]["nonfinite"] % 2**32
         means["sigma"] = _by_sigma(means["sigma"])
         lr = float(self._schedule(nimg - self._batch_size))
         self._run.log("train", step, nimg, **means, lr=lr)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import platform
@@ -151,9 +152,20 @@ def _finite(text: str) -> float:
     return value
 
 
+class _Warnings(logging.Handler):
+    """The library's warnings, as lines above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Not a stream of its own: a bar takes the place of sys.stderr.
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command; an expected error is one sentence and exit status 2."""
     name = Path(sys.argv[0]).stem
+    library = logging.getLogger("edm_jax")
+    library.addHandler(_Warnings())
+    library.propagate = False
     try:
         main()
         return

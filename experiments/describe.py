@@ -2,6 +2,8 @@
 
     python experiments/describe.py --config=configs/config_g.py:imagenet512-s
 
+With --devices=8 also what the state takes on each of 8 devices, by training.sharding, and
+with --compile what the step takes beside it, as the compiler for this machine says.
 gflops is per image, forward: an own count of the convolutions and matrix products, a
 multiply-accumulate counted once and padding included, as in the paper's Table 1.
 """
@@ -10,10 +12,11 @@ import json
 import math
 from typing import Any
 
+import jax
 import ml_collections
 
 import configs
-from edm_jax import disk, flops, networks, resolve, trainer
+from edm_jax import disk, flops, memory, networks, resolve, trainer
 from experiments import cli
 
 
@@ -60,10 +63,52 @@ def _printable(value: Any) -> Any:
     return "inf" if value == math.inf else value  # JSON has no infinity
 
 
+def describe_memory(
+    config: ml_collections.ConfigDict, devices: int, compiled: bool
+) -> dict[str, Any]:
+    """Bytes on each device, by `training.sharding`, and as compiled."""
+    found: dict[str, Any] = {
+        "devices": devices,
+        "state_bytes_per_device": {
+            sharding: memory.state_bytes(config, devices, sharding)
+            for sharding in ("none", "state", "full")
+        },
+    }
+    if compiled:
+        training = config.training
+        step = {
+            "sharding": training.sharding,
+            "microbatches": training.microbatches,
+            "remat": training.remat,
+        }
+        found["compiled_bytes_per_device"] = step | memory.compiled_bytes(config)
+    return found
+
+
 def main() -> None:
     """Parse the command line and print."""
-    _, config = cli.parse_config(cli.config_parser(__doc__), None)
-    print(json.dumps(describe(config), indent=1))
+    parser = cli.config_parser(__doc__)
+    parser.add_argument(
+        "--devices",
+        type=int,
+        help="also the memory on so many devices, simulated on the CPU",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also the activations, from the compiled step (minutes for large nets)",
+    )
+    options, config = cli.parse_config(parser, None)
+    if options.devices is not None and options.devices < 1:
+        raise ValueError(f"--devices={options.devices}, but must be at least 1.")
+    if options.devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", options.devices)
+    described = describe(config)
+    if options.devices or options.compile:
+        devices = options.devices or jax.device_count()
+        described["memory"] = describe_memory(config, devices, options.compile)
+    print(json.dumps(described, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Eight simulated devices, warnings as errors, and a compilation cache between runs."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import ClassVar
@@ -50,17 +49,25 @@ class ObjectStore(MemoryFileSystem):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB, where this machine lets us mount one."""
+def mount(tmp_path):
+    """Mounts a disk of so many MB, where this machine lets us."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if (
-        not shutil.which("mount")
-        or subprocess.run(mount, capture_output=True).returncode
-    ):
-        pytest.skip("mounting a file system takes root")
-    try:
-        yield place
-    finally:
+
+    def mount(megabytes):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs"]
+        try:
+            subprocess.run([*command, str(place)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a file system takes root")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(mount):
+    """A disk of 1 MB."""
+    return mount(1)

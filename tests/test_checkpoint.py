@@ -1,5 +1,7 @@
 """Checkpoints come back to the bit, or are known to be damaged; never a wrong number."""
 
+import functools
+import gc
 import itertools
 import logging
 import shutil
@@ -15,6 +17,10 @@ from edm_jax import checkpoint, parallel
 from edm_jax.checkpoint import Checkpoints
 from edm_jax.train_step import TrainState
 
+# Where one of its reads fails, Orbax leaves the others hanging.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 EXTRA = {"unlogged": [{"loss": 0.1 + 0.2}], "monitor": {"grown": [], "best": None}}
 
 
@@ -33,10 +39,17 @@ def toy_state(step):
     return TrainState(
         np.int32(step),
         np.array([2**32 - 1, step], np.uint32),
-        {"a": {"kernel": bits(32, 16), "bias": odd.view(np.float32), "gain": bits()}},
+        {"a": {"kernel": bits(64, 64), "bias": odd.view(np.float32), "gain": bits()}},
         (np.int32(-step), {"mu": bits(3, 64)}),
         {"power_0.1": {"kernel": bits(24, 8)}},
     )
+
+
+@pytest.fixture(autouse=True)
+def _let_go():
+    """Of those reads, here and not in another test."""
+    yield
+    gc.collect()
 
 
 def sharding(layout, leaf):
@@ -145,7 +158,7 @@ def test_a_state_is_restored_into_another_layout_to_the_bit(tmp_path, saved, wan
     ):
         assert leaf.sharding == wish.sharding
     if wanted == "sharded":
-        assert found.state.params["a"]["kernel"].addressable_data(5).shape == (4, 16)
+        assert found.state.params["a"]["kernel"].addressable_data(5).shape == (8, 64)
 
 
 def test_the_same_step_is_written_once(pair):
@@ -192,8 +205,8 @@ def overwrite_with_zeros(place):
     place.write_bytes(bytes(place.stat().st_size))
 
 
-def flip_a_bit(place):
-    flip(place, int(np.random.default_rng().integers(8 * place.stat().st_size)))
+def flip_a_bit(place, seed):
+    flip(place, int(np.random.default_rng(seed).integers(8 * place.stat().st_size)))
 
 
 def passed_over(path, caplog):
@@ -221,9 +234,7 @@ def passed_over(path, caplog):
         cut_off_the_last_byte,
         overwrite_with_zeros,
         lambda place: place.unlink(),
-        flip_a_bit,
-        flip_a_bit,
-        flip_a_bit,
+        *(functools.partial(flip_a_bit, seed=seed) for seed in range(4)),
     ],
 )
 def test_whatever_happens_to_one_file_no_wrong_number_comes_back(
@@ -254,18 +265,22 @@ def test_a_checkpoint_of_which_a_folder_was_emptied_is_passed_over(pair, caplog,
     assert passed_over(pair, caplog)
 
 
-def test_a_bit_flipped_in_an_array_is_always_noticed(stored, tmp_path, caplog):
-    # Random bits do not compress: the array lies in its file as it is.
+def test_a_bit_flipped_in_an_array_is_always_noticed(tmp_path, caplog):
+    stored = tmp_path / "stored"
+    store(stored, 10, 20, layout="one device")  # several would store it in parts
+    # Random bits do not compress: the array lies in a file as it is, maybe in two.
     array = toy_state(20).params["a"]["kernel"].tobytes()
-    (place,) = [f for f in files_of(stored) if array in (stored / f).read_bytes()]
-    start = (stored / place).read_bytes().index(array)
+    starts = {f: (stored / f).read_bytes().find(array) for f in files_of(stored)}
+    starts = {file: start for file, start in starts.items() if start >= 0}
+    assert starts
     reasons = []
     for bit in np.random.default_rng(0).choice(8 * len(array), 40, replace=False):
         path = shutil.copytree(stored, tmp_path / str(bit))
-        flip(path / place, 8 * start + int(bit))
+        for file, start in starts.items():
+            flip(path / file, 8 * start + int(bit))
         assert passed_over(path, caplog)
         reasons.append("does not match its checksum" in caplog.text)
-    # The store's own checks do not see them all: ours do.
+    # The store itself does not see them all.
     assert any(reasons)
 
 
@@ -362,12 +377,10 @@ def test_a_full_disk_is_told_in_a_sentence_and_costs_nothing_that_was_there(
                 checkpoints.save(30, laid_out(toy_state(30), "replicated"), EXTRA)
             if when != "check":
                 checkpoints.close()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "_first_line", str)
-            try:
-                checkpoints.close()  # as the loop does, whatever was raised
-            except OSError as error:
-                assert "could not be written" in str(error)
+        try:
+            checkpoints.close()  # as the loop does, whatever was raised
+        except OSError as error:
+            assert "could not be written" in str(error)
         assert_is_step(restore(path), 10)
     filler.unlink()
     store(path, 20, 30)
@@ -375,15 +388,15 @@ def test_a_full_disk_is_told_in_a_sentence_and_costs_nothing_that_was_there(
 
 
 def test_looking_for_errors_does_not_wait_for_the_save(tmp_path):
+    large = {"kernel": np.zeros((2048, 2048), np.float32)}
+    state = laid_out(toy_state(10)._replace(params=large), "one device")
     checkpoints = Checkpoints(tmp_path)
-    state = laid_out(toy_state(10), "replicated")
     checkpoints.save(10, state, EXTRA)
-    start = time.monotonic()
-    for _ in range(1000):
-        checkpoints.check()
-    assert time.monotonic() - start < 1
+    checkpoints.check()
+    assert names(tmp_path) == ["10.orbax-checkpoint-tmp"]
     checkpoints.close()
-    assert_is_step(restore(tmp_path), 10)
+    checkpoints.check()
+    assert names(tmp_path) == ["10"]
 
 
 # The checksum
@@ -403,7 +416,7 @@ def test_the_checksum_is_what_it_was_when_today_s_checkpoints_were_written():
     words = enumerate(array.ravel().view(np.uint32).tolist())
     expected = sum(mix(word ^ mix(place)) for place, word in words) % 2**32
     assert checksum(array) == expected
-    assert checksum(np.arange(6, dtype=np.int32)) == 0
+    assert expected == 3963510205
 
 
 @pytest.mark.parametrize("bit", [0, 22, 31])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import configs
-from experiments import cli, describe, launch, reconstruct
+from experiments import cli, describe, launch, reconstruct, train
 
 
 def run(monkeypatch, main, *arguments):
@@ -61,6 +61,20 @@ G = f"--config={configs.letter_path('g')}:digits"
         (describe.main, [G, "--config.network.dropout=much"], "holds a float"),
         (describe.main, [G, "--dropout=0.1"], "--config.FIELD=VALUE"),
         (describe.main, [G, "--config.workload=cifar10"], "--config=FILE:WORKLOAD"),
+        (describe.main, [G, "--devices=0"], "at least 1"),
+        (describe.main, [G, "--config.training.sharding=zero"], "'state' or 'full'"),
+        (train.main, [G, "--allow=optimizer.betal1"], "'optimizer.beta1'"),
+        (train.main, [G, "--process_id=1"], "belong together"),
+        (
+            train.main,
+            [G, "--coordinator=a:1", "--num_processes=2", "--process_id=2"],
+            "not in 0 to 1",
+        ),
+        (
+            train.main,
+            [G, "--coordinator=a", "--num_processes=2", "--process_id=1"],
+            "HOST:PORT",
+        ),
         (launch.main, ["--study=lader"], "'ladder'"),
         (launch.main, ["--workers=0"], "at least 1"),
         (launch.main, ["--workload=digit", "--runs=/nowhere"], "'digits'"),

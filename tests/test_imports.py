@@ -26,6 +26,7 @@ ARROWS = {
     "checkpoint": "train_step",
     "trainer": "diffusion ema networks optim parallel resolve train_step",
     "diagnosis": "diffusion networks train_step trainer",
+    "memory": "parallel trainer",
     "monitor": "",
     "profiling": "",
     "training_log": "diffusion flops optim run_dir trainer",

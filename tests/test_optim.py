@@ -127,6 +127,107 @@ def test_nonfinite_gradient_elements_count_as_0_and_are_counted():
     assert counts == [0, 1, 1, 3, 3, 3]
 
 
+SPOILED = {1: np.nan, 4: np.inf, 5: -np.inf}  # by step
+
+
+def spoil(tree, value):
+    """One element of one leaf."""
+    kernel = tree["linear"]["kernel"].at[2, 3].set(value)
+    return tree | {"linear": tree["linear"] | {"kernel": kernel}}
+
+
+def spoiled_gradients(count):
+    gradients = [toy_gradients(step) for step in range(count)]
+    return [
+        spoil(g, SPOILED[i]) if i in SPOILED else g for i, g in enumerate(gradients)
+    ]
+
+
+def adam_of(state):
+    """Its count and moments, wherever they are in a chain's state."""
+    (found,) = optim._links(state, optax.ScaleByAdamState)
+    return found
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_skipped_update_moves_nothing_and_leaves_adam_as_it_was(policy):
+    opt = options(nonfinite=policy)
+    history = run(opt, spoiled_gradients(8), toy_params())
+    for step in range(1, 8):
+        (params, state), (before, state_before) = history[step], history[step - 1]
+        same_adam = bits(adam_of(state)) == bits(adam_of(state_before))
+        same_params = bits(params) == bits(before)
+        assert same_adam == same_params == (step in SPOILED)
+    assert int(adam_of(history[-1][1]).count) == 8 - len(SPOILED)
+    counts = [int(optim.nonfinite_count(state)) for _, state in history]
+    assert counts == [0, 1, 1, 1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_the_rate_goes_on_past_a_skipped_update_as_rederived_by_hand(policy):
+    opt = options(nonfinite=policy)
+    gradients = np.random.default_rng(1).standard_normal((8, 5))
+    m, v, w, count, expected = 0.0, 0.0, np.ones(5), 0, []
+    for step, g in enumerate(gradients):
+        if step not in SPOILED:
+            count += 1
+            m = opt.beta1 * m + (1 - opt.beta1) * g
+            v = opt.beta2 * v + (1 - opt.beta2) * g**2
+            m_hat, v_hat = m / (1 - opt.beta1**count), v / (1 - opt.beta2**count)
+            # The rate is that of the images seen, whether they were used or not.
+            w = w - rate(step) * m_hat / (np.sqrt(v_hat) + opt.eps)
+        expected.append(w)
+    for step, value in SPOILED.items():
+        gradients[step, 2] = value
+    trees = [{"w": jnp.asarray(g, jnp.float32)} for g in gradients]
+    actual = [params["w"] for params, _ in run(opt, trees, {"w": jnp.ones(5)})]
+    np.testing.assert_allclose(np.stack(actual) - 1, np.stack(expected) - 1, atol=1e-6)
+    # With the rate of the updates instead, the last would be elsewhere.
+    assert abs(rate(7) - rate(7 - len(SPOILED))) > 1e-3
+
+
+@pytest.mark.parametrize("policy", ["zero", "skip", "stop"])
+def test_weights_stay_normalized_and_finite_through_gradients_that_are_not(policy):
+    opt = options(nonfinite=policy, forced_weight_norm=True)
+    params = optim.project(toy_params())
+    history = run(opt, spoiled_gradients(8), params)
+    for step, (after, state) in enumerate(history):
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((after, state)))
+        for kernel in kernels(after):
+            np.testing.assert_allclose(unit_rms(kernel), 0.9999, atol=2e-4)
+        if policy != "zero" and step in SPOILED:
+            before = history[step - 1][0]
+            latest = optim.unprojected(after, state)  # what the averages see
+            for old, *new in zip(
+                *map(jax.tree.leaves, (before, after, latest)), strict=True
+            ):
+                np.testing.assert_allclose(new, [old, old], rtol=1e-6)
+
+
+def test_finite_gradients_are_the_same_to_every_policy():
+    gradients = [toy_gradients(step) for step in range(5)]
+    zero, skip, stop = (
+        run(options(nonfinite=policy), gradients, toy_params())
+        for policy in ("zero", "skip", "stop")
+    )
+    assert bits(zero) == bits(skip) == bits(stop)
+
+
+def test_a_run_can_go_on_under_another_policy():
+    """Their states have one layout, and a count goes on."""
+    one, other = (optim.make_optimizer(options(nonfinite=p)) for p in ("zero", "skip"))
+    params = toy_params()
+    _, state = one.update(spoil(toy_gradients(0), np.nan), one.init(params), params)
+    assert jax.tree.structure(state) == jax.tree.structure(other.init(params))
+    _, state = other.update(spoil(toy_gradients(1), np.nan), state, params)
+    assert int(optim.nonfinite_count(state)) == 2
+    assert int(adam_of(state).count) == 1
+
+
 def test_every_output_unit_has_unit_rms_after_every_step():
     params = optim.project(toy_params())
     history = run(

@@ -152,10 +152,10 @@ def test_a_batch_that_does_not_divide_is_refused(devices, parts, sentence):
 @pytest.mark.slow
 @pytest.mark.parametrize("letter", configs.LETTERS)
 def test_the_step_of_every_letter_lowers_for_imagenet512_s_without_allocating(letter):
-    config = configs.load(
-        f"{configs.letter_path(letter)}:imagenet512-s",
-        {"training.sharding": "full", "training.microbatches": "4"},
-    )
+    # Micro-batches trace the loss twice: once is enough.
+    fields = {"training.sharding": "full"}
+    fields |= {"training.microbatches": "4"} if letter == "g" else {}
+    config = configs.load(f"{configs.letter_path(letter)}:imagenet512-s", fields)
     made = trainer.make_trainer(config)
     before = len(jax.live_arrays())
     lowered = made.step.lower(made.shapes, trainer.abstract_batch(config))

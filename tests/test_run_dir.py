@@ -1,7 +1,9 @@
 """What a run directory promises: identity, whole files, a log that resumes cleanly."""
 
+import io
 import json
 import os
+import shutil
 
 import pytest
 
@@ -186,3 +188,185 @@ def test_provenance_has_versions_and_keeps_the_first_start(run, monkeypatch):
     second = run_dir.read_json(path)
     assert second["start_time"] == first["start_time"] != "later"
     assert second["devices"] == ["cpu", "cpu"]
+
+
+# Changes of the config
+
+
+def recorded(run):
+    return configs.from_json(run_dir.read_json(run.path / "config.json"))
+
+
+def test_an_allowed_change_is_recorded_and_the_run_keeps_its_identity(run):
+    run.set_status(state="running", nimg=160)
+    new = config(optimizer__nonfinite="skip")
+    again = RunDir(run.path, new, allow=["optimizer.nonfinite", "data"])
+    assert again.config_hash == run.config_hash != run_dir.config_hash(new)
+    assert recorded(again).to_dict() == new.to_dict()
+    assert run_dir.read_json(run.path / "changes.json") == {
+        "config_hash": run.config_hash,
+        "changes": [
+            {"nimg": 160, "changes": {"optimizer.nonfinite": ["zero", "skip"]}}
+        ],
+    }
+
+
+def test_after_an_allowed_change_the_new_config_is_the_run_s(run):
+    new = config(optimizer__nonfinite="skip")
+    RunDir(run.path, new, allow=["optimizer.nonfinite"])
+    before = (run.path / "changes.json").read_bytes()
+    assert RunDir(run.path, new).config_hash == run.config_hash
+    assert (run.path / "changes.json").read_bytes() == before
+    with pytest.raises(ValueError, match="nonfinite is 'skip' there and 'zero' here"):
+        RunDir(run.path, config())
+
+
+def test_allowed_changes_are_recorded_one_after_the_other(run):
+    run.set_status(nimg=16)
+    first = {"optimizer__nonfinite": "skip"}
+    RunDir(run.path, config(**first), allow=["optimizer.nonfinite"])
+    run.set_status(nimg=32)
+    second = first | {"optimizer__alpha_ref": "0.5", "seed": "3"}
+    last = RunDir(run.path, config(**second), allow=["optimizer.alpha_ref", "seed"])
+    history = run_dir.read_json(run.path / "changes.json")
+    assert history["config_hash"] == last.config_hash == run.config_hash
+    assert history["changes"] == [
+        {"nimg": 16, "changes": {"optimizer.nonfinite": ["zero", "skip"]}},
+        {"nimg": 32, "changes": {"optimizer.alpha_ref": [0.03, 0.5], "seed": [0, 3]}},
+    ]
+
+
+def test_a_refusal_says_what_to_allow_and_doing_so_is_accepted(run):
+    new = config(optimizer__alpha_ref="0.5", network__dropout="0.2", seed="3")
+    with pytest.raises(ValueError) as refusal:
+        RunDir(run.path, new, allow=["seed"])
+    message = str(refusal.value)
+    assert "seed is" not in message
+    _, fields = message.rstrip(".").split("or accept them with --allow=")
+    assert fields.split(",") == ["network.dropout", "optimizer.alpha_ref", "seed"]
+    assert not (run.path / "changes.json").exists()
+    assert recorded(run).to_dict() == config().to_dict()
+    RunDir(run.path, new, allow=fields.split(","))
+
+
+def test_the_batch_size_of_a_run_never_changes(run):
+    before = (run.path / "config.json").read_bytes()
+    new = config(optimizer__batch_size="32", seed="3")
+    for allow in ([], ["optimizer.batch_size"], ["optimizer.batch_size", "seed"]):
+        with pytest.raises(ValueError) as refusal:
+            RunDir(run.path, new, allow)
+        assert "optimizer.batch_size cannot change" in str(refusal.value)
+        assert "--allow" not in str(refusal.value)
+    assert (run.path / "config.json").read_bytes() == before
+    assert not (run.path / "changes.json").exists()
+
+
+def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
+    free = {
+        "data__data_dir": "/elsewhere",
+        "training__snapshot_dir": str(tmp_path / "large"),
+        "training__checkpoint_mimg": "0.5",
+        "training__keep_checkpoints": "7",
+        "training__keep_checkpoint_mimg": "1.0",
+        "training__parallel": "pmap",
+        "training__sharding": "state",
+        "training__microbatches": "2",
+        "training__remat": "True",
+    }
+    assert {name.replace("__", ".") for name in free} == run_dir.FREE
+    for name, value in free.items():
+        new = config(**{name: value})
+        again = RunDir(run.path, new)
+        assert again.config_hash == run.config_hash
+        assert recorded(again).to_dict() == new.to_dict() != config().to_dict()
+    assert not (run.path / "changes.json").exists()
+
+
+# A full disk, and processes that do not write
+
+
+def assert_log_is_whole_and_goes_on(run):
+    text = (run.path / "metrics.jsonl").read_text()
+    assert text.endswith("\n") and [json.loads(line) for line in text.splitlines()]
+    steps = steps_of(run)
+    run.log("train", 1000, 16000, loss=0.5)
+    assert steps_of(run) == [*steps, 1000]
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_not_there_at_all(small_disk):
+    run, mirrored = RunDir(small_disk / "run", config()), []
+    run.mirror = mirrored.append
+    run_dir.write_json(run.path / "small.json", {"a": 1})
+    filler, pages = small_disk / "filler", 2 * 4096
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - pages))
+    with pytest.raises(OSError, match="No space left on device"):
+        for step in range(1, 1000):
+            run.log("train", step, step * 16, loss=[1 / step] * 7)
+    assert 20 < len(steps_of(run)) == len(mirrored) < 999
+    # Other files are written whole or stay as they were.
+    with pytest.raises(OSError, match="No space left on device"):
+        run_dir.write_json(run.path / "small.json", {"a": [2.0] * 10_000})
+    assert run_dir.read_json(run.path / "small.json") == {"a": 1}
+    filler.unlink()
+    assert_log_is_whole_and_goes_on(run)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_half_a_line_is_taken_back(run, monkeypatch, raises):
+    log_steps(run, 1, 2)
+
+    class Half(io.FileIO):
+        """A file of a disk that fills up amid a line."""
+
+        def __init__(self, path, mode, buffering):
+            super().__init__(path, mode)
+
+        def write(self, line):
+            count = super().write(line[: len(line) // 2])
+            if raises:
+                raise OSError("the disk is gone")
+            return count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "open", Half, raising=False)
+        with pytest.raises(OSError, match="is gone" if raises else "No space left"):
+            log_steps(run, 3)
+    assert steps_of(run) == [1, 2]
+    assert_log_is_whole_and_goes_on(run)
+
+
+def all_calls(run):
+    run.mirror = lambda record: pytest.fail("mirrored")
+    run.set_status(state="running", nimg=16)
+    run.record_provenance(params=1)
+    run.log("train", 1, 16, loss=1.0)
+    run.forget_after(0)
+    assert run.status["nimg"] == 16
+
+
+def test_a_process_that_does_not_write_writes_nothing(tmp_path):
+    run = RunDir(tmp_path / "study" / "run", config(), writing=False)
+    all_calls(run)
+    assert list(tmp_path.iterdir()) == []
+    assert run.config_hash == run_dir.config_hash(config())
+
+
+def test_a_process_that_does_not_write_leaves_a_run_as_it_is(run):
+    log_steps(run, 1, 2)
+    run.set_status(state="running", nimg=32)
+
+    def everything():
+        return {
+            place: (place.stat().st_mtime_ns, place.is_file() and place.read_bytes())
+            for place in [run.path, *run.path.rglob("*")]
+        }
+
+    before = everything()
+    new = config(optimizer__nonfinite="skip")
+    other = RunDir(run.path, new, allow=["optimizer.nonfinite"], writing=False)
+    all_calls(other)
+    assert other.config_hash == run.config_hash
+    assert everything() == before
+    with pytest.raises(ValueError, match="optimizer.nonfinite"):
+        RunDir(run.path, new, writing=False)
+    assert everything() == before

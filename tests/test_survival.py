@@ -1,9 +1,11 @@
 """A run that is killed again and again ends as one that never was."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -96,3 +98,43 @@ def test_killed_run_says_done_and_leaves_nothing_half_written(runs):
     names = [name for _, folders, files in os.walk(killed) for name in folders + files]
     odd = "tmp", "partial", "damaged"
     assert not [n for n in names if n.startswith(".") or any(o in n for o in odd)]
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_to_the_same_end(runs, mount):
+    disk = mount(megabytes=8)
+    whole, run = runs[0], disk / "run"
+    recorded = json.loads((whole / "config.json").read_text())
+    driver = str(ROOT / "tests" / "driven_run.py")
+    place = recorded["data"]["data_dir"]
+    command = [sys.executable, driver, run, place, str(STEPS)]
+    environ = os.environ | {"XLA_FLAGS": ""}
+    process = subprocess.Popen(
+        command,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log, filler = run / "metrics.jsonl", disk / "filler"
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        time.sleep(0.005)
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, output
+    assert "Traceback" not in output and "o space left on device" in output
+    # Nothing is half-written.
+    assert log.read_bytes().endswith(b"\n")
+    for path in run.rglob("*.json"):
+        json.loads(path.read_text())
+    filler.unlink()
+    again = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    ended, expected = checkpoint(run), checkpoint(whole)
+    jax.tree.map(np.testing.assert_array_equal, ended.state, expected.state)
+    names = [sorted(p.name for p in (r / "snapshots").iterdir()) for r in (run, whole)]
+    assert names[0] == names[1]
