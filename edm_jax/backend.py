@@ -8,7 +8,7 @@ import jax
 
 # What they gain is printed by benchmarks/train_step.py.
 _CPU_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": "dot",
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
     "xla_cpu_prefer_vector_width": 512,
 }
 
