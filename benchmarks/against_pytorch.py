@@ -2,20 +2,17 @@
 
     python benchmarks/against_pytorch.py --size=8x8
 
-In float32: JAX as `experiments/train.py` runs it; PyTorch eager, or --compile, in the
-memory format that is the faster here. The networks must agree at equal weights before
-anything is timed. Each framework has a process of its own, and so its own allocator, and
-they take turns. For each size: images per second of both, the seconds of JAX's first
-step, which compiles, and the ratio JAX / PyTorch, the median of the rounds. Other work on
-the machine costs PyTorch more than JAX: its threads wait busily for each other.
+In float32; both networks must agree first. Each framework has a process, and so an
+allocator, of its own; they take turns. PyTorch is eager, or --compile, channels last and
+with fused Adam: its fastest. Prints images per second, the seconds of the first step, and
+the median of the rounds' ratios. Other work on the machine slows PyTorch more than JAX.
 """
 
 import argparse
 import math
 import multiprocessing
-import statistics
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -30,25 +27,19 @@ from experiments import cli
 try:
     import torch
 except ImportError:
-    sys.exit("against_pytorch: PyTorch is missing: pip install torch")
+    raise SystemExit("against_pytorch: it needs PyTorch: pip install torch") from None
 from torch import Tensor
 from torch.nn import functional
 
 jax.config.update("jax_platforms", "cpu")
 
-# Workload, what differs from its preset, and the steps of a round.
-_CIFAR = {"network.compute_dtype": "float32", "optimizer.batch_size": "16"}
-SIZES = {
-    "8x8": ("digits", {"network.model_channels": "32"}, 30),
-    "32x32": ("cifar10", {"network.model_channels": "64"} | _CIFAR, 3),
-}
-Params = dict[str, np.ndarray]  # by path, as in JAX
+# Workload, model channels, batch size and the steps of a round.
+SIZES = {"8x8": ("digits", "32", "64", 30), "32x32": ("cifar10", "64", "16", 3)}
 
 
-def normalize(x: Tensor, *dims: int) -> Tensor:
-    """Divides by eps + RMS over `dims` (Alg. 1)."""
+def normalize(x: Tensor, *dims: int) -> Tensor:  # Alg. 1
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-    return x / (1e-4 + norm / math.sqrt(math.prod(x.shape[d] for d in dims)))
+    return x / (1e-4 + norm / math.sqrt(x.numel() // norm.numel()))
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -67,30 +58,30 @@ def mp_cat(a: Tensor, b: Tensor) -> Tensor:
 class Network:
     """Config G on (N, C, H, W). What a block has follows from the parameters' names."""
 
-    def __init__(self, spec: networks.UNetSpec, params: Params, memory_format: Any):
-        self.spec, self.weights = spec, {k: torch.tensor(x) for k, x in params.items()}
-        for name, weight in self.weights.items():
+    def __init__(self, spec: networks.UNetSpec, params: dict[str, np.ndarray]):
+        self.spec, self.weights = spec, {}
+        for name, x in params.items():
+            weight = torch.tensor(x)
             if name.endswith("kernel"):  # (..., in, out) in JAX
                 weight = weight.movedim((-1, -2), (0, 1)).contiguous()
             if weight.ndim == 4:
-                weight = weight.contiguous(memory_format=memory_format)
+                weight = weight.contiguous(memory_format=torch.channels_last)
             self.weights[name] = weight.requires_grad_("_features/" not in name)
 
     def layer(self, name: str, x: Tensor) -> Tensor:
         if (kernel := self.weights.get(f"{name}/kernel")) is None:
             return x  # conv_skip where the channels match
-        gain = self.weights.get(f"{name}/gain", 1.0)
-        scale = gain / math.sqrt(kernel[0].numel())
+        scale = self.weights.get(f"{name}/gain", 1.0) / math.sqrt(kernel[0].numel())
         kernel = normalize(kernel, *range(1, kernel.ndim)) * scale  # Eq. 47
         if x.ndim == 2:
             return x @ kernel.T
-        kernel = kernel[:, :, None, None] if kernel.ndim == 2 else kernel
+        kernel = kernel.reshape(*kernel.shape, *(1,) * (4 - kernel.ndim))
         return functional.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
 
     def fourier(self, name: str, c_noise: Tensor) -> Tensor:
         freqs, phases = self.weights[f"{name}/freqs"], self.weights[f"{name}/phases"]
-        angles = c_noise[:, None] * freqs + phases
-        return math.sqrt(2) * torch.cos(2 * math.pi * angles)
+        angles = 2 * math.pi * (c_noise[:, None] * freqs + phases)
+        return math.sqrt(2) * torch.cos(angles)
 
     def attention(self, name: str, x: Tensor) -> Tensor:
         n, channels, h, w = x.shape
@@ -111,24 +102,21 @@ class Network:
         scale = 1 + self.layer(f"{name}/branch/emb_linear", emb)[:, :, None, None]
         y = self.layer(f"{name}/branch/conv1", mp_silu(y * scale))
         x = mp_sum(x if "/enc_" in name else self.layer(f"{name}/conv_skip", x), y)
-        attends = f"{name}/attention/qkv/kernel" in self.weights
-        x = self.attention(f"{name}/attention", x) if attends else x
+        if f"{name}/attention/qkv/kernel" in self.weights:
+            x = self.attention(f"{name}/attention", x)
         return x.clamp(-256, 256)
 
-    def __call__(self, x: Tensor, c_noise: Tensor, label: Tensor):
-        """F (N, C, H, W) and u (N,)."""
+    def __call__(self, x: Tensor, c_noise: Tensor, label: Tensor):  # F and u
         noise = self.fourier("unet/embedding/noise_features", c_noise)
-        noise = self.layer("unet/embedding/noise0", noise)
         label = self.layer("unet/embedding/label", label * math.sqrt(label.shape[1]))
-        emb = mp_silu(mp_sum(noise, label, 0.5))
+        emb = mp_silu(mp_sum(self.layer("unet/embedding/noise0", noise), label, 0.5))
         sides = [self.spec.resolution >> i for i in range(len(self.spec.channel_mult))]
         blocks = [f"block{i}" for i in range(self.spec.blocks_per_level + 1)]
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = [x := self.layer(f"unet/enc_{sides[0]}x{sides[0]}_conv", x)]
         for side in sides:
             for name in (["down"] if side < sides[0] else []) + blocks[:-1]:
-                x = self.block(f"unet/enc_{side}x{side}_{name}", x, emb)
-                skips.append(x)
+                skips.append(x := self.block(f"unet/enc_{side}x{side}_{name}", x, emb))
         for side in reversed(sides):
             for name in (["in0", "in1"] if side == sides[-1] else ["up"]) + blocks:
                 x = mp_cat(x, skips.pop()) if name in blocks else x
@@ -138,22 +126,22 @@ class Network:
 
 
 class TorchSide:
-    """The training step in PyTorch, in one memory format."""
+    """The training step in PyTorch."""
 
-    def __init__(self, config: Any, params: Params, memory_format: Any, compiled: bool):
-        self.config, self.count, opt = config, 0, config.optimizer
+    def __init__(self, config: Any, params: dict[str, np.ndarray], compiled: bool):
+        self.config, self.opt, self.count = config, config.optimizer, 0
         spec = resolve.resolve_network(config)
-        self.net = Network(spec, params, memory_format)
+        self.net = Network(spec, params)
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.params = [w for w in self.net.weights.values() if w.requires_grad]
-        fields = {"betas": (opt.beta1, opt.beta2), "eps": opt.eps, "fused": True}
-        self.adam = torch.optim.Adam(self.params, **fields)
+        betas, eps = (self.opt.beta1, self.opt.beta2), self.opt.eps
+        self.adam = torch.optim.Adam(self.params, betas=betas, eps=eps, fused=True)
         self.gammas = [ema.gamma_from_sigma_rel(s) for s in config.ema.sigma_rels]
         self.emas = [[p.detach().clone() for p in self.params] for _ in self.gammas]
-        shape = (opt.batch_size, spec.channels, spec.resolution, spec.resolution)
-        self.image = 0.5 * torch.randn(shape).contiguous(memory_format=memory_format)
-        self.label = torch.eye(spec.num_classes)[torch.arange(opt.batch_size) % 10]
-        self.about = f"{memory_format}, {torch.get_num_threads()} threads"
+        shape = (self.opt.batch_size, spec.channels, spec.resolution, spec.resolution)
+        self.image = 0.5 * torch.randn(shape).to(memory_format=torch.channels_last)
+        self.label = torch.eye(spec.num_classes)[torch.arange(self.opt.batch_size) % 10]
+        self.compile_seconds = self.run(1)
 
     def plain_loss(self, image: Tensor, label: Tensor, sigma: Tensor, noise: Tensor):
         data, x, c_noise = self.config.loss.sigma_data, image + noise, sigma.log() / 4
@@ -161,26 +149,16 @@ class TorchSide:
         variance = sigma**2 + data**2
         f, u = self.net(variance.rsqrt() * x, c_noise, label)
         denoised = data**2 / variance * x + sigma * data * variance.rsqrt() * f
-        weight = variance / (sigma * data) ** 2
-        error = (weight * (denoised - image).square()).sum((1, 2, 3))
-        return (error * (-u).exp() + image[0].numel() * u).mean()
-
-    def step(self) -> None:
-        loss, image = self.config.loss, self.image
-        sigma = torch.exp(loss.P_mean + loss.P_std * torch.randn(len(image)))
-        noise = sigma[:, None, None, None] * torch.randn_like(image)
-        self.adam.zero_grad()
-        self.loss(image, self.label, sigma, noise).backward()
-        self.update()
+        error = (denoised - image).square() * (variance / (sigma * data) ** 2)
+        return (error.sum((1, 2, 3)) * (-u).exp() + image[0].numel() * u).mean()
 
     @torch.no_grad()
     def update(self) -> None:
         for p in self.params:
             torch.nan_to_num(p.grad, 0.0, 0.0, 0.0, out=p.grad)
-        opt = self.config.optimizer
-        ramp = min(self.count * opt.batch_size / (opt.rampup_mimg * 1e6), 1.0)
-        decay = math.sqrt(max(self.count / opt.t_ref, 1.0))
-        self.adam.param_groups[0]["lr"] = opt.alpha_ref * ramp / decay
+        ramp = min(self.count * self.opt.batch_size / (self.opt.rampup_mimg * 1e6), 1.0)
+        decay = math.sqrt(max(self.count / self.opt.t_ref, 1.0))
+        self.adam.param_groups[0]["lr"] = self.opt.alpha_ref * ramp / decay
         self.adam.step()
         self.count += 1
         for gamma, average in zip(self.gammas, self.emas):
@@ -191,93 +169,75 @@ class TorchSide:
             kernel.copy_(normalize(kernel, *range(1, kernel.ndim)))  # Eq. 66
 
     def run(self, steps: int) -> float:
-        start = time.perf_counter()
+        start, loss, image = time.perf_counter(), self.config.loss, self.image
         for _ in range(steps):
-            self.step()
+            sigma = torch.exp(loss.P_mean + loss.P_std * torch.randn(len(image)))
+            noise = sigma[:, None, None, None] * torch.randn_like(image)
+            self.adam.zero_grad()
+            self.loss(image, self.label, sigma, noise).backward()
+            self.update()
         return time.perf_counter() - start
 
 
-def make_torch_side(config: Any, params: Params, compiled: bool) -> TorchSide:
-    formats = torch.contiguous_format, torch.channels_last
-    sides = [TorchSide(config, params, each, compiled) for each in formats]
-    return min(sides, key=lambda side: min(side.run(2) for _ in range(5)))
+SIDE: list[Any] = []  # what this process measures
 
 
-def make_jax_side(config: Any) -> train_step.Measured:
-    backend.keep_freed_memory()
-    side = train_step.Measured(config, tuned=True)
-    side.about = f"first step {side.compile_seconds:.1f} s"
-    return side
+def build(make_side: Any, *arguments: Any) -> float:
+    """Seconds of its first step."""
+    if make_side is train_step.Measured:
+        backend.keep_freed_memory()  # as experiments/train.py does
+    SIDE.append(make_side(*arguments))
+    return SIDE[0].compile_seconds
 
 
-def serve(pipe: Any, make_side: Any, *arguments: Any) -> None:
-    """A process: says what it measures, and then the seconds of so many steps."""
-    side = make_side(*arguments)
-    pipe.send(side.about)
-    while steps := pipe.recv():
-        pipe.send(side.run(steps))
+def run(steps: int) -> float:
+    return SIDE[0].run(steps)
 
 
-def start(*arguments: Any) -> tuple[Any, str]:
-    """A pipe to a new process that serves, and what it says."""
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    context.Process(target=serve, args=(theirs, *arguments), daemon=True).start()
-    theirs.close()  # so that the pipe ends with the process
-    return pipe, pipe.recv()
-
-
-def checked_params(config: Any) -> Params:
-    """Parameters by path; raises AssertionError unless both networks agree at them."""
+def checked_params(config: Any) -> dict[str, np.ndarray]:
+    """Parameters by path, gains not 0; AssertionError unless both networks agree."""
     spec, rng = resolve.resolve_network(config), np.random.default_rng(0)
-    params = traverse_util.flatten_dict(networks.init_params(spec, 0), sep="/")
-    for name in params:
-        if name.endswith("gain"):  # 0 at first, and with it F
-            params[name] = np.full((), 0.5, np.float32)
+    drawn = traverse_util.flatten_dict(networks.init_params(spec, 0), sep="/")
+    params = {name: x + 0.5 * name.endswith("gain") for name, x in drawn.items()}
     tree = traverse_util.unflatten_dict(params, sep="/")
-    shapes = [each.shape for each in networks.abstract_inputs(spec, 4)]
-    x, c_noise, label = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    inputs = networks.abstract_inputs(spec, 4)
+    x, c_noise, label = (rng.standard_normal(a.shape, np.float32) for a in inputs)
     theirs = jax.jit(networks.Network(spec).apply)({"params": tree}, x, c_noise, label)
-    net = Network(spec, params, torch.contiguous_format)
+    net = Network(spec, params)
     f, u = net(*map(torch.tensor, (np.moveaxis(x, -1, 1), c_noise, label)))
     for a, b in zip((f.movedim(1, -1), u), map(np.array, theirs)):
         np.testing.assert_allclose(a.detach(), b, rtol=1e-4, atol=1e-4 * np.std(b))
-    # What the gradient reaches is what JAX counts.
-    (f.sum() + u.sum()).backward()
-    reached = sum(w.numel() for w in net.weights.values() if w.grad is not None)
-    assert reached == networks.count_params(tree), reached
+    (f.sum() + u.sum()).backward()  # must reach every parameter
+    reached = [w.numel() for w in net.weights.values() if w.grad is not None]
+    assert sum(reached) == networks.count_params(tree), sum(reached)
     return params
 
 
 def measure(size: str, rounds: int, compiled: bool) -> None:
-    """Measures one size, and prints."""
-    workload, overrides, steps = SIZES[size]
+    workload, channels, batch, steps = SIZES[size]
+    overrides = {"network.model_channels": channels, "optimizer.batch_size": batch}
+    overrides |= {"network.compute_dtype": "float32"}
     config = configs.load(f"configs/config_g.py:{workload}", overrides)
-    count, params = config.optimizer.batch_size, checked_params(config)
-    print(f"{size}, batch {count}: the networks agree", flush=True)
-    torch_side = start(make_torch_side, config, params, compiled)
-    sides, rates = (torch_side, start(make_jax_side, config)), ([], [])
-    for _ in range(rounds):
-        for (pipe, _), rate in zip(sides, rates):
-            pipe.send(steps)
-            rate.append(steps * count / pipe.recv())
-    for module, (pipe, about), rate in zip((torch, jax), sides, rates):
-        pipe.send(0)
-        middle, best = statistics.median(rate), max(rate)
-        print(
-            f"  {module.__name__} {module.__version__}: {middle:,.1f} images/s, ",
-            end="",
-        )
-        print(f"at best {best:,.1f}; {about}")
+    params = checked_params(config)
+    print(f"{size}, batch {batch}: the networks agree", flush=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as ours, ProcessPoolExecutor(1, spawn) as theirs:
+        seconds = [theirs.submit(build, TorchSide, config, params, compiled).result()]
+        seconds.append(ours.submit(build, train_step.Measured, config).result())
+        rates: list[list[float]] = [[], []]
+        for pool, rate in [*zip((theirs, ours), rates)] * rounds:
+            rate.append(int(batch) * steps / pool.submit(run, steps).result())
+    names = f"torch {torch.__version__}", f"jax {jax.__version__}"
+    for name, first, rate in zip(names, seconds, rates):
+        speed = f"{np.median(rate):,.1f} images/s, at best {max(rate):,.1f}"
+        print(f"  {name}: {speed}; first step {first:.1f} s")
     ratios = [b / a for a, b in zip(*rates)]
-    each = " ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"  jax / torch: {statistics.median(ratios):.2f} ({each})", flush=True)
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"  jax / torch: {np.median(ratios):.2f}, {spread}", flush=True)
 
 
 def main() -> None:
-    """Parse the command line and measure."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, help="(both)")
     parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
