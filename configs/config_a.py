@@ -73,7 +73,9 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.optimizer = opt = ConfigDict()
     opt.batch_size = 2 * w.batch_size
     opt.alpha_ref = w.alpha_ref_plain
+    opt.decay = "inverse_sqrt"  # Eq. 67; or cosine, linear, to 0 at decay_end_mimg
     opt.t_ref = math.inf  # steps; inf is a constant rate
+    opt.decay_end_mimg = w.duration_mimg
     opt.rampup_mimg = w.rampup_mimg
     opt.beta1 = 0.9
     opt.beta2 = 0.999

@@ -16,6 +16,7 @@ from edm_jax.heldout import HeldOut
 from edm_jax.loggers import Mirrors
 from edm_jax.monitor import Monitor
 from edm_jax.profiling import Profile
+from edm_jax.provenance import utc_now
 from edm_jax.run_dir import RunDir
 from edm_jax.train_step import TrainState
 from edm_jax.trainer import Trainer, make_trainer, total_steps
@@ -79,7 +80,10 @@ def train(
         run.set_status(state="preempted", nimg=nimg, message="stopped by a signal")
         raise Preempted(f"{run.path} is saved at {nimg:,} images.")
     message = "stopped early: the held-out loss no longer fell" if step < total else ""
-    run.set_status(state="done", nimg=nimg, total_nimg=nimg, message=message)
+    end_time = utc_now() if step > start else run.status.get("end_time")
+    run.set_status(
+        state="done", nimg=nimg, total_nimg=nimg, message=message, end_time=end_time
+    )
 
 
 class _Loop:
@@ -264,6 +268,8 @@ class _Loop:
         self.run_dir.record_provenance(
             params=networks.count_params(params),
             devices=[device.device_kind for device in jax.devices()],
+            runtime=jax.devices()[0].client.platform_version,
             processes=jax.process_count(),
             data=self.fingerprint,
+            seed=self.config.seed,
         )

@@ -121,9 +121,13 @@ def _scales(params: Params, of_magnitude: Callable[[jax.Array], jax.Array]) -> P
 
 def learning_rate(opt: Any) -> Callable[..., jax.Array]:
     """Learning rate by images seen, of a config's `optimizer` fields."""
-    return schedules.inverse_sqrt(
-        opt.alpha_ref, opt.t_ref * opt.batch_size, opt.rampup_mimg * 1e6
-    )
+    rampup_nimg, end_nimg = opt.rampup_mimg * 1e6, opt.decay_end_mimg * 1e6
+    if opt.decay == "cosine":
+        return schedules.cosine(opt.alpha_ref, end_nimg, rampup_nimg)
+    if opt.decay == "linear":
+        return schedules.linear(opt.alpha_ref, end_nimg, rampup_nimg)
+    t_ref_nimg = opt.t_ref * opt.batch_size
+    return schedules.inverse_sqrt(opt.alpha_ref, t_ref_nimg, rampup_nimg)
 
 
 def make_optimizer(opt: Any) -> optax.GradientTransformation:

@@ -54,6 +54,7 @@ _WORDS = {
     "training.parallel": ("jit", "pmap"),
     "training.sharding": ("none", "state", "full"),
     "optimizer.nonfinite": ("zero", "skip", "stop"),
+    "optimizer.decay": ("inverse_sqrt", "cosine", "linear"),
 }
 _COUNTS = ("keep_checkpoints", "microbatches")
 _BOUNDS = ("alert_loss", "alert_growth")
@@ -210,6 +211,7 @@ def _training_faults(config: Any) -> Iterator[str]:
         "optimizer.batch_size": opt.batch_size,
         "optimizer.alpha_ref": opt.alpha_ref,
         "optimizer.t_ref": opt.t_ref,
+        "optimizer.decay_end_mimg": opt.decay_end_mimg,
         "optimizer.loss_scale": opt.loss_scale,
         "ema.update_every": config.ema.update_every,
     }

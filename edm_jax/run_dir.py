@@ -3,15 +3,10 @@
 Files are the interface between commands: comparing and reconstructing read only these.
 """
 
-import datetime
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,18 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "grain",
-    "ml-collections",
-    "numpy",
-)
-
+from edm_jax.provenance import provenance, utc_now
 
 # What may change where a run goes on: where things lie, and how it runs.
 FREE = {
@@ -125,12 +109,16 @@ class RunDir:
             self._status_written = time.monotonic()
 
     def record_provenance(self, **fields: Any) -> None:
-        """Writes what the run was made with; the first start's time is kept."""
+        """Writes what the run is made with now, and when and where it was begun."""
         if not self._writing:
             return
-        path = self.path / "provenance.json"
-        fields["start_time"] = read_json(path).get("start_time") or _utc_now()
-        write_json(path, provenance() | fields)
+        path, found = self.path / "provenance.json", provenance() | fields
+        names = ("host", "git_commit", "command", "devices")
+        start = {name: found.get(name) for name in names}
+        start |= {"time": utc_now(), "nimg": self._status.get("nimg", 0)}
+        starts = [*read_json(path).get("starts", []), start]
+        found |= {"start_time": starts[0]["time"], "starts": starts}
+        write_json(path, found)
 
     def log(self, kind: str, step: int, nimg: int, **values: Any) -> None:
         """Appends one line to metrics.jsonl, whole or not at all."""
@@ -203,26 +191,6 @@ def _identity(fields: Any, name: str = "") -> Any:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, machine, commit and command line of this process."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False)
-        commit = found.stdout.strip()
-    except OSError:  # no git here
-        commit = ""
-    return {
-        "python": platform.python_version(),
-        "versions": versions,
-        "git_commit": commit,
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "command": sys.argv,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is none yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -252,10 +220,6 @@ def _write(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _utc_now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Differences:

@@ -51,16 +51,21 @@ def parse_config(
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
     """The options and the resolved config; raises what `configs.load` raises."""
     options, rest = parser.parse_known_args(arguments)
-    overrides = {}
-    for argument in rest:
+    return options, configs.load(options.config, overrides(rest))
+
+
+def overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """{FIELD: VALUE} of --config.FIELD=VALUE; raises ValueError for anything else."""
+    found = {}
+    for argument in arguments:
         name, equals, value = argument.partition("=")
         if not name.startswith("--config.") or not equals:
             raise ValueError(
                 f"{argument!r} is no option of this command; overrides are written "
                 "--config.FIELD=VALUE."
             )
-        overrides[name.removeprefix("--config.")] = value
-    return options, configs.load(options.config, overrides)
+        found[name.removeprefix("--config.")] = value
+    return found
 
 
 def run_parser(description: str | None) -> argparse.ArgumentParser:
@@ -144,6 +149,19 @@ def number_list(option: str, text: str) -> list[float]:
         raise ValueError(
             f"{option}={text!r} is not a list of numbers, such as 1,2 or 0.02,0.04,...,0.2."
         ) from None
+
+
+def seed_list(text: str) -> list[int]:
+    """'0-2', '7' or '0,3,5-7' as whole numbers; raises ValueError."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"--seeds={text!r} is not such as 0-2 or 0,3,5.")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds={text!r} names none, or one twice.")
+    return seeds
 
 
 def _finite(text: str) -> float:

@@ -28,8 +28,11 @@ def main() -> None:
 
         try:
             result = evaluation.evaluate(config, run, on_progress)
+        except KeyboardInterrupt:
+            message = "evaluation stopped by a signal"
+            run.set_status(state="preempted", stage="evaluate", message=message)
+            raise
         except BaseException as error:
-            # An interrupt, too, leaves no run that seems to be running.
             message = f"evaluation stopped: {type(error).__name__}: {error}"
             run.set_status(state="failed", stage="evaluate", message=message)
             raise

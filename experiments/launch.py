@@ -1,163 +1,232 @@
 """Launch a study: python experiments/launch.py --study=ladder --workload=digits.
 
-Trains and evaluates every run of experiments/studies/STUDY.py under
-runs/STUDY-WORKLOAD. Runs that are done are skipped; Ctrl-C saves, and the same command
-goes on from there.
+Trains and evaluates every run of experiments/studies/STUDY.py, or of a file of your own,
+under runs/STUDY-WORKLOAD. Runs that are done are skipped; Ctrl-C saves, and the same
+command goes on from there. Several launchers may work on one study.
+--config.FIELD=VALUE changes every run.
 """
 
 import argparse
-import importlib
-import os
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
 import rich.console
-import rich.progress
+import rich.table
 
-import configs
-from edm_jax import study
+from edm_jax import disk
 from edm_jax.resolve import suggest
-from edm_jax.run_dir import RunDir
-from experiments import cli
+from edm_jax.study import RunSpec, by_seed, local, slurm, tpu
+from edm_jax.study.task import LOG, Task
+from experiments import cli, live, planning
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     """Parse the command line and launch what is not done."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--study", default="ladder", help="(%(default)s)")
-    parser.add_argument("--workload", default="digits", help="(%(default)s)")
-    parser.add_argument(
-        "--runs", type=Path, help="study directory (runs/STUDY-WORKLOAD)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="runs at a time (one for each core on a CPU, else one with all devices)",
-    )
-    options = parser.parse_args()
+    options, rest = _parser().parse_known_args()
+    overrides = cli.overrides(rest)
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers={options.workers}, but must be at least 1.")
-    directory = options.runs or Path("runs") / f"{options.study}-{options.workload}"
-    jobs, done = [], []
-    for spec in load_study(options.study)(options.workload):
-        # Opening refuses a run of another config before anything is trained.
-        run = RunDir(directory / spec.name, configs.load(spec.config, spec.overrides))
-        if study.is_done(run.path):
-            done.append(spec.name)
-        else:
-            jobs.append(study.Job(spec.name, run.path, _commands(spec, run.path)))
-    if done:
-        print(f"{directory}: {len(done)} runs are done ({', '.join(done)}).")
-    if jobs:
-        _launch(jobs, options.workers or _default_workers(len(jobs)))
+    study, specs = load_study(options.study)
+    seeds = cli.seed_list(options.seeds) if options.seeds else None
+    directory = options.runs or Path("runs") / f"{study}-{options.workload}"
+    plans = planning.plan(
+        by_seed(specs(options.workload), seeds),
+        directory,
+        overrides,
+        retry_failed=options.retry_failed,
+        allow=[field for field in options.allow.split(",") if field],
+    )
+    for sentence in planning.skipped(plans, directory):
+        print(sentence)
+    if options.dry_run:
+        _dry_run(plans, options)
+        return
+    tasks = planning.open_runs(plans, options.allow)
+    if not tasks:
+        if any(plan.action == planning.FAILED for plan in plans):
+            sys.exit(1)
+        return
+    {"local": _local, "slurm": _slurm, "tpu": _tpu}[options.backend](
+        tasks, options, len(plans) - len(tasks)
+    )
 
 
-def load_study(name: str):
-    """The function `runs` of a study; raises ValueError naming the nearest study."""
-    names = sorted(p.stem for p in (HERE / "studies").glob("[a-z]*.py"))
-    if name not in names:
-        raise ValueError(
-            f"There is no study {name!r}; there are {', '.join(names)}."
-            + suggest(name, names)
-        )
-    return importlib.import_module(f"experiments.studies.{name}").runs
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--study", default="ladder", help="a name, or a FILE.py (%(default)s)")
+    add("--workload", default="digits", help="(%(default)s)")
+    add("--runs", type=Path, help="study directory (runs/STUDY-WORKLOAD)")
+    add("--seeds", help="of every run, such as 0-2 or 0,3 (the study's own)")
+    add("--dry_run", action="store_true", help="say what would run, where, how much")
+    add("--retry_failed", action="store_true", help="run those again that failed")
+    add("--allow", default="", metavar="FIELD,FIELD", help="as of train.py")
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument(
+        "--fail_fast", action="store_true", help="stop at the first run that fails"
+    )
+    ends.add_argument("--keep_going", action="store_true", help="do not (the default)")
+    add("--backend", choices=("local", "slurm", "tpu"), default="local")
+    group = parser.add_argument_group("--backend=local")
+    group.add_argument(
+        "--workers", type=int, help="runs at a time (one for each core, or GPU)"
+    )
+    group.add_argument("--gpus_per_run", type=int, default=1, help="(%(default)s)")
+    group = parser.add_argument_group("--backend=slurm")
+    group.add_argument("--partition")
+    group.add_argument("--account")
+    group.add_argument("--time_min", type=int, default=1440, help="(%(default)s)")
+    group.add_argument("--nodes", type=int, default=1, help="of a run (%(default)s)")
+    group.add_argument("--gpus_per_node", type=int, default=0, help="(%(default)s)")
+    group.add_argument("--cpus_per_task", type=int)
+    group.add_argument("--mem_gb", type=int)
+    group.add_argument("--max_parallel", type=int, default=1000, help="runs at a time")
+    group = parser.add_argument_group("--backend=tpu: prints the commands")
+    group.add_argument("--tpu", default="TPU_NAME")
+    group.add_argument("--zone", default="ZONE")
+    group.add_argument("--directory", type=Path, default=Path.cwd())
+    return parser
 
 
-def _commands(spec: study.RunSpec, run: Path) -> list[list[str]]:
-    overrides = [f"--config.{field}={text}" for field, text in spec.overrides.items()]
-    train = [f"--config={spec.config}", *overrides, f"--run={run}"]
-    return [
-        [sys.executable, str(HERE / "train.py"), *train],
-        [sys.executable, str(HERE / "evaluate.py"), f"--run={run}"],
-    ]
+def load_study(name: str) -> tuple[str, Callable[[str], list[RunSpec]]]:
+    """A study's name and its function `runs`; raises ValueError for none."""
+    path = Path(name)
+    if path.suffix != ".py":
+        names = sorted(p.stem for p in (HERE / "studies").glob("[a-z]*.py"))
+        if name not in names:
+            raise ValueError(
+                f"There is no study {name!r}; there are {', '.join(names)}."
+                + suggest(name, names)
+            )
+        path = HERE / "studies" / f"{name}.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no study file {name}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "runs"):
+        raise ValueError(f"{path} has no function runs(workload).")
+    return path.stem, module.runs
 
 
-def _launch(jobs: list[study.Job], workers: int) -> None:
-    console = rich.console.Console(stderr=True)
-    print(f"{len(jobs)} runs to go, {workers} at a time.", flush=True)
-    with _Bars(jobs, console) as bars:
+def _dry_run(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
+    """The table of what would run, where, how many images, how much disk."""
+    table = rich.table.Table("run", "what", "images", "disk")
+    for plan in plans:
+        cells = plan.spec.name, plan.action, f"{plan.nimg:,}", disk.human(plan.bytes)
+        table.add_row(*cells)
+    # As wide as it is where nobody sees it, so that it can be searched.
+    console = rich.console.Console()
+    wide = None if console.is_terminal else 200
+    rich.console.Console(width=wide).print(table)
+    going = [plan for plan in plans if plan.goes]
+    images, stored = (sum(p.nimg for p in going), sum(p.bytes for p in going))
+    print(
+        f"{len(going)} of {len(plans)} runs, {images:,} images, {disk.human(stored)} "
+        f"at most; {_where(options, len(going))}. Nothing was started."
+    )
+
+
+def _where(options: argparse.Namespace, runs: int) -> str:
+    if options.backend == "slurm":
+        gpus = f" with {options.gpus_per_node} GPUs" if options.gpus_per_node else ""
+        return f"in a SLURM array, each on {options.nodes} nodes{gpus}"
+    if options.backend == "tpu":
+        return f"on the TPU {options.tpu}, one after the other"
+    slots = _slots(options, max(1, runs))
+    return f"here, {len(slots)} at a time ({', '.join(s.name for s in slots)})"
+
+
+def _local(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
+    slots = _slots(options, len(tasks))
+    print(f"{len(tasks)} runs to go, {len(slots)} at a time.", flush=True)
+    with live.Table(tasks, others) as table:
         try:
-            failed = study.run_local(jobs, workers, bars)
+            outcomes = local.run(tasks, slots, table, options.fail_fast)
         except KeyboardInterrupt:
-            sys.exit("launch: interrupted; the same command goes on from here.")
-    for job in failed:
-        print(f"{job.run} failed; {job.run / study.LOG} ends:\n{job.log_tail()}\n")
+            table.close()
+            print(
+                "launch: interrupted; the same command goes on from here.",
+                file=sys.stderr,
+            )
+            sys.exit(130)
+    failed = [task for task in tasks if outcomes.get(task.name) == "failed"]
     if failed:
-        sys.exit(f"launch: {len(failed)} of {len(jobs)} runs failed.")
+        _tell_failures(failed)
+        rest = len(tasks) - sum(o in ("done", "failed") for o in outcomes.values())
+        stopped = f", and {rest} were stopped or not begun" if rest else ""
+        sys.exit(
+            f"launch: {len(failed)} of {len(tasks)} runs failed{stopped}; --retry_failed "
+            "runs them again."
+        )
+    if any(outcome == "preempted" for outcome in outcomes.values()):
+        sys.exit("launch: some runs were preempted; the same command goes on.")
 
 
-def _default_workers(runs: int) -> int:
+def _tell_failures(failed: Sequence[Task]) -> None:
+    table = rich.table.Table("failed", "last lines of its log", show_lines=True)
+    for task in failed:
+        table.add_row(str(task.path / LOG), task.log_tail())
+    console = rich.console.Console(markup=False)
+    console.print(table)
+
+
+def _slots(options: argparse.Namespace, runs: int) -> list[local.Slot]:
     # In a process of its own: asking here would take an accelerator's memory.
-    ask = "import jax; print(jax.default_backend())"
+    ask = (
+        "import jax; print(jax.default_backend(), *(d.id for d in jax.local_devices()))"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", ask], capture_output=True, text=True, check=True
     )
-    return min(runs, os.cpu_count() or 1) if answer.stdout.strip() == "cpu" else 1
+    backend, *devices = answer.stdout.split()
+    if backend == "cpu":
+        cores = len(local.cpu_slots(1)[0].cores)
+        return local.cpu_slots(min(runs, options.workers or cores))
+    if backend == "gpu":
+        gpus = local.visible_gpus(devices)
+        workers = options.workers or max(1, len(gpus) // options.gpus_per_run)
+        return local.gpu_slots(gpus, min(runs, workers), options.gpus_per_run)
+    return [local.Slot(f"all {len(devices)} devices")]
 
 
-class _Bars:
-    """A bar for each run; lines of text where there is no terminal."""
+def _slurm(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
+    del others
+    resources = slurm.Resources(
+        options.partition,
+        options.account,
+        options.time_min,
+        options.nodes,
+        options.gpus_per_node,
+        options.cpus_per_task,
+        options.mem_gb,
+        options.max_parallel,
+    )
+    directory = tasks[0].path.parent
+    jobs = slurm.submit(tasks, directory / "slurm", resources, directory.name)
+    print(
+        f"Submitted {len(jobs)} runs as {jobs[0].job_id} to {jobs[-1].job_id}; watch them "
+        f"with python experiments/compare.py {directory} --follow."
+    )
 
-    def __init__(self, jobs: list[study.Job], console: rich.console.Console):
-        self._console = console
-        self._bar = cli.progress_bar(cli.RATE)
-        self._tasks = {
-            job.name: self._bar.add_task(f"{job.name}: waiting", total=None, rate=0.0)
-            for job in jobs
-        }
-        self._said: dict[str, str] = {}
 
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._bar.stop()
-
-    def stopping(self) -> None:
-        self.close()
-        print("Stopping: each run finishes its step and saves.", flush=True)
-
-    def show(self, job: study.Job, note: str) -> None:
-        status = job.status
-        stage = status.get("stage", "train") if note == "running" else note
-        nimg, total = status.get("nimg", 0), status.get("total_nimg")
-        rate = status.get("images_per_s", 0.0)
-        text = f"{job.name}: {stage}"
-        if stage == "evaluate":
-            text += f", {status.get('message', '')}"
-        self._bar.update(
-            self._tasks[job.name],
-            description=text,
-            completed=nimg,
-            total=total,
-            rate=rate,
-        )
-        if not self._console.is_terminal:
-            self._say(job, text, nimg, total, rate)
-
-    def _say(
-        self, job: study.Job, text: str, nimg: int, total: int | None, rate: float
-    ) -> None:
-        """A line for every tenth of the training and for every stage."""
-        tenths = 10 * nimg // total if total else 0
-        key = f"{text.split(',')[0]} {tenths}"
-        if self._said.get(job.name) == key:
-            return
-        self._said[job.name] = key
-        left = f", {(total - nimg) / rate:.0f} s left" if total and rate else ""
-        progress = f"{nimg:,} of {total:,} images" if total else "starting"
-        print(f"{text}: {progress}, {rate:,.0f} img/s{left}", flush=True)
+def _tpu(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
+    del others
+    print(
+        "# One after the other; each goes on from its last checkpoint if it is repeated."
+    )
+    for line in tpu.commands(tasks, options.tpu, options.zone, options.directory):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,12 @@ def main() -> None:
     parser.add_argument(
         "--force", action="store_true", help="whatever the reconstruction's error"
     )
-    parser.add_argument("--seeds", default="0-99", help="FIRST-LAST (%(default)s)")
+    parser.add_argument(
+        "--seeds", default="0-99", help="such as 0-9 or 3,7 (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="directory (RUN/samples)")
     options = parser.parse_args()
-    seeds = _seed_range(options.seeds)
+    seeds = cli.seed_list(options.seeds)
     cli.use_compilation_cache()
     run, config = cli.open_run(options)
     backend.keep_freed_memory()
@@ -88,16 +90,6 @@ def _weights(run: RunDir, spec: UNetSpec, options: argparse.Namespace) -> Params
     wanted = ema.PowerProfile(options.sigma_rel) if asked else only
     max_error = math.inf if options.force else ema.MAX_ERROR
     return ema.reconstruct(stored, [wanted], max_error=max_error)[wanted].params
-
-
-def _seed_range(text: str) -> range:
-    first, _, last = text.partition("-")
-    if not (first.isdigit() and (last.isdigit() or not last)):
-        raise ValueError(f"--seeds={text!r} is not FIRST-LAST, such as 0-99.")
-    seeds = range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise ValueError(f"--seeds={text!r} ends before it begins.")
-    return seeds
 
 
 if __name__ == "__main__":

@@ -35,16 +35,17 @@ ARROWS = {
     "metrics": "",
     "heldout": "backend data diffusion dynamics networks",
     "flops": "diffusion networks",
-    "run_dir": "",
+    "provenance": "",
+    "run_dir": "provenance",
     "loggers": "",
     "disk": "ema networks resolve trainer",
     "loop": "backend checkpoint data diagnosis ema heldout hosts loggers monitor "
-    "networks profiling run_dir train_step trainer training_log",
+    "networks profiling provenance run_dir train_step trainer training_log",
     "sweeps": "ema heldout run_dir",
     "evaluation": "backend data diffusion ema heldout metrics networks resolve run_dir "
     "sampling sweeps",
-    "study": "run_dir",
-    "report": "",
+    "study": "provenance run_dir",
+    "report": "run_dir",
 }
 # Third parties that only some rooms may see.
 GUESTS = {
@@ -54,6 +55,8 @@ GUESTS = {
     "grain": {"data"},
     "tensorboardX": {"loggers"},
     "wandb": {"loggers"},
+    "submitit": {"study"},
+    "plotly": {"report"},
     "ml_collections": set(),
     "configs": set(),
     "experiments": set(),
@@ -62,6 +65,7 @@ NO_JAX = {
     "ema",
     "original",
     "metrics",
+    "provenance",
     "run_dir",
     "report",
     "study",

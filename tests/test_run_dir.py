@@ -183,7 +183,7 @@ def test_provenance_has_versions_and_keeps_the_first_start(run, monkeypatch):
     path = run.path / "provenance.json"
     first = run_dir.read_json(path)
     assert first["params"] == 123 and first["versions"]["jax"].count(".") == 2
-    monkeypatch.setattr(run_dir, "_utc_now", lambda: "later")
+    monkeypatch.setattr(run_dir, "utc_now", lambda: "later")
     run.record_provenance(params=123, devices=["cpu", "cpu"])
     second = run_dir.read_json(path)
     assert second["start_time"] == first["start_time"] != "later"

@@ -1,0 +1,80 @@
+"""What a run was made with: code, versions, machine, command line."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+    "ml-collections",
+    "numpy",
+)
+_MAX_DIFF = 200_000  # characters
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine, commit with what is not committed, and command line."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    settings = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES", "SLURM_JOB")
+    driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        **_code(),
+        "host": platform.node(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu_driver": _output(driver).partition("\n")[0],
+        "command": sys.argv,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(settings)
+        },
+    }
+
+
+def _code() -> dict[str, str]:
+    """The commit of this code; and if it was changed since, its diff and new files."""
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root)]
+    # Installed into somebody else's repository, it has no commit of its own.
+    if not (root / ".git").exists():
+        return {"git_commit": "", "git_diff": "", "git_untracked": ""}
+    diff = _output([*git, "diff", "HEAD"])
+    if len(diff) > _MAX_DIFF:
+        diff = f"{diff[:_MAX_DIFF]}\n... {len(diff) - _MAX_DIFF:,} more characters"
+    return {
+        "git_commit": _output([*git, "describe", "--always", "--dirty", "--abbrev=40"]),
+        "git_diff": diff,
+        "git_untracked": _output([*git, "ls-files", "--others", "--exclude-standard"]),
+    }
+
+
+def _output(command: Sequence[str]) -> str:
+    """What a command prints; '' where there is no such command, or it fails."""
+    try:
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def utc_now() -> str:
+    """The time now, as files have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

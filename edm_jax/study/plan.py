@@ -1,0 +1,113 @@
+"""What a study is made of: named runs, and the combinators that make lists of them."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """A run of a study: its name there, a config reference, and overrides of it.
+
+    seeds: one run for each; those that a launch asks for take their place.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, str] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A named change of a config: dotted fields and their values."""
+
+    name: str
+    fields: Mapping[str, Any]
+
+    def __add__(self, other: "Variant") -> "Variant":
+        """Both changes; raises ValueError where they set a field to two values."""
+        for field, value in other.fields.items():
+            if self.fields.get(field, value) != value:
+                raise ValueError(
+                    f"{self.name} and {other.name} both set {field}: to "
+                    f"{self.fields[field]!r} and to {value!r}."
+                )
+        name = "-".join(part for part in (self.name, other.name) if part)
+        return Variant(name, {**self.fields, **other.fields})
+
+
+SAME = Variant("", {})  # the config as it is
+
+
+def values(field: str, settings: Iterable[Any]) -> list[Variant]:
+    """A variant for each value of a field, named by both: 'beta2=0.95'."""
+    short = field.rpartition(".")[2]
+    return [
+        Variant(
+            f"{short}={v:.6g}" if isinstance(v, float) else f"{short}={v}", {field: v}
+        )
+        for v in settings
+    ]
+
+
+def product(*axes: Sequence[Variant]) -> list[Variant]:
+    """Every combination of one variant from each axis, the last axis running fastest."""
+    return [sum(chosen, SAME) for chosen in itertools.product(*axes)]
+
+
+def zipped(*axes: Sequence[Variant]) -> list[Variant]:
+    """The first variants of all axes together, then the second, ...
+
+    Raises ValueError where the axes differ in length.
+    """
+    lengths = sorted({len(axis) for axis in axes})
+    if len(lengths) > 1:
+        raise ValueError(f"zipped axes must be equally long; these have {lengths}.")
+    return [sum(chosen, SAME) for chosen in zip(*axes, strict=True)]
+
+
+def one_at_a_time(*axes: Sequence[Variant]) -> list[Variant]:
+    """The config as it is, then each variant of each axis alone."""
+    return [SAME, *itertools.chain(*axes)]
+
+
+def runs_of(name: str, config: str, variants: Iterable[Variant]) -> list[RunSpec]:
+    """A run of `config` for each variant, named NAME or NAME-VARIANT."""
+    specs = []
+    for variant in variants:
+        whole = "-".join(part for part in (name, variant.name) if part)
+        texts = {field: _text(value) for field, value in variant.fields.items()}
+        specs.append(RunSpec(whole, config, texts))
+    return specs
+
+
+def by_seed(
+    specs: Sequence[RunSpec], seeds: Sequence[int] | None = None
+) -> list[RunSpec]:
+    """Each run once for each seed, named NAME-seedN, seed by seed.
+
+    So that a study that is stopped early has whole rounds. Raises ValueError where two
+    runs have one name.
+    """
+    names = [spec.name for spec in specs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Two runs of the study are called {', '.join(twice)}.")
+    rounds = itertools.zip_longest(*(seeds or spec.seeds for spec in specs))
+    return [
+        dataclasses.replace(
+            spec,
+            name=f"{spec.name}-seed{seed}",
+            overrides={**spec.overrides, "seed": str(seed)},
+            seeds=(seed,),
+        )
+        for each in rounds
+        for spec, seed in zip(specs, each, strict=True)
+        if seed is not None
+    ]
+
+
+def _text(value: Any) -> str:
+    """As an override on the command line."""
+    return str(value).replace(" ", "")

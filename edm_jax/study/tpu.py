@@ -1,0 +1,26 @@
+"""Commands that run the tasks of a study on Cloud TPU pods, to be run by a person."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from edm_jax.study.task import Task
+
+
+def commands(tasks: Sequence[Task], name: str, zone: str, directory: Path) -> list[str]:
+    """One line a task: training on all workers, then evaluation on the first.
+
+    directory: where this project lies on the workers, which must see one file system
+    or bucket for the runs.
+    """
+    ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", name, f"--zone={zone}"]
+    lines = []
+    for task in tasks:
+        parts = []
+        for command, workers in zip(task.commands, ("all", "0"), strict=True):
+            inside = f"cd {shlex.quote(str(directory))} && {shlex.join(command)}"
+            parts.append(
+                shlex.join([*ssh, f"--worker={workers}", f"--command={inside}"])
+            )
+        lines.append(" && ".join(parts))
+    return lines

@@ -1,0 +1,139 @@
+"""The table of a study's runs while it goes."""
+
+import os
+from collections.abc import Sequence
+from typing import Self
+
+import rich.console
+import rich.live
+import rich.markup
+import rich.table
+
+from edm_jax.study.task import Task
+
+_COLOURS = {"done": "green", "failed": "red", "running": "cyan", "preempted": "yellow"}
+_BAR = 20  # characters
+
+
+class Table:
+    """A live table of runs; lines of text where there is no terminal."""
+
+    def __init__(self, tasks: Sequence[Task], done: int = 0):
+        self._console = rich.console.Console(stderr=True)
+        self._rows = {task.name: _Row(task) for task in tasks}
+        self._done_before = done
+        self._live = rich.live.Live(
+            console=self._console, refresh_per_second=4, get_renderable=self._render
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._live.is_started:
+            self._live.stop()
+
+    def stopping(self) -> None:
+        """Says that the runs were asked to save and stop."""
+        self.close()
+        print("Stopping: each run finishes its step and saves.", flush=True)
+
+    def show(self, task: Task, note: str, where: str = "") -> None:
+        """Shows a task's status beside `note`."""
+        row = self._rows[task.name]
+        row.update(note, where)
+        if not self._live.is_started and (line := row.news()):
+            print(line, flush=True)
+
+    def _render(self) -> rich.table.Table:
+        rows = list(self._rows.values())
+        counts = {"done": self._done_before}
+        for row in rows:
+            counts[row.note] = counts.get(row.note, 0) + 1
+        title = ", ".join(f"{n} {note}" for note, n in counts.items() if n)
+        table = rich.table.Table("run", "", "images", "img/s", "left", "", title=title)
+        # Those that move first; what does not fit is counted in the title.
+        order = ("running", "failed", "held", "preempted", "waiting", "done")
+        rows.sort(key=lambda row: order.index(row.note))
+        for row in rows[: max(4, self._console.height - 8)]:
+            table.add_row(*row.cells())
+        return table
+
+
+class _Row:
+    def __init__(self, task: Task):
+        self._task, self.note, self._where = task, "waiting", ""
+        self._status: dict = {}
+        self._changed: tuple = ()
+        self._said = ""
+
+    def update(self, note: str, where: str) -> None:
+        self.note, self._where = note, where
+        path = self._task.path / "status.json"
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return
+        if (found.st_mtime_ns, found.st_ino) != self._changed:
+            self._changed = found.st_mtime_ns, found.st_ino
+            self._status = self._task.status
+
+    @property
+    def _progress(self) -> tuple[int, int, float]:
+        status = self._status
+        rate = status.get("images_per_s") or 0.0
+        return status.get("nimg") or 0, status.get("total_nimg") or 0, rate
+
+    @property
+    def _stage(self) -> str:
+        if self.note != "running":
+            return self.note
+        if self._status.get("stage") == "evaluate":
+            return "evaluate"
+        return "train"
+
+    def cells(self) -> list[str]:
+        """Name, bar, images, rate, time left, and where or why."""
+        nimg, total, rate = self._progress
+        full = round(_BAR * nimg / total) if total else 0
+        colour = _COLOURS.get(self.note, "dim")
+        bar = f"[{colour}]{'━' * full}[/][dim]{'─' * (_BAR - full)}[/]"
+        said = str(self._status.get("message") or "")
+        why = said if self.note == "failed" or self._stage == "evaluate" else ""
+        moving = self.note == "running" and self._stage == "train"
+        return [
+            rich.markup.escape(self._task.name),
+            f"{bar} [{colour}]{self._stage}[/]",
+            f"{nimg:,} of {total:,}" if total else "",
+            f"{rate:,.0f}" if moving and rate else "",
+            _time((total - nimg) / rate) if moving and rate else "",
+            rich.markup.escape(why or self._where)[:60],
+        ]
+
+    def news(self) -> str:
+        """A line for every tenth of the training and for every stage, else ''."""
+        nimg, total, rate = self._progress
+        tenths = 10 * nimg // total if total else 0
+        key = f"{self._stage} {tenths if self._stage == 'train' else ''}"
+        if key == self._said:
+            return ""
+        self._said = key
+        if self.note == "held":
+            return f"{self._task.name}: held {self._where}"
+        images = f"{nimg:,} of {total:,} images" if total else "starting"
+        if rate and self._stage == "train":
+            images += f", {rate:,.0f} img/s, {_time((total - nimg) / rate)} left"
+        return f"{self._task.name}: {self._stage}: {images}"
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

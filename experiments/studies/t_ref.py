@@ -1,0 +1,20 @@
+"""When the learning rate begins to decay, on config G (Eq. 67, Fig. 13).
+
+t_ref times 1/8 to 8 of the workload's own, and never; with each, the learning rate at the
+end of the training is another, and so is the best EMA length.
+"""
+
+import math
+
+import configs
+from edm_jax.study import RunSpec, runs_of, values
+
+FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, math.inf)
+
+
+def runs(workload: str) -> list[RunSpec]:
+    """One run for each t_ref."""
+    reference = f"{configs.letter_path('g')}:{workload}"
+    t_ref = configs.load(reference).optimizer.t_ref
+    settings = [factor * t_ref for factor in FACTORS]
+    return runs_of("g", reference, values("optimizer.t_ref", settings))
