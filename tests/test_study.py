@@ -1,110 +1,143 @@
-"""Launching: every job once, no more at a time than asked, no failure hidden."""
+"""Studies: lists of runs, their names, and what the shipped ones change."""
 
-import json
-import os
-import signal
-import sys
-import threading
-import time
+import itertools
+from pathlib import Path
 
 import pytest
 
+import configs
 from edm_jax import study
-from edm_jax.run_dir import read_json, write_json
+from edm_jax.study import SAME, RunSpec, Variant, tpu
+from edm_jax.study.task import Task
+from experiments import launch
+
+ROOT = Path(__file__).parent.parent
+STUDIES = ("betas", "ema_lengths", "ladder", "one_change", "schedules", "t_ref")
+BETA1 = study.values("optimizer.beta1", (0.8, 0.9))
+BETA2 = study.values("optimizer.beta2", (0.95, 0.99, 0.999))
 
 
-class Quiet:
-    """A display that keeps how each job ended."""
-
-    def __init__(self):
-        self.ended = {}
-        self.stopped = False
-
-    def show(self, job, note):
-        if note != "running":
-            self.ended[job.name] = note
-
-    def stopping(self):
-        self.stopped = True
+def test_values_are_named_by_field_and_value():
+    assert [v.name for v in BETA1] == ["beta1=0.8", "beta1=0.9"]
+    assert BETA1[0].fields == {"optimizer.beta1": 0.8}
 
 
-def job(tmp_path, name, *programs):
-    """A job of Python programs; each may write into its run directory, `run`."""
-    run = tmp_path / name
-    prelude = f"import json, pathlib, sys, time; run = pathlib.Path({str(run)!r})\n"
-    commands = [[sys.executable, "-c", prelude + program] for program in programs]
-    return study.Job(name, run, commands)
+def test_a_product_has_every_combination_once():
+    combined = study.product(BETA1, BETA2)
+    assert len({tuple(sorted(v.fields.items())) for v in combined}) == 6
+    found = [tuple(v.fields.values()) for v in combined]
+    assert found == list(itertools.product((0.8, 0.9), (0.95, 0.99, 0.999)))
+    assert combined[1].name == "beta1=0.8-beta2=0.99"
 
 
-def test_every_command_runs_once_and_in_order(tmp_path):
-    append = "open(run / 'order', 'a').write('{}')"
-    jobs = [
-        job(tmp_path, name, append.format(1), append.format(2)) for name in ("a", "b")
+def test_zipped_axes_go_together_and_must_be_equally_long():
+    pairs = study.zipped(BETA1, BETA2[:2])
+    assert [tuple(v.fields.values()) for v in pairs] == [(0.8, 0.95), (0.9, 0.99)]
+    with pytest.raises(ValueError, match="equally long"):
+        study.zipped(BETA1, BETA2)
+
+
+def test_one_at_a_time_is_the_config_and_each_change_alone():
+    variants = study.one_at_a_time(BETA1, BETA2)
+    assert [len(v.fields) for v in variants] == [0, 1, 1, 1, 1, 1]
+
+
+def test_two_values_for_one_field_are_refused():
+    with pytest.raises(ValueError, match="both set optimizer.beta1: to 0.8 and to 0.9"):
+        study.product(BETA1, BETA1)
+
+
+def test_a_float_survives_being_written_as_an_override():
+    rate = 0.1 + 0.2
+    (spec,) = study.runs_of("g", "x", [Variant("r", {"optimizer.alpha_ref": rate})])
+    assert float(spec.overrides["optimizer.alpha_ref"]) == rate
+
+
+def test_each_run_is_there_once_for_each_seed_round_by_round():
+    specs = [RunSpec("a", "x", seeds=(0, 1)), RunSpec("b", "y", {"k": "v"}, seeds=(4,))]
+    own = study.by_seed(specs)
+    assert [s.name for s in own] == ["a-seed0", "b-seed4", "a-seed1"]
+    assert own[1].overrides == {"k": "v", "seed": "4"}
+    asked = study.by_seed(specs, [7, 8])
+    assert [s.name for s in asked] == ["a-seed7", "b-seed7", "a-seed8", "b-seed8"]
+
+
+def test_two_runs_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="Two runs of the study are called a"):
+        study.by_seed([RunSpec("a", "x"), RunSpec("a", "y")])
+
+
+def differences(spec, letter, workload="digits"):
+    changed = configs.flatten(configs.load(spec.config, spec.overrides))
+    plain = configs.flatten(configs.load(f"{configs.letter_path(letter)}:{workload}"))
+    return {field for field in plain if changed[field] != plain[field]}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("workload", ["digits", "imagenet512-s"])
+def test_every_run_of_a_study_is_a_config_and_no_two_are_the_same(name, workload):
+    _, runs = launch.load_study(name)
+    found = [
+        str(configs.flatten(configs.load(s.config, s.overrides)))
+        for s in runs(workload)
     ]
-    display = Quiet()
-    assert study.run_local(jobs, 2, display) == []
-    assert display.ended == {"a": "done", "b": "done"}
-    for each in jobs:
-        assert (each.run / "order").read_text() == "12"
+    assert len(set(found)) == len(found) >= 7
 
 
-def test_no_more_jobs_run_at_a_time_than_there_are_workers(tmp_path):
-    program = (
-        "start = time.time(); time.sleep(0.5);"
-        "(run / 'span').write_text(json.dumps([start, time.time()]))"
+def test_all_shipped_studies_are_tested():
+    files = (ROOT / "experiments" / "studies").glob("[a-z]*.py")
+    assert sorted(path.stem for path in files) == list(STUDIES)
+
+
+def test_one_change_changes_one_feature_of_g_or_of_a():
+    runs = {s.name: s for s in launch.load_study("one_change")[1]("digits")}
+    assert differences(runs["g-minus-mp_cat"], "g") == {"network.cat"}
+    assert differences(runs["a-plus-mp_cat"], "a") == {"network.cat"}
+    assert differences(runs["g-minus-forced_weight_norm"], "g") == {
+        "optimizer.forced_weight_norm"
+    }
+    # Without normalized weights their forced norm makes no sense either.
+    assert "optimizer.forced_weight_norm" in differences(
+        runs["g-minus-mp_weights"], "g"
     )
-    jobs = [job(tmp_path, str(i), program) for i in range(4)]
-    study.run_local(jobs, 2, Quiet())
-    spans = [json.loads((each.run / "span").read_text()) for each in jobs]
-    running = [sum(a <= start < b for a, b in spans) for start, _ in spans]
-    assert max(running) == 2
+    assert "a-plus-forced_weight_norm" not in runs  # of weights not normalized
+    assert "g-minus-rms_group_norm" not in runs  # F has removed it again
+    for letter, sign in (("g", "minus"), ("a", "plus")):
+        mine = [s for n, s in runs.items() if n.startswith(f"{letter}-{sign}")]
+        assert len(mine) >= 15 and all(differences(s, letter) for s in mine)
 
 
-def test_a_failed_run_is_told_with_its_last_lines_and_the_others_finish(tmp_path):
-    bad = job(tmp_path, "bad", "sys.exit('the disk is full')", "(run / 'next').touch()")
-    good = job(tmp_path, "good", "(run / 'ok').touch()")
-    display = Quiet()
-    failed = study.run_local([bad, good], 1, display)
-    assert [each.name for each in failed] == ["bad"]
-    assert display.ended == {"bad": "failed", "good": "done"}
-    assert (good.run / "ok").exists() and not (bad.run / "next").exists()
-    assert bad.log_tail(1) == "the disk is full"
-    status = read_json(bad.run / "status.json")
-    assert status["state"] == "failed" and status["message"] == "the disk is full"
+def test_t_ref_spans_the_workloads_own_by_factors_of_two():
+    runs = launch.load_study("t_ref")[1]("imagenet512-s")
+    t_refs = [configs.load(s.config, s.overrides).optimizer.t_ref for s in runs]
+    assert t_refs[:-1] == [70000 * 2.0**i for i in range(-3, 4)]
+    assert t_refs[-1] == float("inf")
 
 
-def test_an_interrupt_is_passed_on_and_waited_for(tmp_path):
-    program = (
-        "(run / 'started').touch()\n"
-        "try: time.sleep(60)\n"
-        "except KeyboardInterrupt:\n"
-        "    time.sleep(0.5); (run / 'saved').touch(); sys.exit(1)"
+def test_a_study_may_be_a_file_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from edm_jax.study import RunSpec\n"
+        "def runs(workload): return [RunSpec('x', f'c.py:{workload}')]\n"
     )
-    running, waiting = job(tmp_path, "a", program), job(tmp_path, "b", program)
-
-    def interrupt():
-        while not (running.run / "started").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    display = Quiet()
-    with pytest.raises(KeyboardInterrupt):
-        study.run_local([running, waiting], 1, display)
-    assert display.stopped and (running.run / "saved").exists()
-    assert not waiting.run.exists()
+    name, runs = launch.load_study(str(path))
+    assert name == "mine" and runs("digits") == [RunSpec("x", "c.py:digits")]
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="no function runs"):
+        launch.load_study(str(tmp_path / "empty.py"))
+    with pytest.raises(ValueError, match="'ladder'"):
+        launch.load_study("lader")
 
 
-def test_a_run_is_done_when_evaluated_at_its_end(tmp_path):
-    assert not study.is_done(tmp_path)
-    write_json(tmp_path / "status.json", {"state": "done", "total_nimg": 640})
-    assert not study.is_done(tmp_path)  # trained only
-    write_json(tmp_path / "evaluation.json", {"nimg": 320})
-    assert not study.is_done(tmp_path)  # evaluated half way
-    write_json(tmp_path / "evaluation.json", {"nimg": 640})
-    assert study.is_done(tmp_path)
+def test_a_tpu_trains_on_all_workers_and_evaluates_on_the_first():
+    task = Task("a", "runs/a", [["py", "train.py", "--run=a b"], ["py", "evaluate.py"]])
+    (line,) = tpu.commands([task], "pod", "us-central2-b", Path("/code"))
+    train, evaluate = line.split(" && gcloud ")
+    assert train.startswith("gcloud compute tpus tpu-vm ssh pod --zone=us-central2-b")
+    assert "--worker=all" in train and "cd /code && py train.py" in train
+    assert "--worker=0" in evaluate and "evaluate.py" in evaluate
 
 
-def test_cores_are_shared_out_whole_and_even():
-    assert study._parts([0, 1, 2, 3], 2) == [(0, 2), (1, 3)]
-    assert study._parts([0, 1], 3) == [(0, 1)] * 3
+def test_nothing_is_changed_by_the_config_as_it_is():
+    assert (SAME + BETA1[0]).name == "beta1=0.8"
+    assert not SAME.fields

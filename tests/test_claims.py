@@ -1,0 +1,119 @@
+"""Claims: one holder at a time, whatever dies, and nothing stolen from the living."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from edm_jax.study import claims
+from edm_jax.study.claims import Claim
+
+
+def mine(run, **options):
+    claim = claims.take(run, "me", **options)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def test_a_run_is_claimed_once_and_again_after_it_was_released(tmp_path):
+    first = mine(tmp_path)
+    refused = claims.take(tmp_path, "you")
+    assert isinstance(refused, dict) and refused["by"] == "me"
+    assert claims.holder(tmp_path)["by"] == "me"
+    first.release("done")
+    assert claims.holder(tmp_path) == {}
+    mine(tmp_path)
+    assert claims.count(tmp_path) == 2
+
+
+def contend(run, barrier, answers):
+    barrier.wait()
+    claim = claims.take(run, "racer")
+    answers.put(isinstance(claim, Claim))
+    barrier.wait()  # all hold on to what they have
+
+
+@pytest.mark.parametrize("before", ["nothing", "expired"])
+def test_of_many_that_want_a_run_at_once_one_gets_it(tmp_path, before):
+    fork = multiprocessing.get_context("fork")
+    for number in range(15):
+        run = tmp_path / str(number)
+        if before == "expired":
+            forget(mine(run, expiry_s=0.5))
+        barrier, answers = fork.Barrier(4), fork.Queue()
+        racers = [
+            fork.Process(target=contend, args=(run, barrier, answers)) for _ in "1234"
+        ]
+        for racer in racers:
+            racer.start()
+        won = [answers.get(timeout=30) for _ in racers]
+        for racer in racers:
+            racer.join()
+        assert won.count(True) == 1
+
+
+def forget(claim):
+    """As if the holder had last been seen long ago, on another machine."""
+    fields = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps(fields | {"machine": "elsewhere"}))
+    os.utime(claim.path, (time.time() - 1000,) * 2)
+
+
+def test_a_claim_that_is_not_renewed_expires_and_its_holder_is_told(tmp_path):
+    claim = mine(tmp_path, expiry_s=0.06)
+    forget(claim)
+    other = mine(tmp_path)
+    time.sleep(0.02)
+    assert not claim.renew()
+    assert other.renew()
+    # What the old holder says when it ends does not give the run away.
+    claim.release("done")
+    assert claims.holder(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_claim_that_is_renewed_lasts_beyond_its_expiry(tmp_path):
+    claim = mine(tmp_path, expiry_s=0.5)
+    stop = threading.Event()
+
+    def renew():
+        while not stop.wait(0.02):
+            claim.renew()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    time.sleep(1.2)
+    refused = claims.take(tmp_path, "you")
+    stop.set()
+    thread.join()
+    assert isinstance(refused, dict)
+
+
+def test_the_claim_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
+    take = (
+        "from edm_jax.study import claims; import pathlib, os; "
+        f"claims.take(pathlib.Path({str(tmp_path)!r}), 'dead'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", take], check=True)
+    assert claims.count(tmp_path) == 1
+    mine(tmp_path)
+
+
+def test_the_dead_of_another_machine_are_waited_for(tmp_path):
+    claim = mine(tmp_path)
+    fields = json.loads(claim.path.read_text()) | {"machine": "other", "pid": 2**22 + 1}
+    claim.path.write_text(json.dumps(fields))
+    assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+def test_who_held_a_run_stays_on_record(tmp_path):
+    mine(tmp_path).release("preempted")
+    mine(tmp_path).release("done")
+    records = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("claims/0*"))]
+    assert [r["outcome"] for r in records] == ["preempted", "done"]
+    assert records[0]["start_time"] <= records[0]["end_time"]
+    assert claims.who(records[0]).startswith("me on ")
