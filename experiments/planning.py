@@ -47,13 +47,13 @@ def plan(
 
     Raises ValueError, with the differences, where a directory holds another config.
     """
-    plans = []
+    plans, jobs = [], slurm.live_jobs()
     for spec in specs:
         spec = dataclasses.replace(spec, overrides={**overrides, **spec.overrides})
         config = configs.load(spec.config, spec.overrides)
         path = directory / spec.name
         RunDir(path, config, allow, writing=False)
-        action, note = _action(path, retry_failed)
+        action, note = _action(path, retry_failed, jobs)
         stored = _bytes(spec.config, _without_seed(spec))
         nimg = trainer.total_steps(config) * config.optimizer.batch_size
         plans.append(Plan(spec, path, config, action, note, nimg, stored))
@@ -71,13 +71,13 @@ def _bytes(reference: str, overrides: tuple[tuple[str, str], ...]) -> int:
     return wanted.snapshots_total + wanted.checkpoints_total
 
 
-def _action(path: Path, retry_failed: bool) -> tuple[str, str]:
+def _action(path: Path, retry_failed: bool, jobs: set[str]) -> tuple[str, str]:
     status = read_json(path / "status.json")
     if is_done(path):
         return DONE, ""
     if held := claims.holder(path):
         return HELD, f"by {claims.who(held)}"
-    if job := slurm.queued(path):
+    if (job := slurm.job_of(path)) in jobs:
         return "queued", f"as SLURM job {job}"
     if status.get("state") == "failed" and not retry_failed:
         return FAILED, str(status.get("message", ""))

@@ -123,14 +123,16 @@ def test_a_failed_task_fails_its_job_and_says_why(tmp_path, cluster):
     assert task.status == {"state": "failed", "message": "no data"}
 
 
-def test_a_queued_run_is_known_by_its_job(tmp_path, cluster):
+def test_queued_runs_are_known_by_their_jobs(tmp_path, cluster):
     if cluster == "local":
         pytest.skip("squeue knows real jobs only")
-    task = counting(tmp_path, "a")
-    (job,) = submit([task], tmp_path, cluster)
-    assert slurm.queued(task.path) == job.job_id
-    job.result()
-    wait_for(lambda: not slurm.queued(task.path))
+    tasks = [counting(tmp_path, name) for name in "abc"]
+    jobs = submit(tasks, tmp_path, cluster)
+    mine = {slurm.job_of(task.path) for task in tasks}
+    assert mine == {job.job_id for job in jobs} <= slurm.live_jobs()
+    for job in jobs:
+        job.result()
+    wait_for(lambda: not mine & slurm.live_jobs())
 
 
 def test_without_submitit_the_command_says_how_to_get_it(tmp_path, monkeypatch):

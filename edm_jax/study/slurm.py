@@ -125,14 +125,16 @@ def submit(
     return jobs
 
 
-def queued(run: Path) -> str:
-    """The SLURM job that a run still waits or runs in; '' for none."""
-    job = read_json(run / JOB).get("job", "")
-    if not job:
-        return ""
-    ask = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+def live_jobs() -> set[str]:
+    """The jobs of this user that wait or run; empty where there is no SLURM."""
+    ask = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return ""
-    return job if answer.stdout.strip() else ""
+        return set()
+    return set(answer.stdout.split())
+
+
+def job_of(run: Path) -> str:
+    """The SLURM job that a run was last submitted as; '' for none."""
+    return read_json(run / JOB).get("job", "")
