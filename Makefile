@@ -2,6 +2,7 @@
 PYTHON ?= python3
 WORKLOAD ?= digits
 RUNS ?= runs/ladder-$(WORKLOAD)
+SEEDS ?= 0
 BIN := .venv/bin
 
 .PHONY: install ablation test fast lint clean
@@ -9,7 +10,7 @@ BIN := .venv/bin
 install: .venv/installed
 
 ablation: .venv/installed
-	$(BIN)/python experiments/launch.py --study=ladder --workload=$(WORKLOAD) --runs=$(RUNS)
+	$(BIN)/python experiments/launch.py --study=ladder --workload=$(WORKLOAD) --seeds=$(SEEDS) --runs=$(RUNS)
 	$(BIN)/python experiments/compare.py $(RUNS) --out=report
 
 # A file at a time in each of two processes: most of a cold run is compiling.

@@ -22,7 +22,7 @@ from edm_jax.study import RunSpec, by_seed, local, slurm, tpu
 from edm_jax.study.task import LOG, Task
 from experiments import cli, live, planning
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -46,7 +46,8 @@ def main() -> None:
     if options.dry_run:
         _dry_run(plans, options)
         return
-    tasks = planning.open_runs(plans, options.allow)
+    # Commands that are only printed leave nothing behind.
+    tasks = planning.open_runs(plans, options.allow, options.backend != "tpu")
     if not tasks:
         if any(plan.action == planning.FAILED for plan in plans):
             sys.exit(1)
@@ -93,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("--backend=tpu: prints the commands")
     group.add_argument("--tpu", default="TPU_NAME")
     group.add_argument("--zone", default="ZONE")
-    group.add_argument("--directory", type=Path, default=Path.cwd())
+    group.add_argument(
+        "--directory", type=Path, default=HERE.parent, help="of this project there"
+    )
     return parser
 
 
@@ -225,7 +228,9 @@ def _tpu(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
     print(
         "# One after the other; each goes on from its last checkpoint if it is repeated."
     )
-    for line in tpu.commands(tasks, options.tpu, options.zone, options.directory):
+    for line in tpu.commands(
+        tasks, options.tpu, options.zone, HERE.parent, options.directory
+    ):
         print(line)
 
 

@@ -14,7 +14,7 @@ from edm_jax.run_dir import RunDir, read_json
 from edm_jax.study import RunSpec, claims, slurm
 from edm_jax.study.task import Task, is_done
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 TRAIN, RESUME, DONE, FAILED, HELD = "train", "resume", "done", "failed before", "held"
 
 
@@ -94,13 +94,13 @@ def skipped(plans: Sequence[Plan], directory: Path) -> Iterator[str]:
             yield f"{each.path}: {each.action} {each.note}".rstrip(": ") + f"{again}."
 
 
-def open_runs(plans: Sequence[Plan], allow: str) -> list[Task]:
-    """Creates the directories of the runs that the launch takes up, as queued."""
+def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Task]:
+    """The runs that the launch takes up; creates their directories, as queued."""
     tasks = []
     for each in plans:
         if not each.goes:
             continue
-        if each.action != HELD:
+        if create and each.action != HELD:
             fields = [field for field in allow.split(",") if field]
             run = RunDir(each.path, each.config, fields)
             state = run.status["state"]

@@ -131,10 +131,10 @@ def test_a_study_may_be_a_file_of_the_users_own(tmp_path):
 
 def test_a_tpu_trains_on_all_workers_and_evaluates_on_the_first():
     task = Task("a", "runs/a", [["py", "train.py", "--run=a b"], ["py", "evaluate.py"]])
-    (line,) = tpu.commands([task], "pod", "us-central2-b", Path("/code"))
+    (line,) = tpu.commands([task], "pod", "us-central2-b", Path("/here"), Path("/code"))
     train, evaluate = line.split(" && gcloud ")
     assert train.startswith("gcloud compute tpus tpu-vm ssh pod --zone=us-central2-b")
-    assert "--worker=all" in train and "cd /code && py train.py" in train
+    assert "--worker=all" in train and "cd /code && .venv/bin/python train.py" in train
     assert "--worker=0" in evaluate and "evaluate.py" in evaluate
 
 

@@ -1,0 +1,136 @@
+"""What a launch would do with each run: told beforehand, and nothing lost."""
+
+import json
+import sys
+
+import pytest
+
+import configs
+from edm_jax.run_dir import RunDir, write_json
+from edm_jax.study import RunSpec, claims
+from experiments import cli, launch, planning
+
+G = f"{configs.letter_path('g')}:digits-tiny"
+
+
+def planned(directory, *names, retry_failed=False, overrides=None, allow=()):
+    specs = [RunSpec(name, G) for name in names]
+    return planning.plan(specs, directory, overrides or {}, retry_failed, allow)
+
+
+def actions(*arguments, **options):
+    return {plan.spec.name: plan.action for plan in planned(*arguments, **options)}
+
+
+def make(directory, name, **status):
+    run = RunDir(directory / name, configs.load(G))
+    run.set_status(**status)
+    return run.path
+
+
+def test_each_state_has_its_action(tmp_path):
+    make(tmp_path, "begun", state="preempted", nimg=320)
+    make(tmp_path, "broken", state="failed", message="no disk")
+    done = make(tmp_path, "done", state="done", total_nimg=640)
+    write_json(done / "evaluation.json", {"nimg": 640})
+    claim = claims.take(make(tmp_path, "held", state="running"), "somebody")
+    names = ("new", "begun", "broken", "done", "held")
+    assert actions(tmp_path, *names) == {
+        "new": "train",
+        "begun": "resume",
+        "broken": "failed before",
+        "done": "done",
+        "held": "held",
+    }
+    assert actions(tmp_path, "broken", retry_failed=True) == {"broken": "train"}
+    sentences = list(planning.skipped(planned(tmp_path, *names), tmp_path))
+    assert f"{tmp_path}: 1 runs are done (done)." in sentences
+    broken = f"{tmp_path}/broken: failed before no disk; --retry_failed runs it again."
+    assert broken in sentences and len(sentences) == 2
+    assert isinstance(claim, claims.Claim)
+
+
+def test_planning_writes_nothing(tmp_path):
+    plans = planned(tmp_path / "study", "a", "b")
+    assert not (tmp_path / "study").exists()
+    assert [plan.nimg for plan in plans] == [640, 640]
+    assert plans[0].bytes == plans[1].bytes > 1e6
+
+
+def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_path):
+    make(tmp_path, "b", state="preempted", nimg=320)
+    changed = {"optimizer.beta1": "0.8"}
+    with pytest.raises(ValueError, match=r"optimizer.beta1 is 0.9 there and 0.8 here"):
+        planned(tmp_path, "a", "b", overrides=changed)
+    assert not (tmp_path / "a").exists()
+    plans = planned(tmp_path, "b", overrides=changed, allow=["optimizer.beta1"])
+    (task,) = planning.open_runs(plans, "optimizer.beta1")
+    assert "--allow=optimizer.beta1" in task.commands[0]
+    assert json.loads((tmp_path / "b" / "changes.json").read_text())["changes"]
+
+
+def test_a_study_wins_over_what_is_said_of_all_its_runs(tmp_path):
+    specs = [RunSpec("a", G, {"seed": "3"}), RunSpec("b", G)]
+    plans = planning.plan(specs, tmp_path, {"seed": "9"}, False, [])
+    assert [plan.config.seed for plan in plans] == [3, 9]
+
+
+def test_opened_runs_are_queued_and_keep_what_they_had(tmp_path):
+    make(tmp_path, "begun", state="preempted", nimg=320)
+    make(tmp_path, "broken", state="failed", message="no disk")
+    plans = planned(tmp_path, "new", "begun", "broken", retry_failed=True)
+    tasks = {task.name: task for task in planning.open_runs(plans, "")}
+    assert tasks["new"].status["state"] == "queued"
+    assert tasks["broken"].status["state"] == "queued"
+    assert tasks["begun"].status["nimg"] == 320
+    train, evaluate = tasks["new"].commands
+    assert f"--config={G}" in train and f"--run={tmp_path}/new" in train
+    assert evaluate[1].endswith("evaluate.py")
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["launch", *arguments])
+    cli.run(launch.main)
+
+
+def test_a_dry_run_says_what_would_run_and_leaves_no_trace(
+    monkeypatch, capsys, tmp_path
+):
+    directory = tmp_path / "study"
+    options = ["--workload=digits-tiny", f"--runs={directory}", "--dry_run"]
+    command(monkeypatch, "--seeds=0-2", *options)
+    printed = capsys.readouterr().out
+    assert printed.count(" train ") == 21 and "g-seed2" in printed
+    assert "21 of 21 runs, 13,440 images" in printed
+    assert "Nothing was started" in printed and not directory.exists()
+
+
+def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
+    options = ["--workload=digits-tiny", f"--runs={tmp_path}/s", "--backend=tpu"]
+    command(monkeypatch, *options, "--tpu=pod", "--zone=z", "--directory=/code")
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 7 and not (tmp_path / "s").exists()
+    for letter, line in zip("abcdefg", lines):
+        assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=z")
+        # Paths of the workers, not of this machine.
+        assert "cd /code && .venv/bin/python experiments/train.py" in line
+        assert f"--config=configs/config_{letter}.py:digits-tiny" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--seeds=0-x"], "such as 0-2"),
+        (["--seeds=1,1"], "one twice"),
+        (["--config.network.dropuot=0.1"], "'network.dropout'"),
+        (["--study=missing.py"], "no study file missing.py"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence(
+    monkeypatch, capsys, tmp_path, arguments, sentence
+):
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, f"--runs={tmp_path}/s", *arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err.strip()
+    assert sentence in printed and "\n" not in printed
