@@ -177,9 +177,10 @@ def _local(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
 
 
 def _tell_failures(failed: Sequence[Task]) -> None:
-    table = rich.table.Table("failed", "last lines of its log", show_lines=True)
+    table = rich.table.Table("failed", "why", "last lines of its log", show_lines=True)
     for task in failed:
-        table.add_row(str(task.path / LOG), task.log_tail())
+        why = str(task.status.get("message", ""))
+        table.add_row(str(task.path / LOG), why, task.log_tail())
     console = rich.console.Console(markup=False)
     console.print(table)
 

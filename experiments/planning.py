@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import shlex
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,7 +110,7 @@ def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Ta
                 each.spec.name,
                 str(each.path),
                 _commands(each, allow),
-                by=f"launcher {shlex.join(sys.argv[1:])[:80]}",
+                by=f"launcher {os.getpid()}",
                 attempts=claims.count(each.path),
             )
         )

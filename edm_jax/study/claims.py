@@ -97,8 +97,8 @@ def count(run: Path) -> int:
 
 
 def who(claim: dict[str, Any]) -> str:
-    """'launcher on host (pid 12)'."""
-    return f"{claim.get('by')} on {claim.get('host')} (pid {claim.get('pid')})"
+    """'launcher 12 on host'."""
+    return f"{claim.get('by')} on {claim.get('host')}"
 
 
 def _held(path: Path, now: float) -> dict[str, Any]:
