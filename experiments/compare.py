@@ -1,15 +1,22 @@
 """Compare runs: python experiments/compare.py runs/ladder-digits --out=report.
 
 Reads run directories only and writes index.html (opens from disk), results.csv,
-results.md and figures/*.png.
+results.md, results.tex and figures/ as PNG, PDF and SVG. Each config stands with its
+mean over seeds, its 95% interval, and how sure its difference to --baseline is.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
+
+import rich.console
+import rich.live
+import rich.text
 
 from edm_jax import report
+from edm_jax.report.runs import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,12 +28,115 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("report"), help="where to write (%(default)s)"
     )
+    parser.add_argument(
+        "--baseline",
+        metavar="CONFIG",
+        help="what all are compared with: a letter, a label or a run (the first)",
+    )
+    parser.add_argument(
+        "--metric",
+        type=lambda text: tuple(text.split(",")),
+        default=",".join(report.METRICS),
+        metavar="KEY,...",
+        help="columns of results.csv to compare (%(default)s)",
+    )
+    parser.add_argument(
+        "--columns",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="KEY,...",
+        help="those that results.md and results.tex show (all)",
+    )
+    parser.add_argument(
+        "--follow",
+        nargs="?",
+        type=_seconds,
+        const=10.0,
+        metavar="SECONDS",
+        help="write again when files of the runs change, until all have ended "
+        "(looking every %(const)g seconds)",
+    )
     options = parser.parse_args(arguments)
     try:
-        page = report.build(report.find_runs(options.directories), options.out)
-    except FileNotFoundError as error:
+        report.pick(options.metric)
+        report.pick(options.columns)
+        if options.follow:
+            page = _follow(options)
+        else:
+            runs = report.find_runs(options.directories)
+            chosen = options.baseline, options.metric, _warn, options.columns
+            page = report.build(runs, options.out, *chosen)
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(f"compare: {error}")
+    except KeyboardInterrupt:
+        print("compare: no longer following.", file=sys.stderr)
+        sys.exit(130)
     print(f"Wrote {page}")
+
+
+def _follow(options: argparse.Namespace) -> Path:
+    """Write the comparison again and again; its figures for a paper at the end."""
+    warned: set[str] = set()
+
+    def warn(warning: str) -> None:
+        if warning not in warned:
+            warned.add(warning)
+            _warn(warning)
+
+    def write(runs: Sequence[Run], following: report.Following | None) -> None:
+        # What is doubtful while runs go on need not be in the end.
+        said = (lambda warning: None) if following else warn
+        chosen = options.baseline, options.metric, said, options.columns
+        report.write(runs, options.out, *chosen, following)
+        if all(map(report.has_ended, runs)):
+            report.write_figures(runs, options.out, options.baseline)
+
+    with _Lines() as lines:
+        report.follow(
+            lambda: report.find_runs(options.directories),
+            write,
+            lines.show,
+            options.follow,
+        )
+    return options.out / "index.html"
+
+
+class _Lines:
+    """A line for each run, in its place on a terminal; elsewhere those that changed."""
+
+    def __init__(self) -> None:
+        console = rich.console.Console()
+        self._live = rich.live.Live(console=console, auto_refresh=False)
+        self._in_place = console.is_terminal
+        self._said: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self._in_place:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def show(self, lines: Sequence[str]) -> None:
+        if self._in_place:
+            self._live.update(rich.text.Text("\n".join(lines)), refresh=True)
+            return
+        for line in lines:
+            if line not in self._said:
+                print(line, flush=True)
+        self._said = set(lines)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def _warn(warning: str) -> None:
+    print(f"compare: warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

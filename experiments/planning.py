@@ -91,7 +91,10 @@ def skipped(plans: Sequence[Plan], directory: Path) -> Iterator[str]:
     for each in plans:
         if not each.goes and each.action != DONE:
             again = "; --retry_failed runs it again" if each.action == FAILED else ""
-            yield f"{each.path}: {each.action} {each.note}".rstrip(": ") + f"{again}."
+            note = (
+                f": {each.note}" if each.action == FAILED and each.note else each.note
+            )
+            yield f"{each.path}: {each.action} {note}{again}.".replace(" :", ":")
 
 
 def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Task]:

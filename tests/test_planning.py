@@ -45,7 +45,7 @@ def test_each_state_has_its_action(tmp_path):
     assert actions(tmp_path, "broken", retry_failed=True) == {"broken": "train"}
     sentences = list(planning.skipped(planned(tmp_path, *names), tmp_path))
     assert f"{tmp_path}: 1 runs are done (done)." in sentences
-    broken = f"{tmp_path}/broken: failed before no disk; --retry_failed runs it again."
+    broken = f"{tmp_path}/broken: failed before: no disk; --retry_failed runs it again."
     assert broken in sentences and len(sentences) == 2
     assert isinstance(claim, claims.Claim)
 

@@ -1,53 +1,110 @@
 """The comparison of runs: tables, figures and one self-contained page."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edm_jax.report.changes import config_diff
+from edm_jax.report.columns import ALL_COLUMNS, growth, pick
 from edm_jax.report.figures import draw
+from edm_jax.report.following import Following, follow, has_ended
+from edm_jax.report.grouping import ladder
+from edm_jax.report.latex import results_latex
+from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
-from edm_jax.report.runs import find_runs, ladder, load_run
+from edm_jax.report.runs import Run, find_runs, load_run
 from edm_jax.report.sweeps import draw_sweeps
-from edm_jax.report.tables import (
-    config_diff,
-    growth,
-    results_rows,
-)
+from edm_jax.report.tables import METRICS, results_rows
 from edm_jax.report.writers import results_csv, results_markdown
 
 __all__ = [
+    "METRICS",
+    "Following",
     "build",
     "config_diff",
     "draw_sweeps",
     "find_runs",
+    "follow",
     "growth",
+    "has_ended",
     "ladder",
     "load_run",
+    "pick",
     "results_csv",
+    "results_latex",
     "results_markdown",
     "results_rows",
+    "table_notes",
+    "table_warnings",
+    "write",
+    "write_figures",
 ]
 
 
-def build(run_dirs: Sequence[Path], out: Path) -> Path:
+def build(
+    run_dirs: Sequence[Path],
+    out: Path,
+    baseline: str | None = None,
+    metrics: Sequence[str] = METRICS,
+    warn: Callable[[str], object] = lambda warning: None,
+    columns: Sequence[str] = (),
+) -> Path:
     """Compare run directories and return the path of the page.
 
-    Writes index.html (self-contained), results.csv, results.md and figures/*.png
-    under ``out``. Raises FileNotFoundError when no directory is given.
+    Writes index.html (self-contained), results.csv, results.md, results.tex and
+    figures/ (PNG, PDF, SVG) under ``out``, and says what a reader must beware of to
+    ``warn``. columns: those of results.md and .tex, all if none. Raises
+    FileNotFoundError when no directory is given, ValueError for a baseline or a column
+    that does not exist.
     """
     if not run_dirs:
         raise FileNotFoundError("No run to compare: give at least one run directory.")
     runs = [load_run(Path(path)) for path in run_dirs]
-    entries = ladder(runs)
-    rows = results_rows(entries)
-    study = Path(run_dirs[0]).resolve().parent.name
-    drawings = draw(entries)
+    page = write(runs, out, baseline, metrics, warn, columns)
+    write_figures(runs, out, baseline)
+    return page
 
+
+def write(
+    runs: Sequence[Run],
+    out: Path,
+    baseline: str | None = None,
+    metrics: Sequence[str] = METRICS,
+    warn: Callable[[str], object] = lambda warning: None,
+    columns: Sequence[str] = (),
+    following: Following | None = None,
+) -> Path:
+    """Write the page and the tables of runs; each file appears whole or not at all."""
+    pick(metrics)  # refuses those there are not
+    shown = pick(columns) or ALL_COLUMNS
+    entries = ladder(runs, baseline)
+    rows = results_rows(entries, metrics)
+    study = runs[0].path.resolve().parent.name
+    for warning in table_warnings(rows):
+        warn(warning)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in {
+        "results.csv": results_csv(rows),
+        "results.md": results_markdown(study, rows, shown),
+        "results.tex": results_latex(study, rows, shown),
+        "index.html": render(study, entries, rows, following),
+    }.items():
+        # Half a pair of surrogates, which JSON may hold, is no text.
+        _replace(out / name, text.encode(errors="replace"))
+    return out / "index.html"
+
+
+def write_figures(runs: Sequence[Run], out: Path, baseline: str | None = None) -> None:
+    """Write the figures for a paper, figures/*.{png,pdf,svg}."""
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for drawing in drawings:
-        (figures / f"{drawing.name}.png").write_bytes(drawing.png())
-    (out / "results.csv").write_text(results_csv(rows), encoding="utf-8", newline="")
-    (out / "results.md").write_text(results_markdown(study, rows), encoding="utf-8")
-    page = out / "index.html"
-    page.write_text(render(study, entries, rows, drawings), encoding="utf-8")
-    return page
+    for drawing in draw(ladder(runs, baseline)):
+        for form in drawing.formats:
+            _replace(figures / f"{drawing.name}.{form}", drawing.render(form))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file that may be read meanwhile."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

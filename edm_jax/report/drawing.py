@@ -1,7 +1,6 @@
-"""How figures look: colours that the page can re-theme, axes, end labels."""
+"""How figures on paper look: their files, axes, legends, end labels."""
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from edm_jax.report.looks import Look
 from edm_jax.report.runs import Entry
 
 WIDTH = 10.4  # inches
 INK, RULE, CARD = "#24262b", "#dcdee3", "#fefefe"
-# Told apart under the common colour-vision deficiencies, and by end labels.
-PALETTE = (
-    "#6f7680",
-    "#0a6cb3",
-    "#27a3d9",
-    "#0b8f68",
-    "#c28e06",
-    "#cb4f0f",
-    "#8c45a8",
-)
+MOST_NAMED = 20  # configs in a legend
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
@@ -50,7 +41,7 @@ STYLE: dict[Any, Any] = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.5,
     "legend.frameon": False,
-    "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # as TrueType: journals refuse others
     "svg.hashsalt": "edm_jax",
 }
 
@@ -64,41 +55,26 @@ class Drawing:
     title: str
     caption: str
 
+    formats: tuple[str, ...] = ("png", "pdf", "svg")
+
     def png(self) -> bytes:
         """Render as PNG on white, at twice the size that a page shows."""
+        return self.render("png")
+
+    def render(self, form: str) -> bytes:
+        """Render as 'png', 'pdf' or 'svg' on white, the same bytes every time."""
         out = io.BytesIO()
+        undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
         with matplotlib.rc_context(STYLE):
-            self.figure.savefig(out, format="png", dpi=200, facecolor="white")
+            self.figure.savefig(
+                out, format=form, dpi=200, facecolor="white", metadata=undated[form]
+            )
         return out.getvalue()
 
-    def svg(self) -> str:
-        """Render as an inline SVG element whose colours are CSS variables."""
-        out = io.StringIO()
-        no_dates = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        with matplotlib.rc_context(STYLE):
-            self.figure.savefig(out, format="svg", transparent=True, metadata=no_dates)
-        svg = out.getvalue()
-        svg = svg[svg.index("<svg") :]
-        for index, colour in enumerate(PALETTE):
-            svg = svg.replace(colour, f"var(--s{index})")
-        svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
-        svg = svg.replace(CARD, "var(--card)")
-        # Ids are unique within a figure only, and the page holds several.
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{self.name}-", svg)
-        return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
 
-
-def colour_of(entry: Entry) -> str:
-    """One colour per letter, in every figure."""
-    return PALETTE[(ord(entry.letter[0]) - ord("a")) % 7 if entry.letter else 0]
-
-
-def line_style(entry: Entry) -> dict:
-    """Plot arguments: the letter's colour, dashed for its altered configs."""
-    return {
-        "color": colour_of(entry),
-        "linestyle": DASHES[entry.variant % len(DASHES)],
-    }
+def line_style(look: Look) -> dict:
+    """Plot arguments: a config's colour and dash."""
+    return {"color": look.colour, "linestyle": DASHES[look.dash]}
 
 
 def plain(text: str) -> str:
@@ -106,13 +82,19 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def config_legend(figure: Figure, entries: Sequence[Entry], **options) -> None:
-    """A legend of configs at the top of a figure, with the state if unfinished."""
+def config_legend(
+    figure: Figure, entries: Sequence[Entry], looks: Sequence[Look], **options
+) -> None:
+    """A legend of configs at the top of a figure, if they are few enough for one."""
+    if len(entries) > MOST_NAMED:
+        note = f"{len(entries)} configs, without a legend: the page beside names them"
+        figure.text(0.06, 0.93, note, fontsize=8.5)
+        return
     lines, names = [], []
-    for entry in entries:
-        lines.append(Line2D([], [], **line_style(entry)))
+    for entry, look in zip(entries, looks, strict=True):
+        lines.append(Line2D([], [], **line_style(look)))
         unfinished = "" if entry.measured else f" ({entry.runs[0].state})"
-        names.append(plain(f"{entry.label}  {entry.title}{unfinished}"))
+        names.append(_short(plain(f"{entry.label}  {entry.title}{unfinished}")))
     figure.legend(
         lines,
         names,
@@ -125,8 +107,16 @@ def config_legend(figure: Figure, entries: Sequence[Entry], **options) -> None:
     )
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[float, float, Entry]]) -> None:
+def _short(name: str) -> str:
+    return name if len(name) <= 52 else f"{name[:51]}…"
+
+
+def end_labels(
+    axes: Axes, ends: Sequence[tuple[float, float, Entry]], looks: Sequence[Look]
+) -> None:
     """Write each config's label at the end of its curve, pushed apart."""
+    if len(ends) > MOST_NAMED or any(len(e.label) > 12 for *_, e in ends):
+        return
     axes.autoscale_view()
     to_points = 72 / axes.figure.dpi
     heights = {
@@ -143,7 +133,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, float, Entry]]) -> None:
             (x, y),
             xytext=(4, height - heights[index]),
             textcoords="offset points",
-            color=colour_of(entry),
+            color=looks[index].colour,
             fontweight="bold",
             fontsize=8.5,
             va="center",

@@ -1,36 +1,31 @@
 """The figure of activation and weight magnitudes, after Fig. 3 and 15."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from edm_jax.report.drawing import INK, PALETTE, WIDTH, Drawing, plain
-from edm_jax.report.runs import Entry, Run
+from edm_jax.report.details import PANELS, group_sides, shown_run
+from edm_jax.report.drawing import INK, WIDTH, Drawing, plain
+from edm_jax.report.looks import PALETTE
+from edm_jax.report.runs import Entry
 from edm_jax.report.series import curve, image_unit, thin
 
-PANELS = (
-    ("activations", "max"),
-    ("activations", "mean"),
-    ("weights", "max"),
-    ("weights", "mean"),
-)
+MOST_ROWS = 8  # configs drawn: more fit no sheet of paper
+POINTS = 200  # of one curve in a panel an inch or two wide
 SHARED_RANGE = 8.0  # rows whose largest values differ more get their own axis
 
 
 def dynamics(entries: Sequence[Entry]) -> Drawing | None:
     """Magnitudes of activations and weights against images (Fig. 3 and 15)."""
-    shown = [
-        (e, max(e.runs, key=lambda r: (r.measured, len(r.dynamics)))) for e in entries
-    ]
-    shown = [(entry, run) for entry, run in shown if run.dynamics]
+    shown = [(entry, shown_run(entry)) for entry in entries]
+    shown = [(entry, run) for entry, run in shown if run.dynamics][:MOST_ROWS]
     if not shown:
         return None
     unit, label = image_unit(run for _, run in shown)
-    groups = _groups(run for _, run in shown)
+    groups = group_sides(record for _, run in shown for record in run.dynamics)
     resolutions = sorted({r for _, r in groups.values()}, reverse=True)
     colours = {
         r: PALETTE[(1, 3, 4, 5, 6, 2, 0)[i % 7]] for i, r in enumerate(resolutions)
@@ -44,7 +39,7 @@ def dynamics(entries: Sequence[Entry]) -> Drawing | None:
     for axes_row, (entry, run) in zip(grid, shown, strict=True):
         for axes, (kind, statistic) in zip(axes_row, PANELS, strict=True):
             for group, (side, resolution) in groups.items():
-                x, y = thin(*curve(run.dynamics, kind, group, statistic))
+                x, y = thin(*curve(run.dynamics, kind, group, statistic), POINTS)
                 style = {"color": colours[resolution], "lw": 1.2}
                 axes.plot(x / unit, y, ls="-" if side == "enc" else "--", **style)
             axes.tick_params(labelsize=8)
@@ -73,20 +68,9 @@ def dynamics(entries: Sequence[Entry]) -> Drawing | None:
         "grow without bound, in D activations stop growing while weights still do, in E "
         "both stand still; weights do so in F and G too."
     )
+    if len(shown) < len(entries):
+        caption += f" {len(shown)} of {len(entries)} configs."
     return Drawing("dynamics", figure, "Magnitudes during training", caption)
-
-
-def _groups(runs: Iterable[Run]) -> dict[str, tuple[str, int]]:
-    """Side and resolution of every group such as enc_8x8 in the records."""
-    names = {
-        name
-        for run in runs
-        for record in run.dynamics
-        for kind in ("activations", "weights")
-        for name in record.get(kind) or {}
-    }
-    found = {name: re.fullmatch(r"(enc|dec)_(\d+)x\d+", name) for name in sorted(names)}
-    return {name: (m[1], int(m[2])) for name, m in found.items() if m}
 
 
 def _share_columns(grid: np.ndarray) -> list[str]:

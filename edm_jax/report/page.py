@@ -1,267 +1,230 @@
 """The page: one self-contained HTML file, light and dark."""
 
 import base64
+import hashlib
 import json
-import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
-from edm_jax.report.drawing import PALETTE, Drawing, colour_of
-from edm_jax.report.runs import Entry, Run, number
-from edm_jax.report.style import STYLE_SHEET
-from edm_jax.report.tables import (
-    COLUMNS,
-    GROWTH_COLUMNS,
-    Column,
-    Row,
-    paper_text,
-    reference_text,
+from plotly.offline import get_plotlyjs
+
+from edm_jax.report import plots
+from edm_jax.report.details import details
+from edm_jax.report.facts import facts, unfinished
+from edm_jax.report.following import Following
+from edm_jax.report.grids import grids
+from edm_jax.report.introduction import introduction
+from edm_jax.report.looks import Look, assign
+from edm_jax.report.notes import table_notes
+from edm_jax.report.results import (
+    Index,
+    growth_table,
+    has_paper,
+    prose,
+    results_table,
 )
+from edm_jax.report.runs import Entry
+from edm_jax.report.sections import figure_sections
+from edm_jax.report.series import image_unit
+from edm_jax.report.tables import Row
 
-NO_BREAK_HYPHEN = "\u2011"
-# What Fig. 3 and 15 say of magnitudes (Sec. 2.2 and 2.3): weights, activations.
-PAPER_SAYS = {
-    "c": ("grow", "grow"),
-    "d": ("grow, faster than in C", "stand still"),
-    "e": ("stand still", "stand still"),
-    "f": ("stand still", "—"),
-    "g": ("stand still", "—"),
-}
+BYTES = 14_000_000  # of the page: samples get what the rest leaves of it
+MANY = 12  # configs: of more one wants to choose
+HERE = Path(__file__).parent
 
 
 def render(
     study: str,
     entries: Sequence[Entry],
     rows: Sequence[Row],
-    drawings: Sequence[Drawing],
+    following: Following | None = None,
 ) -> str:
     """Write the page as HTML that needs no other file and no network."""
-    plots = []
-    for drawing in drawings:
-        if drawing.name == "samples":
-            plots.append(_samples(entries, drawing))
-        else:
-            plots.append(_plot(drawing))
-        if drawing.name == "dynamics":
-            plots.append(_growth(rows))
+    looks = assign(entries)
+    index = Index.of(entries, looks)
+    data = page_data(entries, looks)
+    runs = facts(entries)
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    scripts = [get_plotlyjs(), script]
+    before = f"""<main>
+<header><h1>{escape(study)}</h1>
+<button type="button" id="theme" class="js quiet">dark or light</button></header>
+{introduction(entries)}
+{_as_of(entries, following)}
+{_chip_bar(entries, looks)}
+<section><h2>Results</h2>
+{_table_controls(rows)}
+{results_table(rows, index)}
+{_notes(rows)}</section>
+{figure_sections(data)}
+{growth_table(rows, index)}
+"""
+    after = f"""
+{_runs(runs["runs"])}
+</main>
+{_json("data", data)}
+{_json("facts", runs)}
+"""
+    rest = (before, after, *scripts)
+    left = BYTES - sum(len(part.encode(errors="replace")) for part in rest)
+    body = before + grids(entries, index, left) + after
+    return _document(study, body, scripts, following)
+
+
+def _document(
+    study: str, body: str, scripts: Sequence[str], following: Following | None
+) -> str:
+    style = (HERE / "page.css").read_text(encoding="utf-8")
+    # Nothing is fetched, whatever a text of a run says, and no script runs but these.
+    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    again = ""
+    if following:
+        again = (
+            f'<meta http-equiv="refresh" content="{max(2, following.seconds):.0f}">\n'
+        )
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(study)}</title>
-<style>{STYLE_SHEET}</style>
+{again}<title>{escape(study)}</title>
+<style>{style}</style>
+<noscript><style>.js {{ display: none !important; }}</style></noscript>
 </head>
 <body>
-<main>
-<h1>{escape(study)}</h1>
-{_introduction(entries)}
-<h2>Results</h2>
-{_results(rows)}
-{_notes(rows)}
-{"".join(plots)}
-<h2>Provenance</h2>
-{"".join(_provenance(run) for entry in entries for run in entry.runs)}
-</main>
+{body}{"".join(f"<script>{script}</script>" for script in scripts)}
 </body>
 </html>
 """
 
 
-def _introduction(entries: Sequence[Entry]) -> str:
-    """What was trained on what, for how long, when and on which machine."""
-    runs = [run for entry in entries for run in entry.runs]
-    done = sum(run.measured for run in runs)
-    totals = (number(run.status, "total_nimg") for run in runs)
-    counts = sorted({total for total in totals if total})
-    images = " or ".join(f"{count:,.0f}" for count in counts)
-    workloads = sorted({str(run.config.get("workload", "")) for run in runs} - {""})
-    starts = sorted(str(run.provenance.get("start_time", "")) for run in runs)
-    dates = sorted({start[:10] for start in starts} - {""})
-    when = dates[0] if len(set(dates)) == 1 else " to ".join(dates[:: len(dates) - 1])
-    paper = "“Analyzing and Improving the Training Dynamics of Diffusion Models”"
-    words = [
-        f"{len(entries)} configs of the ablation ladder of Karras et al., {paper} ",
-        "(arXiv 2312.02696)",
-    ]
-    if workloads:
-        words.append(f", trained on {' and '.join(workloads)}")
-    if images:
-        words.append(f" for {images} images each")
-    if when:
-        words.append(f", started {when}".replace("-", NO_BREAK_HYPHEN))
-    tail = "all finished" if done == len(runs) else f"{done} finished"
+def page_data(entries: Sequence[Entry], looks: Sequence[Look]) -> dict[str, Any]:
+    """The numbers that the page's script draws."""
+    places = plots.Places()
+    unit, label = image_unit(run for entry in entries for run in entry.runs)
+    return {
+        "configs": [
+            {
+                "label": entry.label,
+                "title": entry.title,
+                "slot": look.slot,
+                "dash": look.dash,
+                "n": len(entry.measured),
+            }
+            for entry, look in zip(entries, looks, strict=True)
+        ],
+        "images": label,
+        "loss": plots.loss(entries, places),
+        "ema": plots.ema(entries, places),
+        "details": details(entries, unit, places),
+        "x": places.lists,
+    }
+
+
+def _json(name: str, value: Any) -> str:
+    """A value as a script that is no program; a text in it cannot end it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = text.replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _as_of(entries: Sequence[Entry], following: Following | None) -> str:
+    """When it was written and what still runs, while that may change."""
+    if following is None:
+        return ""
+    states = unfinished(run for entry in entries for run in entry.runs)
+    said = "; ".join(f"{count} {state}" for state, count in states.items())
+    time = following.time.isoformat(" ", "seconds")
     return (
-        f"<p>{escape(''.join(words))}. {len(runs)} runs, {tail}. Each config is the one "
-        "before it plus the changes listed under it.</p>"
+        f'<p class="live">As of {escape(time)}; {escape(said or "none running")}.</p>'
     )
 
 
-def _head() -> str:
-    """Two lines of headings: whose numbers, and which."""
-    numbers = "".join(f"<th>{_prose(column.heading)}</th>" for column in COLUMNS)
-    return (
-        '<thead><tr><th></th><th class="group" colspan="2">paper,<br>ImageNet-512</th>'
-        f'<th class="group" colspan="{len(COLUMNS)}">measured here</th><th></th></tr>'
-        '<tr><th class="left">config</th><th>FID</th><th>best σ<sub>rel</sub></th>'
-        f'{numbers}<th class="left">state</th></tr></thead>'
-    )
-
-
-def _results(rows: Sequence[Row]) -> str:
-    """The main table: a body of two lines per config, its numbers and its changes."""
-    losses = [row.values["heldout_loss"] for row in rows]
-    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
-    lowest = min(finite, default=None)
-    bodies = []
-    for row in rows:
-        best = lowest is not None and row.values["heldout_loss"] == lowest
-        bodies.append(f"<tbody>{_numbers(row, best)}{_changes(row)}</tbody>")
-    return f'<table class="results">{_head()}{"".join(bodies)}</table>'
-
-
-def _name(row: Row) -> str:
-    """The row's heading: letter in the config's colour, title, count of seeds."""
-    seeds = f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else ""
-    slot = PALETTE.index(colour_of(row.entry))
-    return (
-        f'<th scope="row"><span class="letter" style="--c:var(--s{slot})">'
-        f"{escape(row.entry.label)}</span>{escape(row.entry.title + seeds)}</th>"
-    )
-
-
-def _prose(text: str) -> str:
-    """Escape a text of ours and set σ_rel with its index below."""
-    return escape(text).replace("σ_rel", "σ<sub>rel</sub>")
-
-
-def _cell(label: str, text: str, kind: str = "") -> str:
-    return f'<td class="{kind}" data-label="{escape(label)}">{escape(text)}</td>'
-
-
-def _numbers(row: Row, best: bool) -> str:
-    paper = zip(("FID, paper", "best σ_rel, paper"), paper_text(row), strict=True)
-    cells = [_cell(label, text) for label, text in paper]
-    if row.runs:
-        for column in COLUMNS:
-            mark = "best" if best and column.key == "heldout_loss" else ""
-            cells.append(_cell(column.heading, row.text(column), mark))
-    else:
-        message = escape(row.message or "no numbers yet")
-        cells.append(f'<td class="message" colspan="{len(COLUMNS)}">{message}</td>')
-    bad = " bad" if row.state in ("failed", "preempted", "unknown") else ""
-    cells.append(_cell("state", row.state, f"left state{bad}"))
-    return f"<tr>{_name(row)}{''.join(cells)}</tr>"
-
-
-def _changes(row: Row) -> str:
-    """What changed against the reference, one field to a chip."""
-    if row.entry.reference is None:
-        inside = "<span>—</span>"
-    else:
-        chips = "".join(
-            f"<code>{escape(text).replace('-&gt;', '→', 1)}</code> "
-            for text in row.changed
+def _chip_bar(entries: Sequence[Entry], looks: Sequence[Look]) -> str:
+    """One legend for all figures and tables: each config a button that shows it."""
+    chips = []
+    many = len(entries) > MANY
+    for place, (entry, look) in enumerate(zip(entries, looks, strict=True)):
+        state = "" if entry.measured else f" ({entry.runs[0].state})"
+        name = escape(entry.title + state)
+        # Of many the labels alone have room.
+        title = f' title="{name}"' if many else ""
+        chips.append(
+            f'<button type="button" class="chip" aria-pressed="true"{title} '
+            f'data-config="{place}" style="--c:var(--s{look.slot})">'
+            f'<i class="line dash{look.dash}"></i><b>{escape(entry.label)}</b>'
+            f"{'' if many else f'<span>{name}</span>'}</button>"
         )
-        against = reference_text(row)
-        lead = f"<span>{escape(against.strip())}</span>" if against else ""
-        inside = lead + (chips or "<span>nothing changed</span>")
-    return f'<tr class="changes"><td colspan="{len(COLUMNS) + 4}">{inside}</td></tr>'
+    search = (
+        '<input type="search" id="filter" placeholder="show configs that contain …" '
+    )
+    search += 'aria-label="show configs that contain">'
+    several = any(len(entry.measured) > 1 for entry in entries)
+    seeds = '<label><input type="checkbox" id="seeds"> single seeds</label>'
+    return (
+        '<nav class="bar" aria-label="Configs shown"><div class="tools js">'
+        f'{search if many else ""}<button type="button" id="all">all</button>'
+        '<button type="button" id="none">none</button>'
+        f'{seeds if several else ""}</div><div class="chips">{"".join(chips)}</div></nav>'
+    )
+
+
+def _table_controls(rows: Sequence[Row]) -> str:
+    """Which changes the table lists, and what sorts it where it has no headings."""
+    baseline = next((row.entry.label for row in rows if row.entry.is_baseline), "")
+    if not baseline:
+        return ""
+    return (
+        '<div class="tools js"><span>Changes against</span>'
+        '<button type="button" data-against="parent" aria-pressed="true">the parent'
+        '</button><button type="button" data-against="baseline" aria-pressed="false">'
+        f"the baseline, {escape(baseline)}</button>"
+        '<label class="narrow">Sort by <select id="sort"></select></label></div>'
+    )
 
 
 def _notes(rows: Sequence[Row]) -> str:
-    seeds = any(len(row.runs) > 1 for row in rows)
-    deviation = " ± is the standard deviation over seeds." if seeds else ""
-    return (
-        '<p class="note">The paper’s columns are its Table 1 (FID of ImageNet-512, size S) and '
-        "are not comparable with what is measured here. Held-out loss: λ-weighted, per "
-        "element, at the best σ<sub>rel</sub> of the sweep; raw weights and untrained are the same "
-        "loss of the last weights without averaging and of the weights at the start. The "
-        "pixel Fréchet distance compares pixels and not features; its floor is the "
-        f"distance between the training and the held-out split.{deviation} "
-        "Images/s is the median while training, beside whatever else ran then. The "
-        "lowest held-out loss is in bold.</p>"
+    own = (
+        "Held-out loss: λ-weighted, per element, "
+        "at the best σ_rel of the sweep; raw weights and untrained are the same loss of "
+        "the last weights without averaging and of the weights at the start. The pixel "
+        "Fréchet distance compares pixels and not features; its floor is the distance "
+        "between the training and the held-out split. Images/s is the median while "
+        "training, beside whatever else ran then. The lowest held-out loss is in bold."
     )
-
-
-def _plot(drawing: Drawing) -> str:
-    label = f'role="img" aria-label="{escape(drawing.title)}"'
-    svg = drawing.svg().replace("<svg ", f"<svg {label} ", 1)
-    return (
-        f'<h2>{escape(drawing.title)}</h2><figure><div class="plot">{svg}</div>'
-        f"<figcaption>{_prose(drawing.caption)}</figcaption></figure>"
-    )
-
-
-def _samples(entries: Sequence[Entry], drawing: Drawing) -> str:
-    """The sample grids as they are on disk, pixel for pixel."""
-    measured = [(entry, entry.measured[0]) for entry in entries if entry.measured]
-    shown = [(entry, run.samples) for entry, run in measured if run.samples]
-    width = min(260, max(130, *(_png_width(png) for _, png in shown)))
-    grids = []
-    for entry, png in shown:
-        slot = PALETTE.index(colour_of(entry))
-        data = base64.b64encode(png).decode("ascii")
-        grids.append(
-            f'<div><span class="letter" style="--c:var(--s{slot})">'
-            f"{escape(entry.label)}</span>{escape(entry.title)}"
-            f'<img alt="Samples of {escape(entry.label)} {escape(entry.title)}" '
-            f'src="data:image/png;base64,{data}"></div>'
+    if has_paper(rows):
+        own = (
+            "The paper’s columns are its Table 1 (FID of ImageNet-512, size S) and are "
+            f"not comparable with what is measured here. {own}"
         )
-    return (
-        f'<h2>{escape(drawing.title)}</h2><figure><div class="grids" '
-        f'style="--w:{width}px">{"".join(grids)}'
-        f"</div><figcaption>{_prose(drawing.caption)}</figcaption></figure>"
+    notes = "".join(f'<p class="note">{prose(note)}</p>' for note in table_notes(rows))
+    return f'{notes}<p class="note">{prose(own)}</p>'
+
+
+def _runs(runs: Sequence[dict[str, Any]]) -> str:
+    """A line for each run, which the script fills in when it is opened."""
+    lines = []
+    for place, run in enumerate(runs):
+        alerts = len(run["alerts"]) + run["more_alerts"]
+        said = f" · {alerts} alert{'s' * (alerts > 1)}" if alerts else ""
+        lines.append(
+            f'<details class="run" id="run-{place}" data-config="{run["c"]}"><summary>'
+            f"<b>{escape(run['name'])}</b> {escape(run['state'])}{said}</summary>"
+            "</details>"
+        )
+    notice = (
+        '<noscript><p class="note">Configs, provenance, alerts and logs of the runs are '
+        "shown by a script, which is turned off.</p></noscript>"
     )
-
-
-def _png_width(png: bytes) -> int:
-    """The width in pixels, which the PNG header holds at byte 16."""
-    return int.from_bytes(png[16:20], "big")
-
-
-def _growth(rows: Sequence[Row]) -> str:
-    """The paper's claim about magnitudes beside what the runs did."""
-    measured = [row for row in rows if row.values["weight_growth"] is not None]
-    if not measured:
-        return ""
-    bodies = []
-    for row in measured:
-        letter = "" if row.entry.variant else row.entry.letter
-        says = PAPER_SAYS.get(letter, ("—", "—"))
-        pairs = zip(GROWTH_COLUMNS, says, strict=True)
-        cells = "".join(_factor(row, column, claim) for column, claim in pairs)
-        bodies.append(f"<tbody><tr>{_name(row)}{cells}</tr></tbody>")
-    claim = '<th class="left">paper says they</th>'
-    heads = "".join(f"<th>{escape(c.heading)}</th>{claim}" for c in GROWTH_COLUMNS)
-    return (
-        '<h2>Do magnitudes grow?</h2><table class="growth"><thead><tr>'
-        f'<th class="left">config</th>{heads}</tr></thead>{"".join(bodies)}</table>'
-        '<p class="note">Mean magnitude at the end over that at the start, or for '
-        "activations at a quarter of the training, in the encoder or decoder group and "
-        "resolution where the factor is largest: 1 is standing still. What the paper "
-        "says is of its Fig. 3 and 15.</p>"
-    )
-
-
-def _factor(row: Row, column: Column, claim: str) -> str:
-    value = row.text(column)
-    factor = value if value == "—" else f"× {value}"
-    said = _cell(f"paper says {column.heading.split()[0]}", claim, "left")
-    return _cell(column.heading, factor) + said
-
-
-def _provenance(run: Run) -> str:
-    """A run's files of record, folded away."""
-
-    def block(name: str, record: dict) -> str:
-        text = json.dumps(record, indent=2, ensure_ascii=False) if record else "absent"
-        return f"<pre>{name}\n{escape(text)}</pre>"
-
-    title = f"{run.letter.upper()} {run.name}".strip()
-    return (
-        f"<details><summary>{escape(title)}: {escape(run.state)}</summary>"
-        + block("provenance.json", run.provenance)
-        + block("config.json", run.config)
-        + "</details>"
-    )
+    return f"<section><h2>Runs</h2>{notice}{''.join(lines)}</section>"

@@ -2,14 +2,20 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-Record = dict[str, Any]
+from edm_jax.report.records import Record, number, read_metrics
+from edm_jax.run_dir import FREE
+
+TAIL_LINES = 30
+TAIL_BYTES = 32_768  # of a log: lines may be long
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,11 @@ class Run:
     train: list[Record] = field(repr=False)
     dynamics: list[Record] = field(repr=False)
     heldout: list[Record] = field(repr=False)
+    speed: list[Record] = field(repr=False)
+    alerts: list[Record] = field(repr=False)
     samples: bytes | None = field(repr=False)
+    changed_fields: list[str] = field(repr=False)  # of the config, while it trained
+    log_tail: str = field(repr=False)  # the last lines that it printed
 
     @property
     def name(self) -> str:
@@ -37,9 +47,21 @@ class Run:
         return str(self.config.get("letter", "")).lower()
 
     @property
+    def seed(self) -> int | None:
+        """The seed of its weights, data and noise."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def data(self) -> Any:
+        """The fingerprint of the data that it was trained on; None if not recorded."""
+        return self.provenance.get("data") or None
+
+    @property
     def state(self) -> str:
         """queued, running, preempted, failed, done, or unknown."""
-        return str(self.status.get("state", "unknown"))
+        started = self.config or (self.path / "config.json").exists()
+        return str(self.status.get("state", "unknown" if started else "queued"))
 
     @property
     def measured(self) -> bool:
@@ -51,7 +73,7 @@ class Run:
         """What a reader must know about a run that has no numbers, else ''."""
         if self.state == "done":
             return self._fault()
-        if not self.status:
+        if not self.status and self.state != "queued":
             return "status.json is missing or unreadable"
         stage, said = self.status.get("stage"), self.status.get("message")
         nimg, total = (number(self.status, k) for k in ("nimg", "total_nimg"))
@@ -75,36 +97,32 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """A run whose numbers are not among its config's, and why."""
+
+    run: Run
+    state: str  # the run's, 'other data' or 'same seed'
+    message: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One config of the comparison and its runs, which differ in seed alone."""
 
     letter: str
     title: str
-    variant: int  # 0 for a letter's first config, 1, 2, ... for altered ones
+    label: str  # what figures and tables call it: the letter, or the run's name
+    variant: int  # 0 for a letter's config of the ladder, 1, 2, ... for altered ones
     runs: list[Run]
-    reference: "Entry | None"  # what it is compared with: the letter before
-
-    @property
-    def label(self) -> str:
-        """What figures and tables call it: the letter, or the run's name."""
-        if self.letter and self.variant == 0:
-            return self.letter.upper()
-        return self.runs[0].name
+    reference: "Entry | None"  # its parent: what its changes are listed against
+    is_baseline: bool = False
+    other_data: str = ""  # how its data differ from the baseline's
+    aside: list[Aside] = field(default_factory=list)
 
     @property
     def measured(self) -> list[Run]:
-        """The runs whose numbers may be shown."""
-        return [run for run in self.runs if run.measured]
-
-
-def number(record: Record, *keys: str) -> float | None:
-    """Follow keys into nested records; None unless a number lies there."""
-    value: Any = record
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value
+        """The runs whose numbers may be shown, one for each seed."""
+        return [r for r in self.runs if all(aside.run is not r for aside in self.aside)]
 
 
 def read_json(path: Path) -> Record:
@@ -116,29 +134,6 @@ def read_json(path: Path) -> Record:
     return value if isinstance(value, dict) else {}
 
 
-def read_metrics(path: Path) -> dict[str, list[Record]]:
-    """Read metrics.jsonl by kind, in order of nimg; unreadable lines are skipped.
-
-    A resumed run may log the same nimg twice: the later line counts.
-    """
-    kinds: dict[str, dict[float, Record]] = {"train": {}, "dynamics": {}, "heldout": {}}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(record, dict) or record.get("kind") not in kinds:
-            continue
-        nimg = number(record, "nimg")
-        if nimg is not None:
-            kinds[record["kind"]][nimg] = record
-    return {kind: [by[nimg] for nimg in sorted(by)] for kind, by in kinds.items()}
-
-
 def read_image(path: Path) -> bytes | None:
     """Read a PNG file's bytes; None when it is absent or not a whole image."""
     try:
@@ -148,6 +143,24 @@ def read_image(path: Path) -> bytes | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return data
+
+
+def read_tail(path: Path) -> str:
+    """The last lines of a log; '' where there is none, '\ufffd' for bytes of no text."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines()]
+    return "\n".join([line for line in lines if line][-TAIL_LINES:])
+
+
+def _changed_fields(history: Record) -> list[str]:
+    changes = history.get("changes")
+    found = [c.get("changes") for c in changes or [] if isinstance(c, dict)]
+    return sorted({name for fields in found if fields for name in fields})
 
 
 def load_run(path: Path) -> Run:
@@ -164,48 +177,50 @@ def load_run(path: Path) -> Run:
         train=metrics["train"],
         dynamics=metrics["dynamics"],
         heldout=metrics["heldout"],
+        speed=metrics["speed"],
+        alerts=metrics["alert"],
         samples=read_image(path / "samples.png"),
+        changed_fields=_changed_fields(read_json(path / "changes.json")),
+        log_tail=read_tail(path / "log.txt"),
     )
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Expand studies to their runs: a run holds config.json or status.json.
+    """Expand studies to their runs, which hold config.json or status.json.
 
-    Raises FileNotFoundError for a path that is neither a run nor holds one.
+    So is a directory that holds a log or a lock alone: a run that waits. Raises
+    FileNotFoundError for a path that is neither a run nor holds one.
     """
-
-    def is_run(path: Path) -> bool:
-        return any((path / f).is_file() for f in ("config.json", "status.json"))
-
-    found: list[Path] = []
+    found: dict[Path, Path] = {}  # one of each, however it is named
     for path in paths:
-        inside = [path] if is_run(path) else sorted(filter(is_run, path.glob("*/")))
+        inside = [path] if _is_run(path) else sorted(filter(_is_run, path.glob("*/")))
         if not inside:
             raise FileNotFoundError(
                 f"{path} is no run and holds none: give a study directory, or run "
                 "directories with a config.json."
             )
-        found += [run for run in inside if run not in found]
-    return found
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
 
 
-def ladder(runs: Sequence[Run]) -> list[Entry]:
-    """Group runs that differ in seed alone and order them by letter.
+def _is_run(path: Path) -> bool:
+    if any((path / name).is_file() for name in ("config.json", "status.json")):
+        return True
+    inside = [p.name for p in path.iterdir()] if path.is_dir() else []
+    return bool(inside) and all(
+        re.fullmatch(r"log\.txt|(.*\.)?lock", n) for n in inside
+    )
 
-    A letter's first config is compared with the nearest letter before it, an
-    altered config of the same letter with that letter's first.
-    """
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.letter or "~", run.name)):
-        same = {k: v for k, v in run.config.items() if k != "seed"}
-        key = json.dumps(same, sort_keys=True) if same else str(run.path)
-        groups.setdefault(key, []).append(run)
-    entries: list[Entry] = []
-    for group in groups.values():
-        letter = group[0].letter
-        firsts = [entry for entry in entries if entry.variant == 0 and entry.letter]
-        variant = sum(entry.letter == letter for entry in entries) if letter else 0
-        title = str(group[0].config.get("title", group[0].name))
-        reference = firsts[-1] if firsts and group[0].config else None
-        entries.append(Entry(letter, title, variant, group, reference))
-    return entries
+
+def identity(config: Record) -> Record:
+    """A config but for its seed and for the fields of how and where a run runs."""
+
+    def kept(fields: Record, prefix: str) -> Record:
+        return {
+            key: kept(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+            for key, value in fields.items()
+            if f"{prefix}{key}" not in FREE | {"seed"}
+        }
+
+    return kept(config, "")

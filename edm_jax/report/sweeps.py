@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edm_jax.report.drawing import CARD, INK, PALETTE, STYLE, WIDTH, Drawing, plain
+from edm_jax.report.drawing import CARD, INK, STYLE, WIDTH, Drawing, plain
+from edm_jax.report.looks import PALETTE
 
 Curves = Sequence[dict[str, Any]]  # sweeps.Curve as JSON, with its optimum
 

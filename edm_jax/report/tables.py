@@ -1,14 +1,19 @@
-"""The numbers of a comparison: what changed, what it did, and how weights grew."""
+"""The results of a comparison: what changed, what it did, and how sure that is."""
 
-import json
-import math
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from edm_jax.report.runs import Entry, Record, Run, number
+from edm_jax.report.changes import config_diff
+from edm_jax.report.columns import ALL_COLUMNS, Column, format_number
+from edm_jax.report.runs import Entry, Run, identity
+from edm_jax.report.statistics import (
+    Difference,
+    Estimate,
+    difference,
+    estimate,
+    holm,
+)
 
 # FID and best sigma_rel of ImageNet-512 at size S: Table 1 and Fig. 5a.
 PAPER = {
@@ -20,70 +25,27 @@ PAPER = {
     "f": (2.71, 0.100),
     "g": (2.56, 0.130),
 }
-IGNORED = ("letter", "title")
-
-
-@dataclass(frozen=True)
-class Column:
-    """One quantity of the results: its name in the CSV, its heading, its format."""
-
-    key: str
-    heading: str
-    form: int | str  # of format_number
-    of: Callable[[Run], float | None]
-
-
-def _evaluated(*keys: str) -> Callable[[Run], float | None]:
-    return lambda run: number(run.evaluation, *keys)
-
-
-def _greatest(kind: str, since: float = 0.0) -> Callable[[Run], float | None]:
-    def greatest(run: Run) -> float | None:
-        return max(growth(run.dynamics, kind, since=since).values(), default=None)
-
-    return greatest
-
-
-COLUMNS = (
-    Column("heldout_loss", "held-out loss", 4, _evaluated("best", "loss")),
-    Column("sigma_rel", "best σ_rel", ".3f", _evaluated("best", "sigma_rel")),
-    Column("raw_loss", "raw weights", 4, _evaluated("raw_loss")),
-    Column("untrained_loss", "untrained", 4, _evaluated("untrained_loss")),
-    Column(
-        "pixel_frechet",
-        "pixel Fréchet distance (not FID)",
-        3,
-        _evaluated("pixel_frechet"),
-    ),
-    Column("pixel_frechet_floor", "its floor", 3, _evaluated("pixel_frechet_floor")),
-    Column(
-        "params", "parameters", ",.0f", lambda run: number(run.provenance, "params")
-    ),
-    Column("images_per_s", "images/s", 3, _evaluated("images_per_s")),
-)
-GROWTH_COLUMNS = (
-    Column("weight_growth", "weights grow by", ".2f", _greatest("weights")),
-    # In its first steps a network finds its activations' level, whatever the config.
-    Column(
-        "activation_growth",
-        "activations grow by, after the first quarter",
-        ".2f",
-        _greatest("activations", since=0.25),
-    ),
-)
+METRICS = ("heldout_loss",)  # what is compared with the baseline unless one says
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: a config's finished runs, or one unfinished run."""
+    """One line of the results: a config's finished runs, or one run left out."""
 
     entry: Entry
-    changed: list[str]
+    changed: list[str]  # against the reference
+    changed_from_baseline: list[str]
     state: str
     message: str
     runs: list[Run]
-    values: dict[str, float | None]  # means over the runs
-    deviations: dict[str, float | None]  # over seeds, with n - 1; None for one run
+    estimates: dict[str, Estimate | None]
+    # Against the baseline's runs; None for the baseline, and for what is not compared.
+    differences: dict[str, Difference | None]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the others are compared with it."""
+        return self.entry.is_baseline and bool(self.runs)
 
     @property
     def paper(self) -> tuple[float | None, float | None]:
@@ -91,126 +53,142 @@ class Row:
         known = None if self.entry.variant else PAPER.get(self.entry.letter)
         return known or (None, None)
 
+    def mean(self, key: str) -> float | None:
+        """The mean of a column over seeds; None where no run has a value."""
+        found = self.estimates[key]
+        return found.mean if found else None
+
     def text(self, column: Column) -> str:
-        """The value as every table shows it: mean, ± deviation over seeds."""
-        shown = format_number(self.values[column.key], column.form)
-        deviation = self.deviations[column.key]
-        if deviation is None or not math.isfinite(deviation):
-            return shown
-        form = column.form if isinstance(column.form, str) else 2
-        return f"{shown} ± {format_number(deviation, form)}"
+        """The value as every table shows it: mean ± half width of the 95% interval.
+
+        It says of how many runs where that is not all of the row's.
+        """
+        found = self.estimates[column.key]
+        if found is None:
+            return format_number(None, column.form)
+        shown = format_number(found.mean, column.form)
+        if column.measured:
+            shown += _plus_minus(found.half_width, column)
+        return shown if found.n == len(self.runs) else f"{shown} (n = {found.n})"
+
+    def difference_text(self, column: Column) -> str:
+        """The difference to the baseline as tables show it, '*' where significant."""
+        found = self.differences[column.key]
+        if found is None:
+            return "—"
+        shown = _signed(found.mean, column) + _plus_minus(found.half_width, column)
+        if found.p_corrected is not None:
+            small = found.p_corrected < 0.001
+            p = "< 0.001" if small else f"= {found.p_corrected:.3f}"
+            shown += f" (p {p})"
+        return f"{shown} *" if found.significant else shown
 
 
-def format_number(value: float | None, form: int | str) -> str:
-    """Write a number; '—' for None, 'NaN' for NaN.
+def _plus_minus(half_width: float | None, column: Column) -> str:
+    if not half_width:
+        return "" if half_width is None else " ± 0"
+    form = column.form if isinstance(column.form, str) else 2
+    return f" ± {format_number(half_width, form)}"
 
-    ``form`` is a count of significant digits, or a format such as '.3f'.
+
+def _signed(value: float, column: Column) -> str:
+    """A difference with its sign."""
+    form = column.form if isinstance(column.form, str) else 3
+    text = format_number(value, form)
+    return f"+{text}" if value > 0 else text.replace("-", "−")
+
+
+def compared_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that are compared with the baseline's in any row."""
+    return [c for c in ALL_COLUMNS if any(row.differences[c.key] for row in rows)]
+
+
+def baseline_label(rows: Sequence[Row]) -> str:
+    """What the others are compared with is called."""
+    return next((row.entry.label for row in rows if row.entry.is_baseline), "—")
+
+
+def results_rows(
+    entries: Sequence[Entry], metrics: Sequence[str] = METRICS
+) -> list[Row]:
+    """One row per config, and one for each run of it whose numbers are not in it.
+
+    metrics: keys of the columns to compare with the baseline's.
     """
-    if value is None:
-        return "—"
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{value:g}"
-    if isinstance(form, str):
-        return f"{value:{form}}"
-    exponent = math.floor(math.log10(abs(value))) if value else 0
-    if exponent < -5 or exponent > 14:
-        return f"{value:.{form - 1}e}"
-    return f"{value:,.{max(0, form - 1 - exponent)}f}"
-
-
-def _flatten(config: Record, prefix: str = "") -> dict[str, str]:
-    """Write a nested config as dotted names and compact values."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _compact(value)
-    return flat
-
-
-def _compact(value: Any) -> str:
-    if isinstance(value, str):
-        return value or "''"
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_compact, value))})"
-    if isinstance(value, float) and value == round(value, 0) and abs(value) < 1e15:
-        return str(int(value))
-    return json.dumps(value).replace("Infinity", "inf")
-
-
-def config_diff(before: Record, after: Record) -> list[str]:
-    """List the fields that differ, as 'network.norm: group -> rms_group'.
-
-    The letter and the title are not compared; a field that only one side has
-    stands as '(absent)' on the other.
-    """
-    old, new = _flatten(before), _flatten(after)
-    names = [*new, *(name for name in old if name not in new)]
-    sides = {name: (old.get(name), new.get(name)) for name in names}
-    return [
-        f"{name}: {was or '(absent)'} -> {now or '(absent)'}"
-        for name, (was, now) in sides.items()
-        if was != now and name not in IGNORED
-    ]
-
-
-def growth(
-    dynamics: Sequence[Record],
-    kind: str,
-    statistic: str = "mean",
-    since: float = 0.0,
-) -> dict[str, float]:
-    """Divide each group's last magnitude by its first (the paper's Fig. 3).
-
-    ``kind`` is weights or activations, ``statistic`` mean or max over the layers
-    of a group such as enc_8x8, ``since`` the fraction of the images at which to
-    start. Groups without two finite values, or that start at zero, are left out.
-    """
-    if len(dynamics) < 2:
-        return {}
-    last = dynamics[-1]
-    begin = since * (number(last, "nimg") or 0)
-    first = next(r for r in dynamics if (number(r, "nimg") or 0) >= begin)
-    ratios: dict[str, float] = {}
-    for group in first.get(kind) or {}:
-        start = number(first, kind, group, statistic)
-        end = number(last, kind, group, statistic)
-        if start and end is not None and math.isfinite(end / start):
-            ratios[group] = end / start
-    return ratios
-
-
-def results_rows(entries: Sequence[Entry]) -> list[Row]:
-    """One row per config, and one for each run of it that has no numbers to show."""
+    baseline = next((entry for entry in entries if entry.is_baseline), None)
     rows = []
     for entry in entries:
-        changed = (
-            config_diff(entry.reference.runs[0].config, entry.runs[0].config)
-            if entry.reference
-            else []
-        )
         if entry.measured:
-            rows.append(_row(entry, changed, "done", "", entry.measured))
+            state = "other data" if entry.other_data else "done"
+            rows.append(_row(entry, baseline, state, entry.other_data, entry.measured))
         rows += [
-            _row(entry, changed, run.state, run.message, [])
-            for run in entry.runs
-            if not run.measured
+            _row(entry, baseline, aside.state, aside.message, [])
+            for aside in entry.aside
         ]
-    return rows
+    if baseline is None or not baseline.measured:
+        return rows
+    return _corrected([_compared(row, baseline.measured, metrics) for row in rows])
 
 
 def _row(
-    entry: Entry, changed: list[str], state: str, message: str, runs: list[Run]
+    entry: Entry, baseline: Entry | None, state: str, message: str, runs: list[Run]
 ) -> Row:
-    values: dict[str, float | None] = {}
-    deviations: dict[str, float | None] = {}
-    for column in COLUMNS + GROWTH_COLUMNS:
-        found = [v for v in map(column.of, runs) if v is not None]
-        several = len(found) > 1 and len(set(found)) > 1
-        values[column.key] = float(np.mean(found)) if found else None
-        deviations[column.key] = float(np.std(found, ddof=1)) if several else None
-    return Row(entry, changed, state, message, runs, values, deviations)
+    against = None if baseline is entry else baseline
+    return Row(
+        entry=entry,
+        changed=_changes(entry.reference, entry),
+        changed_from_baseline=_changes(against, entry),
+        state=state,
+        message=message,
+        runs=runs,
+        estimates={
+            c.key: estimate(list(_values_by_seed(runs, c).values()))
+            for c in ALL_COLUMNS
+        },
+        differences=dict.fromkeys(c.key for c in ALL_COLUMNS),
+    )
+
+
+def _changes(before: Entry | None, after: Entry) -> list[str]:
+    """What differs but for the seed and for how and where the runs ran."""
+    if before is None:
+        return []
+    return config_diff(*(identity(e.runs[0].config) for e in (before, after)))
+
+
+def _values_by_seed(runs: Sequence[Run], column: Column) -> dict[Hashable, float]:
+    # A run without a seed has no partner.
+    found = {run.path if run.seed is None else run.seed: column.of(run) for run in runs}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _compared(row: Row, baseline: Sequence[Run], metrics: Sequence[str]) -> Row:
+    """The row with its differences, before they are corrected for their number."""
+    if row.is_baseline or row.state != "done":
+        return row
+    differences = dict(row.differences)
+    for column in ALL_COLUMNS:
+        if column.key in metrics:
+            sides = (_values_by_seed(runs, column) for runs in (row.runs, baseline))
+            found = difference(*sides)
+            if found and not column.measured:  # there is nothing to test
+                found = dataclasses.replace(found, half_width=None, p=None)
+            differences[column.key] = found
+    return dataclasses.replace(row, differences=differences)
+
+
+def _corrected(rows: list[Row]) -> list[Row]:
+    """The rows with their p-values corrected for the number of them all."""
+    tested = [
+        (row.differences, key, found)
+        for row in rows
+        for key, found in row.differences.items()
+        if found and found.p is not None
+    ]
+    corrected = holm([found.p for *_, found in tested if found.p is not None])
+    for (differences, key, found), p in zip(tested, corrected, strict=True):
+        differences[key] = dataclasses.replace(found, p_corrected=p)
+    return rows
 
 
 def change_text(row: Row) -> str:

@@ -4,68 +4,89 @@ import csv
 import io
 from collections.abc import Sequence
 
+from edm_jax.report.columns import ALL_COLUMNS, Column
+from edm_jax.report.notes import table_notes
 from edm_jax.report.tables import (
-    COLUMNS,
-    GROWTH_COLUMNS,
-    Column,
     Row,
+    baseline_label,
     change_text,
+    compared_columns,
     paper_text,
 )
 
+# After a column's key: of its mean, and of its difference to the baseline.
+OF_MEAN = ("", "_ci95", "_n")
+OF_DIFFERENCE = ("_diff", "_diff_ci95", "_diff_n", "_test", "_p", "_p_holm")
+
 
 def results_csv(rows: Sequence[Row]) -> str:
-    """The results as CSV, numbers to nine significant digits, absent ones empty."""
+    """The results as CSV, numbers to nine significant digits, absent ones empty.
 
-    def plain(value: float | None) -> str:
-        return "" if value is None else f"{value:.9g}"
-
-    columns = COLUMNS + GROWTH_COLUMNS
+    Of a column: mean, half width of the 95% interval, n; then the same of the
+    difference to the baseline, the test, and p before and after the correction.
+    """
+    columns = ALL_COLUMNS
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["config", "title", "changed", "paper_fid", "paper_sigma_rel", "runs"]
-        + [name for c in columns for name in (c.key, f"{c.key}_sd")]
+        ["config", "title", "changed", "changed_from_baseline", "baseline"]
+        + ["paper_fid", "paper_sigma_rel", "runs"]
+        + [f"{c.key}{end}" for c in columns for end in OF_MEAN + OF_DIFFERENCE]
         + ["state", "message"]
     )
     for row in rows:
-        numbers = [
-            plain(of[c.key]) for c in columns for of in (row.values, row.deviations)
-        ]
+        numbers = [cell for c in columns for cell in _cells(row, c)]
         writer.writerow(
             [row.entry.label, row.entry.title, change_text(row)]
-            + [plain(value) for value in row.paper]
+            + ["; ".join(row.changed_from_baseline), baseline_label(rows)]
+            + [_plain(value) for value in row.paper]
             + [len(row.runs), *numbers, row.state, row.message]
         )
     return out.getvalue()
 
 
-def results_markdown(study: str, rows: Sequence[Row]) -> str:
-    """The results as Markdown: one table of quality, one of growth."""
+def _cells(row: Row, column: Column) -> list[str]:
+    """What OF_MEAN and OF_DIFFERENCE name."""
+    cells = [""] * len(OF_MEAN + OF_DIFFERENCE)
+    if found := row.estimates[column.key]:
+        cells[:3] = [_plain(found.mean), _plain(found.half_width), str(found.n)]
+    if found := row.differences[column.key]:
+        test = "" if found.p is None else "paired" if found.paired else "welch"
+        cells[3:] = [_plain(found.mean), _plain(found.half_width), str(found.n), test]
+        cells += [_plain(found.p), _plain(found.p_corrected)]
+    return cells
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+def results_markdown(
+    study: str, rows: Sequence[Row], columns: Sequence[Column] = ALL_COLUMNS
+) -> str:
+    """The results as Markdown: a table of `columns`, the notes, and what changed."""
+
+    def clean(text: str) -> str:
+        text = " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")
+        return text.replace("<", "&lt;")
 
     def line(cells: Sequence[str]) -> str:
-        clean = (" ".join(c.split()).replace("|", "\\|") for c in cells)
-        return "| " + " | ".join(c.replace("<", "&lt;") for c in clean) + " |"
+        return f"| {' | '.join(map(clean, cells))} |"
 
-    def table(columns: Sequence[Column], front: list[str], back: list[str]) -> list:
-        heads = [*front, *(c.heading for c in columns), *back]
-        return [line(heads), "|" + "---|" * len(heads)]
-
-    result = table(
-        COLUMNS,
-        ["config", "what changed", "FID, paper", "σ_rel, paper"],
-        ["state"],
-    )
-    for row in rows:
-        paper = paper_text(row)
-        name = f"{row.entry.label} {row.entry.title}"
-        state = f"{row.state}: {row.message}" if row.message else row.state
-        numbers = [row.text(c) for c in COLUMNS]
-        result.append(line([name, change_text(row), *paper, *numbers, state]))
-    grown = table(GROWTH_COLUMNS, ["config"], [])
-    for row in rows:
-        grown.append(line([row.entry.label, *(row.text(c) for c in GROWTH_COLUMNS)]))
+    compared = compared_columns(rows)
+    against = [f"{c.heading}, against {baseline_label(rows)}" for c in compared]
+    front = ["config", "FID, paper", "σ_rel, paper", "n"]
+    heads = [*front, *(c.heading for c in columns), *against, "state"]
+    lines = [
+        [f"{row.entry.label} {row.entry.title}", *paper_text(row)]
+        + [str(len(row.runs)), *(row.text(c) for c in columns)]
+        + [row.difference_text(c) for c in compared]
+        + [f"{row.state}: {row.message}" if row.message else row.state]
+        for row in rows
+    ]
+    notes = [f"{clean(note)}\n" for note in table_notes(rows)]
+    changes = {f"- {row.entry.label}: {clean(change_text(row))}": None for row in rows}
     return "\n".join(
-        [f"# {study}", "", *result, "", "Growth over training, largest group:", ""]
-        + [*grown, ""]
+        [f"# {study}", "", line(heads), "|" + "---|" * len(heads), *map(line, lines)]
+        + ["", *notes, "What changed:", "", *changes, ""]
     )

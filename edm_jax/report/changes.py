@@ -1,0 +1,45 @@
+"""What differs between two configs, field by field."""
+
+import json
+from typing import Any
+
+from edm_jax.report.records import Record
+
+IGNORED = ("letter", "title")
+
+
+def _flatten(config: Record, prefix: str = "") -> dict[str, str]:
+    """Write a nested config as dotted names and compact values."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _compact(value)
+    return flat
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, str):
+        return value or "''"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_compact, value))})"
+    if isinstance(value, float) and value == round(value, 0) and abs(value) < 1e15:
+        return str(int(value))
+    return json.dumps(value).replace("Infinity", "inf")
+
+
+def config_diff(before: Record, after: Record) -> list[str]:
+    """List the fields that differ, as 'network.norm: group -> rms_group'.
+
+    The letter and the title are not compared; a field that only one side has
+    stands as '(absent)' on the other.
+    """
+    old, new = _flatten(before), _flatten(after)
+    names = [*new, *(name for name in old if name not in new)]
+    sides = {name: (old.get(name), new.get(name)) for name in names}
+    return [
+        f"{name}: {was or '(absent)'} -> {now or '(absent)'}"
+        for name, (was, now) in sides.items()
+        if was != now and name not in IGNORED
+    ]

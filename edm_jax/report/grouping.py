@@ -1,0 +1,199 @@
+"""The runs of a comparison as configs: which belong together, and which do not."""
+
+import collections
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from edm_jax.report.changes import config_diff
+from edm_jax.report.runs import Aside, Entry, Run, identity
+
+
+def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
+    """Group runs that differ in seed alone and order them by letter.
+
+    A letter's config is compared with the nearest letter before it, an altered one
+    with that letter's own, or with the first of the letter where the ladder's is not
+    there. baseline: which one all are compared with, by its letter, its label or a
+    run's name; the first if None. Raises ValueError naming the nearest name.
+    """
+    entries: list[Entry] = []
+    for altered, group in _groups(runs):
+        letter = group[0].letter
+        # A letter without its config of the ladder begins with an altered one.
+        first = min(1, altered) if letter else 0
+        variant = first + sum(e.letter == letter for e in entries if e.variant >= first)
+        label = _stem(group[0]) if altered else letter.upper()
+        title = str(group[0].config.get("title", group[0].name))
+        reference = _reference(entries, letter, altered) if group[0].config else None
+        entries.append(Entry(letter, title, label, variant, group, reference))
+    return _sorted_out(entries, baseline)
+
+
+def _sorted_out(entries: list[Entry], baseline: str | None) -> list[Entry]:
+    """The entries with unlike labels, and with what is in no mean put aside."""
+    labels = collections.Counter(entry.label.lower() for entry in entries)
+    named = []
+    for entry in entries:
+        if entry.label != entry.letter.upper() and labels[entry.label.lower()] > 1:
+            study = entry.runs[0].path.resolve().parent.name
+            entry = dataclasses.replace(entry, label=f"{study}/{entry.label}")
+        named.append(entry)
+    chosen = named[find_entry(named, baseline)] if named else None
+    data = _fingerprint(chosen.runs, None) if chosen else None
+    finished: list[Entry] = []
+    for old, entry in zip(entries, named, strict=True):
+        index = next((i for i, e in enumerate(entries) if e is old.reference), None)
+        entry = dataclasses.replace(
+            entry,
+            reference=None if index is None else finished[index],
+            is_baseline=entry is chosen,
+            aside=_aside(entry.runs, data),
+        )
+        other = _other_data(chosen.runs[0], data, entry) if chosen else ""
+        finished.append(dataclasses.replace(entry, other_data=other))
+    return finished
+
+
+def find_entry(entries: Sequence[Entry], name: str | None) -> int:
+    """The place of the entry of this label, letter or run; 0 for None.
+
+    Raises ValueError naming the nearest, and what there is.
+    """
+    if name is None:
+        return 0
+    wanted = name.lower().rstrip("/")
+    for names_of in (_labels, _run_names):
+        found = [i for i, e in enumerate(entries) if wanted in names_of(e)]
+        if len(found) > 1:
+            which = ", ".join(entries[i].label for i in found)
+            raise ValueError(f"{name!r} names several configs: {which}; name one.")
+        if found:
+            return found[0]
+    near = nearest(wanted, [n for e in entries for n in _labels(e) | _run_names(e)])
+    labels = ", ".join(entry.label for entry in entries)
+    raise ValueError(f"There is no config {name!r} here; there are {labels}.{near}")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """' Did you mean ...?', or '' where nothing is near."""
+    near = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _labels(entry: Entry) -> set[str]:
+    return {entry.label.lower()}
+
+
+def _run_names(entry: Entry) -> set[str]:
+    names = {name for run in entry.runs for name in (run.name, _stem(run))}
+    names |= {f"{run.path.resolve().parent.name}/{run.name}" for run in entry.runs}
+    return {name.lower() for name in names}
+
+
+def _groups(runs: Sequence[Run]) -> list[tuple[bool, list[Run]]]:
+    """Whether altered, and the runs, of each config; each letter's own first."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.name):
+        same = identity(run.config)
+        key = json.dumps(same, sort_keys=True) if same else str(run.path)
+        groups.setdefault(key, []).append(run)
+    found = []
+    letters = collections.Counter(group[0].letter for group in groups.values())
+    plain: set[str] = set()
+    for group in groups.values():
+        letter = group[0].letter
+        alone = letters[letter] == 1
+        altered = letter in plain or not any(_is_plain(run, alone) for run in group)
+        if not altered:
+            plain.add(letter)
+        in_order = sorted(group, key=lambda r: (r.seed is None, r.seed or 0, r.name))
+        found.append((altered, in_order))
+    return sorted(found, key=lambda g: (g[1][0].letter or "~", g[0]))
+
+
+def _is_plain(run: Run, alone: bool) -> bool:
+    """Whether the run is of its letter's config as the ladder has it.
+
+    Its name says so by ending in the letter. Another name is believed of the only
+    config of a letter, unless it or the command line names what was altered.
+    """
+    if not run.letter:
+        return False
+    words = re.split(r"[^a-z0-9]", _stem(run).lower())
+    if words[-1] == run.letter:
+        return True
+    command = run.provenance.get("command")
+    words_said = map(str, command) if isinstance(command, list) else ()
+    overridden = any(
+        re.match(r"--config\.(?!seed=|data\.data_dir=)", word) for word in words_said
+    )
+    return alone and words[0] != run.letter and not overridden
+
+
+def _stem(run: Run) -> str:
+    """A run's name without its seed."""
+    return re.sub(rf"[-_]s(eed)?{run.seed}$", "", run.name) or run.name
+
+
+def _reference(entries: list[Entry], letter: str, altered: bool) -> Entry | None:
+    """What a config's changes are listed against, among those before it."""
+    same = [entry for entry in entries if letter and entry.letter == letter]
+    if altered and same:
+        return same[0]
+    plain = [entry for entry in entries if entry.letter and entry.variant == 0]
+    return plain[-1] if plain else None
+
+
+def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
+    """The runs of a config that are in no mean, in order, and why.
+
+    data: the fingerprint of the baseline's.
+    """
+    aside: dict[str, Aside] = {}
+    own = _fingerprint(runs, data)
+    by_seed: dict[Any, list[Run]] = {}
+    for run in runs:
+        key = str(run.path)
+        if not run.measured:
+            aside[key] = Aside(run, run.state, run.message)
+        elif run.data is not None and run.data != own:
+            differing = "; ".join(config_diff({"data": own}, {"data": run.data}))
+            aside[key] = Aside(run, "other data", differing)
+        else:
+            by_seed.setdefault(key if run.seed is None else run.seed, []).append(run)
+    for seed, same in by_seed.items():
+        *others, last = sorted(same, key=_finished)
+        for run in others:
+            said = f"{last.name} has seed {seed} too, finished later and is counted"
+            aside[str(run.path)] = Aside(run, "same seed", said)
+    return [aside[str(run.path)] for run in runs if str(run.path) in aside]
+
+
+def _finished(run: Run) -> tuple[float, str]:
+    """When the run's last file of results was written."""
+    return (run.path / "evaluation.json").stat().st_mtime, run.name
+
+
+def _fingerprint(runs: Sequence[Run], preferred: Any) -> Any:
+    """The data of most of the finished runs, or the preferred if any has these."""
+    known = [run.data for run in runs if run.measured and run.data is not None]
+    known = known or [run.data for run in runs if run.data is not None]
+    if preferred in known or not known:
+        return preferred if known else None
+    return max(known, key=known.count)
+
+
+def _other_data(baseline: Run, data: Any, entry: Entry) -> str:
+    """How an entry's data differ from the baseline's, '' where they do not."""
+    fields = [
+        {"data": identity(run.config).get("data")} for run in (baseline, entry.runs[0])
+    ]
+    changes = config_diff(*fields) if all(f["data"] for f in fields) else []
+    own = _fingerprint(entry.runs, data)
+    if own is not None and data is not None and own != data:
+        changes += config_diff({"data": data}, {"data": own})
+    return "; ".join(changes)
