@@ -1,5 +1,6 @@
 """The optimizer chain against Adam by hand, and forced weight normalization (App. B.5)."""
 
+import math
 import types
 
 import jax
@@ -17,7 +18,9 @@ def options(**changes):
     fields = {
         "batch_size": BATCH,
         "alpha_ref": 0.01,
+        "decay": "inverse_sqrt",
         "t_ref": 3.0,  # steps
+        "decay_end_mimg": math.inf,
         "rampup_mimg": 2 * BATCH / 1e6,
         "beta1": 0.9,
         "beta2": 0.99,
@@ -308,3 +311,14 @@ def test_rate_of_the_chain_is_the_logged_rate():
     logged = [float(schedule(step * BATCH)) for step in range(8)]
     np.testing.assert_allclose(moved, logged, rtol=1e-4)
     np.testing.assert_allclose(logged, [rate(step) for step in range(8)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "half_way"),
+    [("inverse_sqrt", 1 / math.sqrt(50 / 3)), ("cosine", 0.5), ("linear", 0.5)],
+)
+def test_the_decay_is_the_one_that_the_config_names(decay, half_way):
+    end_nimg = 100 * BATCH
+    opt = options(decay=decay, decay_end_mimg=end_nimg / 1e6)
+    found = float(optim.learning_rate(opt)(end_nimg / 2))
+    assert found == pytest.approx(0.01 * half_way, rel=1e-5)

@@ -68,3 +68,19 @@ def test_infinite_t_ref_is_the_constant_rate_and_rampup_0_no_ramp():
     constant = schedules.inverse_sqrt(2e-4, math.inf, 0.0)
     for nimg in (0, 1, 2**31):
         assert float(constant(jnp.float32(nimg))) == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "share"),
+    [
+        (schedules.cosine, [1, 0.853553391, 0.5, 0.146446609, 0, 0]),
+        (schedules.linear, [1, 0.75, 0.5, 0.25, 0, 0]),
+    ],
+)
+def test_a_rate_that_ends_falls_to_0_and_stays_there(make, share):
+    rate = make(2.0, 1000.0, 0.0)
+    found = [float(rate(nimg)) for nimg in (0, 250, 500, 750, 1000, 1500)]
+    assert found == pytest.approx([2 * s for s in share], abs=1e-6)
+    ramped = make(2.0, 1000.0, 500.0)
+    assert float(ramped(250)) == pytest.approx(found[1] / 2)
+    assert float(ramped(750)) == pytest.approx(found[3])

@@ -76,7 +76,9 @@ def results_table(rows: Sequence[Row], index: Index) -> str:
             f"{_changes(row, runs, index, columns)}</tbody>"
         )
     head = _head(compared, papers, baseline_label(rows))
-    return f'<table class="results sortable">{head}{"".join(bodies)}</table>'
+    table = f'<table class="results sortable">{head}{"".join(bodies)}</table>'
+    # Many metrics are wider than a page.
+    return f'<div class="wide">{table}</div>'
 
 
 def has_paper(rows: Sequence[Row]) -> bool:
@@ -120,7 +122,9 @@ def _cell(label: str, text: str, kind: str = "", value: float | None = None) -> 
     """A cell; an interval after the number stands apart, and `value` sorts it."""
     number, plus_minus, interval = escape(text).partition(" ± ")
     if plus_minus:
-        number += f' <span class="pm">± {interval}</span>'
+        width, of, p = interval.partition(" (")
+        number += f' <span class="pm">± {width}</span>'
+        number += f' <span class="pm">({p}</span>' if of else ""
     kind = f' class="{kind}"' if kind else ""
     finite = value is not None and math.isfinite(value)
     sort = f' data-v="{value:.9g}"' if finite else ""
