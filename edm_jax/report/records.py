@@ -8,7 +8,7 @@ from typing import Any
 Record = dict[str, Any]
 
 KINDS = ("train", "dynamics", "heldout", "speed", "alert")
-KEPT = 400  # lines of a curve's kind: more points cannot be seen
+KEPT = 300  # lines of a curve's kind: more points cannot be seen
 # How RunDir.log begins a line, so that its kind and place are known unparsed.
 _BEGINNING = re.compile(rb'\{"kind": "(\w+)", "step": \d+, "nimg": (\d+)[,}]')
 
