@@ -82,7 +82,12 @@ def train(
     message = "stopped early: the held-out loss no longer fell" if step < total else ""
     end_time = utc_now() if step > start else run.status.get("end_time")
     run.set_status(
-        state="done", nimg=nimg, total_nimg=nimg, message=message, end_time=end_time
+        state="done",
+        nimg=nimg,
+        total_nimg=nimg,
+        message=message,
+        stopped_early=step < total,
+        end_time=end_time,
     )
 
 
@@ -165,7 +170,8 @@ class _Loop:
             if self._due(training.probe_mimg, step, total):
                 self._probe(state, step)
                 self.log.restart_clock()
-            if self._due(training.snapshot_mimg, step, total):
+            # A run that stops early is evaluated where it stops.
+            if self._due(training.snapshot_mimg, step, total) or self.converged:
                 self._snapshot(state, step)
                 self.log.restart_clock()
             stopping = any_process(stopped()) or self.converged

@@ -54,7 +54,8 @@ class RunDir:
         self.mirror: Callable[[dict[str, Any]], None] = lambda record: None
         self._writing = writing
         self._status: dict[str, Any] = {"state": "queued", "stage": "train"}
-        self._status |= read_json(self.path / "status.json")
+        # Damaged, it is written anew; what matters is in the checkpoints.
+        self._status |= read_state(self.path / "status.json")
         self._status_written = 0.0
         resolved = plain(config)
         # Accepted changes leave the identity as it was: it is still the same run.
@@ -192,8 +193,26 @@ def _identity(fields: Any, name: str = "") -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """A JSON object; {} where there is none yet. Raises ValueError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it, or delete it to lose what it says."
+        ) from None
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{path} is damaged: it holds no JSON object; restore it.")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The same of a file that others write, {} where it cannot be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -204,7 +223,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def update_status(run: Path, **fields: Any) -> None:
     """Changes fields of a run's status.json from outside the run."""
     path = run / "status.json"
-    write_json(path, read_json(path) | fields)
+    write_json(path, read_state(path) | fields)
 
 
 def _as_number(value: Any) -> Any:

@@ -18,6 +18,7 @@ import rich.progress
 from etils import epath
 
 import configs
+from edm_jax import resolve
 from edm_jax.run_dir import RunDir, read_json, snapshot_place
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
@@ -131,6 +132,17 @@ def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]
     return (inside if inside.is_dir() else directory), directory
 
 
+def allowed_fields(text: str, config: ml_collections.ConfigDict) -> list[str]:
+    """The fields of --allow, and 'data' for the data set itself; raises ValueError."""
+    fields = [field for field in text.split(",") if field]
+    known = [*configs.flatten(config), "data"]
+    for field in fields:
+        if field not in known:
+            near = resolve.suggest(field, known)
+            raise ValueError(f"--allow={field}: there is no such field.{near}")
+    return fields
+
+
 def number_list(option: str, text: str) -> list[float]:
     """'0.05,0.13' or '0.010,0.015,...,0.250' as numbers; raises ValueError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -159,6 +171,8 @@ def seed_list(text: str) -> list[int]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"--seeds={text!r} is not such as 0-2 or 0,3,5.")
         seeds += range(int(first), int(last or first) + 1)
+    if seeds and max(seeds) >= 2**31:
+        raise ValueError(f"--seeds={text!r}: seeds are below 2^31.")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds={text!r} names none, or one twice.")
     return seeds

@@ -7,15 +7,17 @@ command goes on from there. Several launchers may work on one study.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import rich.console
 import rich.table
 
+from configs.workloads import get_workload
 from edm_jax import disk
 from edm_jax.resolve import suggest
 from edm_jax.study import RunSpec, by_seed, local, slurm, tpu
@@ -34,27 +36,21 @@ def main() -> None:
     study, specs = load_study(options.study)
     seeds = cli.seed_list(options.seeds) if options.seeds else None
     directory = options.runs or Path("runs") / f"{study}-{options.workload}"
+    runs = by_seed(specs(options.workload), seeds)
+    if not runs:
+        raise ValueError(f"The study {study} has no runs.")
     plans = planning.plan(
-        by_seed(specs(options.workload), seeds),
-        directory,
-        overrides,
-        retry_failed=options.retry_failed,
-        allow=[field for field in options.allow.split(",") if field],
+        runs, directory, overrides, options.retry_failed, options.allow
     )
+    # Commands that are printed are all that is.
     for sentence in planning.skipped(plans, directory):
-        print(sentence)
+        print(sentence, file=sys.stderr if options.backend == "tpu" else sys.stdout)
     if options.dry_run:
         _dry_run(plans, options)
-        return
-    # Commands that are only printed leave nothing behind.
-    tasks = planning.open_runs(plans, options.allow, options.backend != "tpu")
-    if not tasks:
-        if any(plan.action == planning.FAILED for plan in plans):
-            sys.exit(1)
-        return
-    {"local": _local, "slurm": _slurm, "tpu": _tpu}[options.backend](
-        tasks, options, len(plans) - len(tasks)
-    )
+    elif any(plan.goes for plan in plans):
+        {"local": _local, "slurm": _slurm, "tpu": _tpu}[options.backend](plans, options)
+    if any(plan.action == planning.FAILED for plan in plans) and not options.dry_run:
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,10 +112,29 @@ def load_study(name: str) -> tuple[str, Callable[[str], list[RunSpec]]]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _telling(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "runs"):
         raise ValueError(f"{path} has no function runs(workload).")
-    return path.stem, module.runs
+
+    def runs(workload: str) -> list[RunSpec]:
+        get_workload(workload)
+        with _telling(path):
+            found = list(module.runs(workload))
+        if not all(isinstance(spec, RunSpec) for spec in found):
+            raise ValueError(f"{path}: runs(workload) returns no list of RunSpec.")
+        return found
+
+    return path.stem, runs
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Has what a study file raises named by the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _dry_run(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
@@ -150,10 +165,12 @@ def _where(options: argparse.Namespace, runs: int) -> str:
     return f"here, {len(slots)} at a time ({', '.join(s.name for s in slots)})"
 
 
-def _local(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
-    slots = _slots(options, len(tasks))
+def _local(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
+    slots = _slots(options, sum(plan.goes for plan in plans))
+    tasks = planning.open_runs(plans, options.allow)
+    done = sum(plan.action == planning.DONE for plan in plans)
     print(f"{len(tasks)} runs to go, {len(slots)} at a time.", flush=True)
-    with live.Table(tasks, others) as table:
+    with live.Table(tasks, done) as table:
         try:
             outcomes = local.run(tasks, slots, table, options.fail_fast)
         except KeyboardInterrupt:
@@ -191,8 +208,11 @@ def _slots(options: argparse.Namespace, runs: int) -> list[local.Slot]:
         "import jax; print(jax.default_backend(), *(d.id for d in jax.local_devices()))"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=False
     )
+    if answer.returncode:
+        why = (answer.stderr.strip() or "no reason given").splitlines()[-1]
+        raise ValueError(f"JAX does not start here: {why}")
     backend, *devices = answer.stdout.split()
     if backend == "cpu":
         cores = len(local.cpu_slots(1)[0].cores)
@@ -204,8 +224,9 @@ def _slots(options: argparse.Namespace, runs: int) -> list[local.Slot]:
     return [local.Slot(f"all {len(devices)} devices")]
 
 
-def _slurm(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
-    del others
+def _slurm(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
+    slurm.check()
+    tasks = planning.open_runs(plans, options.allow)
     resources = slurm.Resources(
         options.partition,
         options.account,
@@ -224,8 +245,10 @@ def _slurm(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
     )
 
 
-def _tpu(tasks: list[Task], options: argparse.Namespace, others: int) -> None:
-    del others
+def _tpu(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
+    # Commands that are only printed leave nothing behind.
+    free = [plan for plan in plans if plan.action != planning.HELD]
+    tasks = planning.open_runs(free, options.allow, create=False)
     print(
         "# One after the other; each goes on from its last checkpoint if it is repeated."
     )

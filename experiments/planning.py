@@ -10,9 +10,10 @@ from typing import Any
 
 import configs
 from edm_jax import disk, trainer
-from edm_jax.run_dir import RunDir, read_json
+from edm_jax.run_dir import RunDir, read_state
 from edm_jax.study import RunSpec, claims, slurm
 from edm_jax.study.task import Task, is_done
+from experiments import cli
 
 HERE = Path(__file__).resolve().parent
 TRAIN, RESUME, DONE, FAILED, HELD = "train", "resume", "done", "failed before", "held"
@@ -41,21 +42,26 @@ def plan(
     directory: Path,
     overrides: Mapping[str, str],
     retry_failed: bool,
-    allow: Sequence[str],
+    allow: str,
 ) -> list[Plan]:
     """A plan for each run; writes nothing.
 
-    Raises ValueError, with the differences, where a directory holds another config.
+    Raises ValueError, with the differences, where a directory holds another config, and
+    where an override is of a field that the study sets.
     """
-    plans, jobs = [], slurm.live_jobs()
-    for spec in specs:
+    paths = [directory / spec.name for spec in specs]
+    jobs = slurm.live_jobs() if any(map(slurm.job_of, paths)) else set()
+    plans = []
+    for spec, path in zip(specs, paths, strict=True):
+        if both := sorted(overrides.keys() & spec.overrides.keys()):
+            how = "--seeds sets that" if both == ["seed"] else "the study sets that"
+            raise ValueError(f"--config.{both[0]} cannot be said of all runs: {how}.")
         spec = dataclasses.replace(spec, overrides={**overrides, **spec.overrides})
         config = configs.load(spec.config, spec.overrides)
-        path = directory / spec.name
-        RunDir(path, config, allow, writing=False)
-        action, note = _action(path, retry_failed, jobs)
-        stored = _bytes(spec.config, _without_seed(spec))
+        RunDir(path, config, cli.allowed_fields(allow, config), writing=False)
         nimg = trainer.total_steps(config) * config.optimizer.batch_size
+        action, note = _action(path, nimg, retry_failed, jobs)
+        stored = _bytes(spec.config, _without_seed(spec))
         plans.append(Plan(spec, path, config, action, note, nimg, stored))
     return plans
 
@@ -71,9 +77,11 @@ def _bytes(reference: str, overrides: tuple[tuple[str, str], ...]) -> int:
     return wanted.snapshots_total + wanted.checkpoints_total
 
 
-def _action(path: Path, retry_failed: bool, jobs: set[str]) -> tuple[str, str]:
-    status = read_json(path / "status.json")
-    if is_done(path):
+def _action(
+    path: Path, nimg: int, retry_failed: bool, jobs: set[str]
+) -> tuple[str, str]:
+    status = read_state(path / "status.json")
+    if is_done(path, nimg):
         return DONE, ""
     if held := claims.holder(path):
         return HELD, f"by {claims.who(held)}"
@@ -104,7 +112,7 @@ def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Ta
         if not each.goes:
             continue
         if create and each.action != HELD:
-            fields = [field for field in allow.split(",") if field]
+            fields = cli.allowed_fields(allow, each.config)
             run = RunDir(each.path, each.config, fields)
             state = run.status["state"]
             run.set_status(state="queued" if state == "failed" else state)
@@ -114,7 +122,9 @@ def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Ta
                 str(each.path),
                 _commands(each, allow),
                 by=f"launcher {os.getpid()}",
-                attempts=claims.count(each.path),
+                # Whoever holds it now may yet fail.
+                attempts=claims.count(each.path) - (each.action == HELD),
+                nimg=each.nimg,
             )
         )
     return tasks

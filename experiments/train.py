@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import configs
 from edm_jax import disk, hosts, loggers, loop
-from edm_jax.resolve import suggest
 from edm_jax.run_dir import RunDir, plain
+from edm_jax.study.task import check_claim
 from experiments import cli
 
 PREEMPTED = 75  # what the system calls a temporary failure: try again
@@ -29,8 +28,10 @@ def main() -> None:
     if cluster := _cluster(options):
         hosts.join(cluster, options.join_timeout_s)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
-    allow = _allowed(options.allow, config)
+    allow = cli.allowed_fields(options.allow, config)
     path = options.run or Path("runs") / name
+    if hosts.is_first():
+        check_claim(path)
     run = RunDir(path, config, allow, writing=hosts.is_first())
 
     def check_disk() -> None:
@@ -88,17 +89,6 @@ def _parser() -> argparse.ArgumentParser:
         help="how long to wait for the other processes (%(default)g)",
     )
     return parser
-
-
-def _allowed(text: str, config: Any) -> list[str]:
-    """The fields of --allow, and 'data' for the data set itself."""
-    fields = [field for field in text.split(",") if field]
-    known = [*configs.flatten(config), "data"]
-    for field in fields:
-        if field not in known:
-            near = suggest(field, known)
-            raise ValueError(f"--allow={field}: there is no such field.{near}")
-    return fields
 
 
 def _cluster(options: argparse.Namespace) -> hosts.Cluster | None:

@@ -1,8 +1,10 @@
 """Claims: one holder at a time, whatever dies, and nothing stolen from the living."""
 
+import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -90,6 +92,9 @@ def test_a_claim_that_is_not_renewed_expires_and_its_holder_is_told(tmp_path):
 
 def test_a_claim_that_is_renewed_lasts_beyond_its_expiry(tmp_path):
     claim = mine(tmp_path, expiry_s=0.5)
+    fields = json.loads(claim.path.read_text())
+    # Nobody here can see whether a process of another machine lives.
+    claim.path.write_text(json.dumps(fields | {"machine": "elsewhere"}))
     stop = threading.Event()
 
     def renew():
@@ -129,3 +134,56 @@ def test_who_held_a_run_stays_on_record(tmp_path):
     assert [r["outcome"] for r in records] == ["preempted", "done"]
     assert records[0]["start_time"] <= records[0]["end_time"]
     assert claims.who(records[0]).startswith("me on ")
+
+
+def test_a_live_holder_of_this_machine_keeps_its_claim_whatever_the_clock_says(
+    tmp_path,
+):
+    claim = mine(tmp_path)
+    for seconds in (-1e6, 1e6):
+        os.utime(claim.path, (time.time() + seconds,) * 2)
+        assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+def test_a_process_that_took_over_the_number_of_a_dead_one_is_not_its_holder(tmp_path):
+    claim = mine(tmp_path)
+    fields = json.loads(claim.path.read_text()) | {"process_start": "1"}
+    claim.path.write_text(json.dumps(fields))
+    assert claims.holder(tmp_path) == {}
+
+
+def test_a_claim_from_the_future_expires_as_one_of_the_past_does(tmp_path):
+    claim = mine(tmp_path)
+    forget(claim)
+    os.utime(claim.path, (time.time() + 3 * 86400,) * 2)
+    mine(tmp_path)
+
+
+def test_a_holder_whose_directory_was_begun_anew_stops_and_leaves_it_alone(tmp_path):
+    first = mine(tmp_path, expiry_s=0.06)
+    shutil.rmtree(tmp_path / "claims")
+    second = mine(tmp_path)
+    assert second.path == first.path
+    time.sleep(0.02)
+    assert not first.renew()
+    first.release("done")
+    assert claims.holder(tmp_path)["id"] == second.fields["id"]
+
+
+def test_without_hard_links_one_gets_the_claim_all_the_same(tmp_path, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.ENOTSUP, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    mine(tmp_path)
+    assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"x": 1}'])
+def test_a_damaged_claim_holds_until_it_expires(tmp_path, damage):
+    claim = mine(tmp_path)
+    (tmp_path / "claims" / "0001 (copy).json").write_text("{}")
+    claim.path.write_text(damage)
+    assert isinstance(claims.take(tmp_path, "you"), dict)
+    os.utime(claim.path, (time.time() - 1000,) * 2)
+    mine(tmp_path)

@@ -13,7 +13,7 @@ from experiments import cli, launch, planning
 G = f"{configs.letter_path('g')}:digits-tiny"
 
 
-def planned(directory, *names, retry_failed=False, overrides=None, allow=()):
+def planned(directory, *names, retry_failed=False, overrides=None, allow=""):
     specs = [RunSpec(name, G) for name in names]
     return planning.plan(specs, directory, overrides or {}, retry_failed, allow)
 
@@ -63,16 +63,53 @@ def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_pat
     with pytest.raises(ValueError, match=r"optimizer.beta1 is 0.9 there and 0.8 here"):
         planned(tmp_path, "a", "b", overrides=changed)
     assert not (tmp_path / "a").exists()
-    plans = planned(tmp_path, "b", overrides=changed, allow=["optimizer.beta1"])
+    with pytest.raises(ValueError, match="'optimizer.beta1'"):
+        planned(tmp_path, "b", overrides=changed, allow="optimizer.betal1")
+    plans = planned(tmp_path, "b", overrides=changed, allow="optimizer.beta1")
     (task,) = planning.open_runs(plans, "optimizer.beta1")
     assert "--allow=optimizer.beta1" in task.commands[0]
     assert json.loads((tmp_path / "b" / "changes.json").read_text())["changes"]
 
 
-def test_a_study_wins_over_what_is_said_of_all_its_runs(tmp_path):
-    specs = [RunSpec("a", G, {"seed": "3"}), RunSpec("b", G)]
-    plans = planning.plan(specs, tmp_path, {"seed": "9"}, False, [])
-    assert [plan.config.seed for plan in plans] == [3, 9]
+def test_what_is_said_of_all_runs_is_of_no_field_that_the_study_sets(tmp_path):
+    specs = [RunSpec("a", G, {"optimizer.beta1": "0.8"}), RunSpec("b", G)]
+    for field in ("optimizer.beta1", "optimizer.beta2"):
+        try:
+            plans = planning.plan(specs, tmp_path, {field: "0.5"}, False, "")
+        except ValueError as error:
+            assert field == "optimizer.beta1" and "the study sets that" in str(error)
+        else:
+            assert [p.config.optimizer.beta2 for p in plans] == [0.5, 0.5]
+            assert [p.config.optimizer.beta1 for p in plans] == [0.8, 0.9]
+
+
+def test_a_longer_duration_takes_a_done_run_up_again_unless_it_stopped_early(tmp_path):
+    longer = {"training.duration_mimg": "0.00128"}
+    for name, early in (("a", False), ("b", True)):
+        path = make(
+            tmp_path, name, state="done", nimg=640, total_nimg=640, stopped_early=early
+        )
+        write_json(path / "evaluation.json", {"nimg": 640})
+    assert actions(tmp_path, "a", "b") == {"a": "done", "b": "done"}
+    allow = "training.duration_mimg"
+    found = actions(tmp_path, "a", "b", overrides=longer, allow=allow)
+    assert found == {"a": "resume", "b": "done"}
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"state": '])
+def test_a_damaged_status_is_written_anew_and_the_run_resumed(tmp_path, damage):
+    path = make(tmp_path, "a", state="preempted", nimg=320)
+    (path / "status.json").write_text(damage)
+    plans = planned(tmp_path, "a")
+    assert plans[0].action == "train"
+    (task,) = planning.open_runs(plans, "")
+    assert task.status["state"] == "queued"
+
+
+def test_a_run_that_is_held_counts_as_not_ended_when_it_was_planned(tmp_path):
+    claim = claims.take(make(tmp_path, "a", state="running"), "somebody")
+    (task,) = planning.open_runs(planned(tmp_path, "a"), "")
+    assert task.attempts == 0 and isinstance(claim, claims.Claim)
 
 
 def test_opened_runs_are_queued_and_keep_what_they_had(tmp_path):
@@ -124,13 +161,18 @@ def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
         (["--seeds=1,1"], "one twice"),
         (["--config.network.dropuot=0.1"], "'network.dropout'"),
         (["--study=missing.py"], "no study file missing.py"),
+        (["--seeds=99999999999999999999"], "below 2^31"),
+        (["--allow=nosuch"], "no such field"),
+        (["--backend=slurm"], "There is no SLURM here"),
     ],
 )
 def test_a_wrong_input_is_one_sentence(
     monkeypatch, capsys, tmp_path, arguments, sentence
 ):
+    monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, f"--runs={tmp_path}/s", *arguments)
+    assert not (tmp_path / "s").exists()
     assert stop.value.code == 2
     printed = capsys.readouterr().err.strip()
     assert sentence in printed and "\n" not in printed

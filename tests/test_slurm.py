@@ -4,7 +4,6 @@ Against a real cluster of this machine where Debian's slurm-wlm is installed, an
 submitit's stand-in everywhere.
 """
 
-import importlib
 import json
 import os
 import signal
@@ -105,15 +104,6 @@ def test_a_preempted_run_is_queued_again_and_goes_on_where_it_was(tmp_path, clus
     assert [o["outcome"] for o in outcomes] == ["preempted", "done"]
 
 
-def test_a_task_that_somebody_holds_is_left_alone(tmp_path, cluster):
-    task = counting(tmp_path, "a", stop=2)
-    claim = claims.take(task.path, "a person", expiry_s=600)
-    (job,) = submit([task], tmp_path, cluster)
-    assert job.result() == "held" and not (task.path / "starts").exists()
-    assert isinstance(claim, claims.Claim)
-    claim.release("done")
-
-
 def test_a_failed_task_fails_its_job_and_says_why(tmp_path, cluster):
     run = tmp_path / "a"
     run.mkdir()
@@ -135,8 +125,18 @@ def test_queued_runs_are_known_by_their_jobs(tmp_path, cluster):
     wait_for(lambda: not mine & slurm.live_jobs())
 
 
-def test_without_submitit_the_command_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_submitit_the_command_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    importlib.reload(slurm)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[slurm\]'"):
-        slurm.submit([], tmp_path, slurm.Resources(), "test")
+        slurm.check()
+
+
+def test_a_job_waits_for_who_holds_its_run(tmp_path, cluster):
+    task = counting(tmp_path, "a", stop=2)
+    claim = claims.take(task.path, "a node that failed")
+    assert isinstance(claim, claims.Claim)
+    (job,) = submit([task], tmp_path, cluster)
+    time.sleep(3)
+    assert not (task.path / "starts").exists()
+    claim.release("preempted")
+    assert job.result() == "done"

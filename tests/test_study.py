@@ -141,3 +141,33 @@ def test_a_tpu_trains_on_all_workers_and_evaluates_on_the_first():
 def test_nothing_is_changed_by_the_config_as_it_is():
     assert (SAME + BETA1[0]).name == "beta1=0.8"
     assert not SAME.fields
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def runs(workload) return 3", "SyntaxError"),
+        ("import nosuch_module", "nosuch_module"),
+        ("def runs(workload): return None", "TypeError"),
+        ("def runs(workload): return [3]", "no list of RunSpec"),
+        ("def runs(workload): return undefined", "undefined"),
+    ],
+)
+def test_what_is_wrong_in_a_study_is_said_with_its_file(tmp_path, text, sentence):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.py: .*{sentence}"):
+        launch.load_study(str(path))[1]("digits")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "-x", "a/b"])
+def test_a_run_has_a_directory_of_its_own_in_the_study(name):
+    with pytest.raises(ValueError, match="cannot be called"):
+        study.by_seed([RunSpec(name, "x")])
+
+
+def test_a_seed_is_there_once_and_no_override():
+    with pytest.raises(ValueError, match="Two runs of the study are called x-seed0"):
+        study.by_seed([RunSpec("x", "c", seeds=(0, 0))])
+    with pytest.raises(ValueError, match="give it `seeds`"):
+        study.by_seed([RunSpec("x", "c", {"seed": "5"})])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_jax.provenance import utc_now
-from edm_jax.run_dir import read_json, write_json
+from edm_jax.run_dir import read_state, write_json
 
 EXPIRY_S = 60.0
 
@@ -29,27 +29,36 @@ class Claim:
 
     path: Path
     fields: dict[str, Any]
-    _renewed: float = dataclasses.field(default_factory=time.monotonic)
+    _renewed: float = dataclasses.field(default_factory=lambda: _clock())
 
     def renew(self) -> bool:
-        """Says that the holder lives; False once another has taken over.
+        """Says that the holder lives; False once it is no longer the holder.
 
         Looks and touches a few times in an expiry, however often it is called.
         """
-        if time.monotonic() - self._renewed < self.fields["expiry_s"] / 6:
+        if _clock() - self._renewed < self.fields["expiry_s"] / 6:
             return True
-        self._renewed = time.monotonic()
-        if _latest(self.path.parent) != self.path:
-            return False
-        os.utime(self.path)
+        self._renewed = _clock()
+        try:
+            if not self._is_mine():
+                return False
+            os.utime(self.path)
+        except OSError:  # a file system that is away for a moment
+            pass
         return True
 
     def release(self, outcome: str) -> None:
         """Gives the run back, and says how it went."""
         # A disk that is full leaves the claim to expire.
         with contextlib.suppress(OSError):
-            ended = {"outcome": outcome, "end_time": utc_now()}
-            write_json(self.path, self.fields | ended)
+            if self._is_mine():
+                ended = {"outcome": outcome, "end_time": utc_now()}
+                write_json(self.path, self.fields | ended)
+
+    def _is_mine(self) -> bool:
+        # By its id, too: the directory may have been deleted and begun anew.
+        latest = _latest(self.path.parent) == self.path
+        return latest and read_state(self.path).get("id") == self.fields["id"]
 
 
 def take(
@@ -58,15 +67,18 @@ def take(
     """Claims a run; where somebody holds it, the fields of their claim instead."""
     directory = run / "claims"
     directory.mkdir(parents=True, exist_ok=True)
+    name = uuid.uuid4().hex
     fields |= {
+        "id": name,
         "by": by,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
         "machine": _machine(),
         "start_time": utc_now(),
         "expiry_s": expiry_s,
     }
-    candidate = directory / f".{uuid.uuid4().hex}"
+    candidate = directory / f".{name}"
     write_json(candidate, fields)
     try:
         latest = _latest(directory)
@@ -75,13 +87,28 @@ def take(
             return held
         number = int(latest.stem) + 1 if latest else 1
         path = directory / f"{number:04}.json"
-        try:
-            os.link(candidate, path)
-        except FileExistsError:
-            return read_json(path)
-        return Claim(path, fields)
+        if _enter(candidate, path):
+            return Claim(path, fields)
+        return _held(path, candidate.stat().st_mtime) or {"by": "another"}
     finally:
         candidate.unlink(missing_ok=True)
+
+
+def _enter(candidate: Path, path: Path) -> bool:
+    """Gives a claim its number, which only one of many gets."""
+    try:
+        os.link(candidate, path)
+    except FileExistsError:
+        # An answer may be lost on the network, and the question put twice.
+        return candidate.stat().st_nlink == 2
+    except OSError:
+        # Without hard links: an empty file is a claim as well, until it is filled.
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(candidate.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+    return True
 
 
 def holder(run: Path) -> dict[str, Any]:
@@ -102,27 +129,41 @@ def who(claim: dict[str, Any]) -> str:
 
 
 def _held(path: Path, now: float) -> dict[str, Any]:
-    fields = read_json(path)
-    if "outcome" in fields or not fields or _is_dead(fields):
+    fields = _UNREADABLE | read_state(path)
+    if "outcome" in fields:
         return {}
-    return fields if now - path.stat().st_mtime <= fields["expiry_s"] else {}
+    if fields["machine"] and fields["machine"] == _machine():
+        # Here it is known, whatever the clock does meanwhile.
+        lives = _process_start(fields["pid"]) == fields["process_start"] != ""
+        return fields if lives else {}
+    # The clock may have been set back, too.
+    return fields if abs(now - path.stat().st_mtime) <= fields["expiry_s"] else {}
+
+
+# What is being written, or is damaged, holds until it expires.
+_UNREADABLE = {"expiry_s": EXPIRY_S, "machine": "", "pid": 0, "process_start": ""}
 
 
 def _latest(directory: Path) -> Path | None:
-    return max(directory.glob("[0-9]*.json"), key=lambda p: int(p.stem), default=None)
+    claims = [p for p in directory.glob("*.json") if p.stem.isdecimal()]
+    return max(claims, key=lambda p: int(p.stem), default=None)
 
 
-def _is_dead(fields: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine, and is no more."""
-    if not fields["machine"] or fields["machine"] != _machine():
-        return False
+def _clock() -> float:
+    """Seconds that a machine's sleep counts in, where it can tell."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
+def _process_start(pid: int) -> str:
+    """When a process of this machine began, in its own units; '' for none."""
     try:
-        os.kill(fields["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    # Its name, in parentheses, may hold anything. A zombie has ended.
+    state, *rest = text.rpartition(")")[2].split()
+    return "" if state == "Z" else rest[18]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from edm_jax.study import claims
-from edm_jax.study.task import EXIT, Task, is_done
+from edm_jax.study.task import EXIT, Task
 
 _POLL_S = 0.2
 _LOOK_AGAIN_S = 2.0  # at a run that another launcher holds
@@ -131,7 +131,7 @@ class _Launch:
                 return
             if now < self._held_until.get(task.name, now):
                 continue
-            if is_done(task.path):
+            if task.is_done:
                 self._waiting.remove(task)
                 self._end(task, "done")
             elif held := claims.holder(task.path):
@@ -144,9 +144,9 @@ class _Launch:
 
     def _failed_elsewhere(self, task: Task) -> bool:
         """Whether another launcher has just had this task fail: once is enough."""
-        if task.attempts == claims.count(task.path) or not task.status:
-            return False
         if task.status.get("state") != "failed":
+            return False
+        if task.attempts >= claims.count(task.path):
             return False
         self._waiting.remove(task)
         self._end(task, "failed")
@@ -154,6 +154,7 @@ class _Launch:
 
     def _end(self, task: Task, outcome: str) -> None:
         if outcome == "held":  # another was faster
+            self._held_until[task.name] = time.monotonic() + _LOOK_AGAIN_S
             self._waiting.append(task)
             return
         self.outcomes[task.name] = outcome

@@ -2,8 +2,11 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+_NAME = re.compile(r"\w[\w.=+,-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +92,18 @@ def by_seed(
     """Each run once for each seed, named NAME-seedN, seed by seed.
 
     So that a study that is stopped early has whole rounds. Raises ValueError where two
-    runs have one name.
+    runs have one name, or one that makes no directory of its own.
     """
-    names = [spec.name for spec in specs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"Two runs of the study are called {', '.join(twice)}.")
+    for spec in specs:
+        if not _NAME.fullmatch(spec.name):
+            raise ValueError(
+                f"A run cannot be called {spec.name!r}: its directory is, so take "
+                "letters, digits and any of . _ = + , - after the first."
+            )
+        if "seed" in spec.overrides:
+            raise ValueError(f"{spec.name} overrides seed: give it `seeds` instead.")
     rounds = itertools.zip_longest(*(seeds or spec.seeds for spec in specs))
-    return [
+    found = [
         dataclasses.replace(
             spec,
             name=f"{spec.name}-seed{seed}",
@@ -106,6 +114,10 @@ def by_seed(
         for spec, seed in zip(specs, each, strict=True)
         if seed is not None
     ]
+    names = [spec.name for spec in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Two runs of the study are called {', '.join(twice)}.")
+    return found
 
 
 def _text(value: Any) -> str:

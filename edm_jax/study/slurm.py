@@ -5,6 +5,7 @@ A job that is preempted, or runs out of its time, saves and is queued again, and
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -12,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edm_jax.run_dir import read_json, write_json
+from edm_jax.run_dir import read_state, write_json
 from edm_jax.study import claims
-from edm_jax.study.task import Task, follow, is_done
+from edm_jax.study.task import Task, follow
 
 JOB = "slurm.json"
 _JOIN_S = 120.0
+_LOOK_AGAIN_S = 10.0
 _PREEMPTION_NOTICE_S = 120
 
 
@@ -59,7 +61,12 @@ class SlurmTask:
 
     def _run(self) -> str:
         try:
-            return self.task(lambda: self._leaving)
+            # Held: perhaps by this job itself, before its node failed.
+            while (outcome := self.task(lambda: self._leaving)) == "held":
+                if self._leaving:
+                    break
+                time.sleep(_LOOK_AGAIN_S)
+            return outcome
         finally:
             self._left.set()
 
@@ -67,7 +74,7 @@ class SlurmTask:
         """Another node's part in a run that the first node's process has claimed."""
         deadline = time.monotonic() + _JOIN_S
         while claims.holder(self.task.path).get("by") != self.task.by:
-            if time.monotonic() > deadline or is_done(self.task.path):
+            if time.monotonic() > deadline or self.task.is_done:
                 return "held"
             time.sleep(1)
         log = self.task.path / f"log-{rank}.txt"
@@ -83,6 +90,19 @@ class SlurmTask:
         return DelayedSubmission(SlurmTask(self.task))
 
 
+def check() -> None:
+    """Raises ImportError without submitit, OSError where there is no SLURM."""
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "--backend=slurm needs submitit: pip install -e '.[slurm]'."
+        ) from None
+    if not shutil.which("srun"):
+        raise OSError("There is no SLURM here: srun was not found.")
+    live_jobs()
+
+
 def submit(
     tasks: Sequence[Task],
     folder: Path,
@@ -92,15 +112,10 @@ def submit(
 ) -> list[Any]:
     """Submits tasks as one array and returns submitit's jobs.
 
-    cluster: 'slurm', or 'local' for submitit's own stand-in. Raises ImportError without
-    submitit, and RuntimeError where there is no SLURM.
+    cluster: 'slurm', or 'local' for submitit's own stand-in.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise ImportError(
-            "--backend=slurm needs submitit: pip install -e '.[slurm]'."
-        ) from None
+    import submitit
+
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
     parameters: dict[str, Any] = {
         "name": name,
@@ -126,15 +141,20 @@ def submit(
 
 
 def live_jobs() -> set[str]:
-    """The jobs of this user that wait or run; empty where there is no SLURM."""
+    """The jobs of this user that wait or run; empty where there is no SLURM.
+
+    Raises OSError where SLURM does not answer.
+    """
     ask = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return set()
+    if answer.returncode:
+        raise OSError(f"SLURM does not answer: {answer.stderr.strip()}")
     return set(answer.stdout.split())
 
 
 def job_of(run: Path) -> str:
     """The SLURM job that a run was last submitted as; '' for none."""
-    return read_json(run / JOB).get("job", "")
+    return read_state(run / JOB).get("job", "")

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edm_jax.run_dir import read_json, update_status
+from edm_jax.run_dir import read_state, update_status
 from edm_jax.study import claims
 
 LOG = "log.txt"
+CLAIM = "EDM_JAX_CLAIM"  # environment variable: the claim that a command runs under
 FINISHED = ("done", "failed")  # states that a launch leaves as they are
 _POLL_S = 0.2
 _PREEMPTED = {75, 130}  # what train.py and an interrupted command end with
@@ -44,7 +45,8 @@ class Task:
     commands: list[list[str]]
     by: str = "a launcher"  # who runs it, as its claim says
     expiry_s: float = claims.EXPIRY_S
-    attempts: int = 0  # claims of it that there were when it was planned
+    attempts: int = 0  # claims of it that had ended when it was planned
+    nimg: int = 0  # images that it is to be trained on
 
     @property
     def path(self) -> Path:
@@ -52,7 +54,12 @@ class Task:
 
     @property
     def status(self) -> dict[str, Any]:
-        return read_json(self.path / "status.json")
+        return read_state(self.path / "status.json")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return is_done(self.path, self.nimg)
 
     def log_tail(self, lines: int = 5) -> str:
         """The last lines that it printed."""
@@ -72,9 +79,14 @@ class Task:
 
         Once `stopped`, the command that runs saves and ends.
         """
-        claim = claims.take(self.path, self.by, self.expiry_s)
+        try:
+            claim = claims.take(self.path, self.by, self.expiry_s)
+        except OSError as error:
+            self._say("failed", f"it could not be claimed: {error}")
+            return "failed"
         if isinstance(claim, dict):
             return "held"
+        os.environ[CLAIM] = claim.fields["id"]
         outcome = "preempted"  # where this process is told to leave
         try:
             outcome = self._run_claimed(claim, stopped)
@@ -85,7 +97,7 @@ class Task:
     def _run_claimed(self, claim: claims.Claim, stopped: Callable[[], bool]) -> str:
         for command in self.commands:
             # Another launcher may have done it between the plan and the claim.
-            if is_done(self.path):
+            if self.is_done:
                 break
             code = follow(command, self.path / LOG, claim.renew, stopped)
             if code is None:
@@ -104,12 +116,26 @@ class Task:
             update_status(self.path, state=state, message=message)
 
 
-def is_done(run: Path) -> bool:
-    """Whether a run is trained to its end and evaluated there."""
-    status = read_json(run / "status.json")
-    evaluation = read_json(run / "evaluation.json")
-    finished = status.get("state") == "done"
-    return finished and evaluation.get("nimg") == status.get("total_nimg")
+def is_done(run: Path, nimg: int = 0) -> bool:
+    """Whether a run is trained to its end, of `nimg` images at least, and evaluated.
+
+    One that stopped early, as its loss no longer fell, is at its end before.
+    """
+    status = read_state(run / "status.json")
+    evaluation = read_state(run / "evaluation.json")
+    total = status.get("total_nimg", 0)
+    if status.get("state") != "done" or evaluation.get("nimg") != total:
+        return False
+    return total >= nimg or bool(status.get("stopped_early"))
+
+
+def check_claim(run: Path) -> None:
+    """Raises ValueError where somebody else holds a run: two would write to it."""
+    held = claims.holder(run)
+    if held and held.get("id") != os.environ.get(CLAIM):
+        raise ValueError(
+            f"{run} is being run by {claims.who(held)}: stop that, or wait for it."
+        )
 
 
 def follow(
