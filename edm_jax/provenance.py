@@ -1,6 +1,7 @@
 """What a run was made with: code, versions, machine, command line."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -53,12 +54,18 @@ def _code() -> dict[str, str]:
     git = ["git", "-C", str(root)]
     # Installed into somebody else's repository, it has no commit of its own.
     if not (root / ".git").exists():
-        return {"git_commit": "", "git_diff": "", "git_untracked": ""}
-    diff = _output([*git, "diff", "HEAD"])
+        return dict.fromkeys(
+            ("git_commit", "git_changes", "git_diff", "git_untracked"), ""
+        )
+    whole = diff = _output([*git, "diff", "HEAD"])
     if len(diff) > _MAX_DIFF:
         diff = f"{diff[:_MAX_DIFF]}\n... {len(diff) - _MAX_DIFF:,} more characters"
+    # No tags: a commit goes by its hash.
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    changes = hashlib.sha256(whole.encode()).hexdigest()[:8] if whole else ""
     return {
-        "git_commit": _output([*git, "describe", "--always", "--dirty", "--abbrev=40"]),
+        "git_commit": _output([*git, *describe]),
+        "git_changes": changes,
         "git_diff": diff,
         "git_untracked": _output([*git, "ls-files", "--others", "--exclude-standard"]),
     }

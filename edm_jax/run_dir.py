@@ -114,7 +114,7 @@ class RunDir:
         if not self._writing:
             return
         path, found = self.path / "provenance.json", provenance() | fields
-        names = ("host", "git_commit", "command", "devices")
+        names = ("host", "git_commit", "git_changes", "command", "devices")
         start = {name: found.get(name) for name in names}
         start |= {"time": utc_now(), "nimg": self._status.get("nimg", 0)}
         starts = [*read_json(path).get("starts", []), start]

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs = report.find_runs(options.directories)
             chosen = options.baseline, options.metric, _warn, options.columns
             page = report.build(runs, options.out, *chosen)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"compare: {error}")
     except KeyboardInterrupt:
         print("compare: no longer following.", file=sys.stderr)

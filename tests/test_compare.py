@@ -399,6 +399,25 @@ def test_markdown_and_latex_show_the_columns_that_were_asked_for(study, tmp_path
     assert "raw weights" not in tex and "weights grow" in tex
 
 
+def test_a_difference_over_fewer_seeds_than_a_mean_says_so(tmp_path):
+    write_seeds(tmp_path / "study", "a", [0.30, 0.34])
+    write_seeds(tmp_path / "study", "b", [0.28, 0.31, 0.36])
+    rows = rows_of(tmp_path / "study")
+    found = difference_of(rows, "B")
+    assert found.mean == pytest.approx(-0.025) and found.n == 2
+    text = next(r for r in rows if r.entry.label == "B").difference_text(COLUMNS[0])
+    assert "(n = 2)" in text
+    assert any("not that of the means" in note for note in report.table_notes(rows))
+
+
+def test_a_name_that_latex_would_read_as_an_argument_is_guarded(tmp_path):
+    write_run(tmp_path / "study", "a-seed0")
+    run = write_run(tmp_path / "study", "b-seed0")
+    run.rename(run.with_name("[b]-seed0"))
+    text = report.results_latex("s", rows_of(tmp_path / "study"))
+    assert not re.search(r"\\\n\[", text)
+
+
 def test_every_line_of_a_latex_table_has_as_many_cells_as_columns(study):
     write_run(study, "c-seed0", status={"state": "failed", "message": "a & b"})
     text = report.results_latex("study", rows_of(study))

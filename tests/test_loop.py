@@ -29,6 +29,7 @@ from edm_jax.checkpoint import Checkpoints
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.heldout import HeldOut
 from edm_jax.run_dir import RunDir
+from edm_jax.study.task import is_done
 from edm_jax.trainer import make_trainer, total_steps
 
 BATCH, TOTAL = 16, 30
@@ -496,3 +497,25 @@ def test_no_file_is_left_half_written(whole, interrupted, evaluated):
     for each in (whole, interrupted):
         names = [f for _, _, files in os.walk(each.run.path) for f in files]
         assert not [n for n in names if n.endswith(".tmp") or str(os.getpid()) in n]
+
+
+def test_a_run_that_stops_early_is_stored_where_it_stopped_and_is_at_its_end(
+    load, tmp_path
+):
+    stuck = train(
+        load(
+            optimizer__alpha_ref="1e-12",
+            training__patience_mimg="1e-6",
+            training__probe_mimg="0.000112",  # 7 steps, and no snapshot due before
+            training__snapshot_mimg="0.00048",
+        ),
+        tmp_path,
+    )
+    status = stuck.run.status
+    assert status["state"] == "done" and status["stopped_early"]
+    assert status["nimg"] == status["total_nimg"] < TOTAL * BATCH
+    stored = [path.name for path in stuck.run.snapshots.iterdir()]
+    assert len(stored) == 2
+    assert all(f"{status['nimg']:012}" in name for name in stored)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"nimg": status["nimg"]}))
+    assert is_done(tmp_path, TOTAL * BATCH)

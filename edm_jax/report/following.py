@@ -1,5 +1,6 @@
 """Following runs: what changed on disk, and one line of status for each."""
 
+import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -92,10 +93,11 @@ def follow(
                 if ended:
                     return
             time.sleep(seconds)
-    except KeyboardInterrupt:
+    except BaseException:
         # The page is not to load itself again for ever.
         if runs:
-            write(runs, None)
+            with contextlib.suppress(OSError):
+                write(runs, None)
         raise
 
 

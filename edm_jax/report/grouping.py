@@ -175,7 +175,10 @@ def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
 
 def _finished(run: Run) -> tuple[float, str]:
     """When the run's last file of results was written."""
-    return (run.path / "evaluation.json").stat().st_mtime, run.name
+    try:
+        return (run.path / "evaluation.json").stat().st_mtime, run.name
+    except OSError:  # gone since it was read
+        return 0.0, run.name
 
 
 def _fingerprint(runs: Sequence[Run], preferred: Any) -> Any:

@@ -61,7 +61,9 @@ def _table(study: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
             said = f"{row.state}: {row.message}" if row.message else row.state
             span = rf"\multicolumn{{{len(heads) - 1}}}{{l}}"
             line = rf"{escape(_name(row))} & {span}{{\emph{{{escape(said)}}}}}"
-        lines.append(rf"{line} \\")
+        # After the end of the line before these would be read as its arguments.
+        guard = "{}" if line[:1] in ("[", "*") else ""
+        lines.append(rf"{guard}{line} \\")
     # Headings stand upright in two lines or more, above columns of numbers.
     over = " & ".join(rf"\shortstack[r]{{{_broken(head)}}}" for head in heads[1:])
     notes = escape(" ".join(table_notes(rows)))

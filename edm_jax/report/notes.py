@@ -58,6 +58,11 @@ def _tests(rows: Sequence[Row]) -> Iterator[str]:
             f"The p-values are corrected for {many} of the table (Holm); * marks a "
             f"corrected p < {LEVEL:g}. Intervals of differences are not corrected."
         )
+    if any(found.paired and found.n < max(found.of) for found in tested):
+        yield (
+            "A paired difference is over the seeds that both have, n of them, and so not "
+            "that of the means in the table."
+        )
     reasons: dict[str, list[str]] = {}
     for row, column, found in pairs:
         if column.measured and (found is None or found.p is None):
@@ -136,13 +141,23 @@ def _left_out(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _other_code(measured: Sequence[Row]) -> Iterator[str]:
-    by_commit: dict[str, dict[str, None]] = {}
+    by_code: dict[str, dict[str, None]] = {}
     for row, run in _runs(measured):
-        if commit := str(run.provenance.get("git_commit") or ""):
-            by_commit.setdefault(commit, {})[row.entry.label] = None
-    if len(by_commit) > 1:
-        said = [f"{commit} ({_listed(who)})" for commit, who in by_commit.items()]
+        for code in _codes(run):
+            by_code.setdefault(code, {})[row.entry.label] = None
+    if len(by_code) > 1:
+        said = [f"{code} ({_listed(who)})" for code, who in by_code.items()]
         yield f"The code is not the same for all runs: {_listed(said)}."
+
+
+def _codes(run: Run) -> Iterator[str]:
+    """The commits of a run's starts, with what tells uncommitted changes apart."""
+    starts = run.provenance.get("starts")
+    starts = starts if isinstance(starts, list) else []
+    for start in [*(s for s in starts if isinstance(s, dict)), run.provenance]:
+        if commit := str(start.get("git_commit") or ""):
+            changes = start.get("git_changes")
+            yield f"{commit}, changes {changes}" if changes else commit
 
 
 def _unknown_data(measured: Sequence[Row]) -> Iterator[str]:

@@ -29,6 +29,7 @@ class Difference:
     n: int  # pairs of equal seeds, or the size of the smaller group
     paired: bool
     p: float | None  # two-sided; None where it cannot be tested
+    of: tuple[int, int] = (0, 0)  # seeds of both sides, paired or not
     p_corrected: float | None = None  # by Holm, over all comparisons of a table
 
     @property

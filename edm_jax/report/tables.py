@@ -77,6 +77,8 @@ class Row:
         if found is None:
             return "—"
         shown = _signed(found.mean, column) + _plus_minus(found.half_width, column)
+        if found.n < max(found.of):
+            shown += f" (n = {found.n})"
         if found.p_corrected is not None:
             small = found.p_corrected < 0.001
             p = "< 0.001" if small else f"= {found.p_corrected:.3f}"
@@ -171,6 +173,9 @@ def _compared(row: Row, baseline: Sequence[Run], metrics: Sequence[str]) -> Row:
         if column.key in metrics:
             sides = (_values_by_seed(runs, column) for runs in (row.runs, baseline))
             found = difference(*sides)
+            if found:
+                of = len(row.runs), len(baseline)
+                found = dataclasses.replace(found, of=of)
             if found and not column.measured:  # there is nothing to test
                 found = dataclasses.replace(found, half_width=None, p=None)
             differences[column.key] = found

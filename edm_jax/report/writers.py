@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from edm_jax.report.columns import ALL_COLUMNS, Column
@@ -67,7 +68,7 @@ def results_markdown(
     """The results as Markdown: a table of `columns`, the notes, and what changed."""
 
     def clean(text: str) -> str:
-        text = " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")
+        text = re.sub(r"([|*`\[\]])", r"\\\1", " ".join(text.split()))
         return text.replace("<", "&lt;")
 
     def line(cells: Sequence[str]) -> str:
@@ -85,8 +86,16 @@ def results_markdown(
         for row in rows
     ]
     notes = [f"{clean(note)}\n" for note in table_notes(rows)]
-    changes = {f"- {row.entry.label}: {clean(change_text(row))}": None for row in rows}
+    changes = {
+        f"- {clean(row.entry.label)}: {clean(change_text(row))}": None for row in rows
+    }
     return "\n".join(
-        [f"# {study}", "", line(heads), "|" + "---|" * len(heads), *map(line, lines)]
+        [
+            f"# {clean(study)}",
+            "",
+            line(heads),
+            "|" + "---|" * len(heads),
+            *map(line, lines),
+        ]
         + ["", *notes, "What changed:", "", *changes, ""]
     )
