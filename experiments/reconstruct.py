@@ -1,8 +1,8 @@
 """Rebuild averaged weights of any EMA profile from a run's snapshots (App. C, Alg. 3).
 
-    python experiments/reconstruct.py --run=runs/ladder-digits/g --sigma_rel=0.06,0.15
+    python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --sigma_rel=0.06,0.15
     python experiments/reconstruct.py --run=gs://bucket/run --sigma_rel=0.02,0.03,...,0.25
-    python experiments/reconstruct.py --run=runs/ladder-digits/g --profile=halflife:0.002
+    python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=halflife:0.002
 
 One pass over the snapshots makes every target, each a safetensors file that says what it
 was made of; after Ctrl-C or a kill the same command goes on, a few seconds back. Prints what each

@@ -1,4 +1,4 @@
-"""Sample from a run: python experiments/sample.py --run=runs/ladder-digits/g.
+"""Sample from a run: python experiments/sample.py --run=runs/ladder-digits/g-seed0.
 
 One seed an image: the same seed gives the same image in any batch. Writes a grid whose
 rows are classes, and the raw images as samples.npz.

@@ -1,4 +1,4 @@
-"""Draw quality against EMA length: python experiments/sweep.py --run=runs/ladder-digits/g.
+"""Draw quality against EMA length: python experiments/sweep.py --run=runs/ladder-digits/g-seed0.
 
 The length of all weights (paper Fig. 5a), over training time (5c), and of one part of the
 network at a time with the others fixed (5b), each with its optimum: the best measured,
