@@ -140,3 +140,27 @@ def test_a_job_waits_for_who_holds_its_run(tmp_path, cluster):
     assert not (task.path / "starts").exists()
     claim.release("preempted")
     assert job.result() == "done"
+
+
+def test_the_other_nodes_of_a_job_train_along_and_evaluate_nothing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    commands = [[sys.executable, "-c", f"print('{word}')"] for word in ("one", "two")]
+    task = Task("a", str(tmp_path), commands)
+    claim = claims.take(tmp_path, "SLURM job 7")  # by the job's first process
+    assert isinstance(claim, claims.Claim)
+    assert slurm.SlurmTask(task)() == "ended with status 0"
+    assert (tmp_path / "log-1.txt").read_text().split() == ["one"]
+    assert claims.count(tmp_path) == 1
+
+
+def test_the_other_nodes_leave_a_run_that_somebody_else_has_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    (tmp_path / "status.json").write_text('{"state": "done", "total_nimg": 40}')
+    (tmp_path / "evaluation.json").write_text('{"nimg": 40}')
+    task = Task("a", str(tmp_path), [[sys.executable, "-c", "print(1)"]])
+    assert slurm.SlurmTask(task)() == "held"
+    assert not (tmp_path / "log-1.txt").exists()
