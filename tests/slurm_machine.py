@@ -16,6 +16,7 @@ def missing() -> str:
     """Why there can be no cluster here, or ''."""
     path = os.environ["PATH"] + ":/usr/sbin"
     absent = [d for d in DAEMONS if not shutil.which(d, path=path)]
+    absent += [c for c in ("sbatch", "srun", "sinfo") if not shutil.which(c)]
     if absent:
         return f"no {', '.join(absent)} here (Debian's slurm-wlm and munge)"
     return "" if os.geteuid() == 0 else "SLURM's daemons want root"
