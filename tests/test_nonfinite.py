@@ -16,6 +16,8 @@ from edm_jax.ema import snapshots
 from edm_jax.run_dir import RunDir
 from edm_jax.trainer import make_trainer
 
+pytestmark = pytest.mark.slow
+
 BATCH, TOTAL, EVERY = 16, 12, 4
 BAD = 11  # the step in which it happens
 MARK = 7.0  # of a pixel, in the batch of that step; no digit has it

@@ -18,6 +18,8 @@ from edm_jax.study import claims, slurm
 from edm_jax.study.task import Task
 
 submitit = pytest.importorskip("submitit")
+# A real cluster requeues after two minutes.
+pytestmark = pytest.mark.slow
 
 # Counts to 40, a tenth of a second each; what it has counted survives an interrupt.
 COUNT = """
@@ -38,16 +40,14 @@ seen.write_text(str(count))
 """
 FINISH = """
 import json, pathlib
+
 run = pathlib.Path({run!r})
 (run / "evaluation.json").write_text(json.dumps(dict(nimg=40)))
 (run / "status.json").write_text(json.dumps(dict(state="done", total_nimg=40)))
 """
 
 
-REAL = pytest.param("slurm", marks=pytest.mark.slow)  # requeues after two minutes
-
-
-@pytest.fixture(scope="module", params=["local", REAL])
+@pytest.fixture(scope="module", params=["local", "slurm"])
 def cluster(request, tmp_path_factory):
     if request.param == "local":
         yield "local"
