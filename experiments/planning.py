@@ -99,10 +99,9 @@ def skipped(plans: Sequence[Plan], directory: Path) -> Iterator[str]:
     for each in plans:
         if not each.goes and each.action != DONE:
             again = "; --retry_failed runs it again" if each.action == FAILED else ""
-            note = (
-                f": {each.note}" if each.action == FAILED and each.note else each.note
-            )
-            yield f"{each.path}: {each.action} {note}{again}.".replace(" :", ":")
+            between = ": " if each.action == FAILED else " "
+            said = between.join(part for part in (each.action, each.note) if part)
+            yield f"{each.path}: {said}{again}."
 
 
 def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Task]:

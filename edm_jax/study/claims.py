@@ -61,14 +61,12 @@ class Claim:
         return latest and read_state(self.path).get("id") == self.fields["id"]
 
 
-def take(
-    run: Path, by: str, expiry_s: float = EXPIRY_S, **fields: Any
-) -> Claim | dict[str, Any]:
+def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, Any]:
     """Claims a run; where somebody holds it, the fields of their claim instead."""
     directory = run / "claims"
     directory.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
-    fields |= {
+    fields = {
         "id": name,
         "by": by,
         "host": socket.gethostname(),

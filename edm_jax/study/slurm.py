@@ -4,6 +4,7 @@ A job that is preempted, or runs out of its time, saves and is queued again, and
 """
 
 import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -35,7 +36,6 @@ class Resources:
     cpus_per_task: int | None = None
     mem_gb: int | None = None
     max_parallel: int = 1000
-    extra: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -92,12 +92,9 @@ class SlurmTask:
 
 def check() -> None:
     """Raises ImportError without submitit, OSError where there is no SLURM."""
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            "--backend=slurm needs submitit: pip install -e '.[slurm]'."
-        ) from None
+    # Not imported to see: that closes the handlers of everybody's loggers.
+    if importlib.util.find_spec("submitit") is None:
+        raise ImportError("--backend=slurm needs submitit: pip install -e '.[slurm]'.")
     if not shutil.which("srun"):
         raise OSError("There is no SLURM here: srun was not found.")
     live_jobs()
@@ -129,7 +126,7 @@ def submit(
         "slurm_account": resources.account,
         "slurm_array_parallelism": resources.max_parallel,
         "slurm_signal_delay_s": _PREEMPTION_NOTICE_S,
-        "slurm_additional_parameters": {"requeue": True, **resources.extra},
+        "slurm_additional_parameters": {"requeue": True},
     }
     executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
     # Not map_array: submitit asks what it is given for `checkpoint`.
