@@ -202,7 +202,7 @@ SIDE: list[Any] = []  # what this process measures
 def build(make_side: Any, *arguments: Any) -> float:
     """Seconds of its first step."""
     if make_side is train_step.Measured:
-        backend.keep_freed_memory()  # as experiments/train.py does
+        backend.prepare()
     SIDE.append(make_side(*arguments))
     return SIDE[0].compile_seconds
 

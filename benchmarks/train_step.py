@@ -7,8 +7,8 @@
 One JSON object: images/s (median, least, most of the rounds), the seconds of the first
 step, which compiles, peak memory of a device, and model FLOP/s (6 per multiply-accumulate
 of a forward pass) against the peak of the data sheet and against a matrix product measured
-here. On a CPU the step is also measured without what `edm_jax.backend` sets, in turn, so
-that noise of the machine falls on both.
+here. On a CPU the step is also measured without the compiler options and barriers of
+`edm_jax.backend`, in turn, so that noise of the machine falls on both.
 """
 
 import json
@@ -28,10 +28,8 @@ from experiments import cli
 class Measured:
     """One compiled step and its times."""
 
-    def __init__(self, config, tuned: bool = True):
-        options = backend.compiler_options() if tuned else None
-        with mock.patch.object(backend, "compiler_options", lambda: options):
-            self.trainer = trainer.make_trainer(config)
+    def __init__(self, config):
+        self.trainer = trainer.make_trainer(config)
         self.state = self.trainer.initial_state()
         net, count = config.network, config.optimizer.batch_size
         shape = (count, net.resolution, net.resolution, net.channels)
@@ -91,9 +89,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--profile", help="also trace a round, into this directory")
     options, config = cli.parse_config(parser, None)
-    backend.keep_freed_memory()
+    backend.prepare()
     measured = Measured(config)
-    plain = Measured(config, tuned=False) if backend.compiler_options() else None
+    plain = None
+    if backend.compiler_options():
+        with mock.patch.object(backend, "compiler_options", lambda: None):
+            plain = Measured(config)
     images = options.steps * config.optimizer.batch_size
     for _ in range(options.rounds):
         for each in filter(None, (measured, plain)):

@@ -1,16 +1,34 @@
-"""What makes XLA fast on the device at hand."""
+"""What makes XLA fast on the device at hand; benchmarks/ print what it gains."""
 
 import ctypes
 import functools
+import os
 import platform
 
 import jax
 
-# What they gain is printed by benchmarks/train_step.py.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
     "xla_cpu_prefer_vector_width": 512,
+    # This pass would drop the barriers of `apart` before anything is fused.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
 }
+
+
+def prepare() -> None:
+    """Makes a CPU's large buffers stay mapped from step to step; call it before JAX.
+
+    XLA asks for its buffers anew at each step. From the main thread glibc then gives
+    the same memory again, once told to keep what is freed; to the threads that JAX
+    would dispatch from it gives fresh pages, of which each must be zeroed.
+    """
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)  # never
 
 
 @functools.cache
@@ -28,11 +46,10 @@ def compiler_options() -> dict[str, str | int] | None:
     return dict(_CPU_OPTIONS)
 
 
-def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory: XLA's large CPU buffers are then not re-faulted."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_max = -1, -4
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
+def apart(x: jax.Array) -> jax.Array:
+    """x, and on a CPU a barrier: XLA fuses nothing across it, its gradient's neither.
+
+    XLA's CPU compiler fuses elementwise functions into the transpositions before a
+    convolution, where they are computed with strides, and again for each use.
+    """
+    return jax.lax.optimization_barrier(x) if compiler_options() else x

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from edm_jax import (
-    backend,
     data,
     diffusion,
     ema,
@@ -38,7 +37,6 @@ def evaluate(
     Writes evaluation.json and samples.png; returns the former. Raises ValueError where
     the run has no snapshots.
     """
-    backend.keep_freed_memory()
     data.prepare(config.data)
     spec = resolve.resolve_network(config)
     heldout = HeldOut(diffusion.Denoiser(spec, config.loss.sigma_data), config)

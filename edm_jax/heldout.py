@@ -14,6 +14,7 @@ class Inference:
     """A denoiser compiled once, for one batch shape, with its layer statistics."""
 
     def __init__(self, denoiser: diffusion.Denoiser, batch_size: int):
+        backend.prepare()
         self.batch_size = batch_size
         self._forward = jax.jit(
             lambda *inputs: denoiser(*inputs, statistics=True),

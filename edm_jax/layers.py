@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.backend import apart
+
 Array = jax.Array
 
 # Keeps the gradient of the square root finite at an all-zero vector; far below
@@ -31,7 +33,8 @@ def magnitude(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
 
 def normalize(x: Array, axes: tuple[int, ...]) -> Array:
     """Divides by eps + RMS over `axes`, in float32 (Alg. 1); keeps the dtype."""
-    return (x.astype(jnp.float32) / magnitude(x, axes)).astype(x.dtype)
+    x = apart(x)
+    return apart((x.astype(jnp.float32) / magnitude(x, axes)).astype(x.dtype))
 
 
 def unit_magnitude(kernel: Array) -> Array:
@@ -49,9 +52,14 @@ def pixel_norm(x: Array) -> Array:
     return normalize(x, axes=(-1,))
 
 
+def plain_silu(x: Array) -> Array:
+    """SiLU (App. B.1)."""
+    return apart(jax.nn.silu(apart(x)))
+
+
 def mp_silu(x: Array) -> Array:
     """Magnitude-preserving SiLU (Eq. 81)."""
-    return jax.nn.silu(x) / 0.596
+    return apart(jax.nn.silu(apart(x)) / 0.596)
 
 
 def plain_sum(a: Array, b: Array, t: float) -> Array:
@@ -209,7 +217,7 @@ class Layer(nn.Module):
         gain = declare(self, "gain", zeros_draw, ()) if self.gain else 1.0
         if self.normalized:
             kernel = normalize_units(kernel) / math.sqrt(fan_in)
-        kernel = (kernel * gain).astype(x.dtype)
+        x, kernel = apart(x), apart((kernel * gain).astype(x.dtype))
         if window:
             y = jax.lax.conv_general_dilated(
                 x,
@@ -221,6 +229,7 @@ class Layer(nn.Module):
             )
         else:
             y = jnp.matmul(x, kernel, precision=float32_precision(x, self.precision))
+        y = apart(y)
         if self.bias:
             bias = declare(self, "bias", self.draw, (self.features,), fan_in)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))

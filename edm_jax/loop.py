@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from edm_jax import backend, data, hosts, networks
+from edm_jax import data, hosts, networks
 from edm_jax.checkpoint import Checkpoints
 from edm_jax.diagnosis import Diagnosis
 from edm_jax.ema import averaging, snapshots
@@ -50,7 +50,6 @@ def train(
     allow_data: the data set may differ from before. Raises ValueError for a checkpoint
     or data that do not fit, OSError where a disk does not do, and Nonfinite.
     """
-    backend.keep_freed_memory()
     data.prepare(config.data)
     trainer = make_trainer(config)
     training, batch_size = config.training, config.optimizer.batch_size

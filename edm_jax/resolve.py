@@ -39,7 +39,7 @@ _NOISE_FEATURES = {
     "fourier": (_FOURIER, _FOURIER),
     "mp_fourier": (_MP_FOURIER, _MP_FOURIER),
 }
-_SILU = {"silu": jax.nn.silu, "mp_silu": layers.mp_silu}
+_SILU = {"silu": layers.plain_silu, "mp_silu": layers.mp_silu}
 _ADD = {"sum": layers.plain_sum, "mp_sum": layers.mp_sum}
 _CAT = {"cat": layers.plain_cat, "mp_cat": layers.mp_cat}
 _MODULATION = {"scale_shift": True, "scale": False}

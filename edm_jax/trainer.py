@@ -9,7 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax import diffusion, ema, networks, optim, parallel, resolve, train_step
+from edm_jax import (
+    backend,
+    diffusion,
+    ema,
+    networks,
+    optim,
+    parallel,
+    resolve,
+    train_step,
+)
 from edm_jax.networks import Params
 from edm_jax.train_step import Batch, TrainState
 
@@ -57,6 +66,7 @@ class Trainer:
 
 def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
     """Assembles a run; `devices` default to all. Raises ValueError where it can't."""
+    backend.prepare()
     devices = devices or jax.devices()
     loss, opt, training = config.loss, config.optimizer, config.training
     parts = len(devices) * training.microbatches

@@ -18,7 +18,7 @@ import rich.progress
 from etils import epath
 
 import configs
-from edm_jax import resolve
+from edm_jax import backend, resolve
 from edm_jax.run_dir import RunDir, read_json, snapshot_place
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
@@ -220,8 +220,12 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(status)
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless the user chose where."""
+def prepare_jax() -> None:
+    """Before JAX's first use: makes it fast, and keeps what it compiles for next time.
+
+    Compiled programs lie where the user chose, else below ~/.cache.
+    """
+    backend.prepare()
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         # By machine: what is compiled for one CPU may not run on another.

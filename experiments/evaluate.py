@@ -11,7 +11,7 @@ from experiments import cli
 def main() -> None:
     """Parse the command line and evaluate."""
     options = cli.run_parser(__doc__).parse_args()
-    cli.use_compilation_cache()
+    cli.prepare_jax()
     run, config = cli.open_run(options)
     before = run.status
     with cli.progress_bar() as bar:

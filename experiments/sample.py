@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edm_jax import backend, data, diffusion, ema, evaluation, networks, resolve
+from edm_jax import data, diffusion, ema, evaluation, networks, resolve
 from edm_jax.ema import snapshots
 from edm_jax.heldout import Inference
 from edm_jax.networks import Params, UNetSpec
@@ -39,9 +39,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="directory (RUN/samples)")
     options = parser.parse_args()
     seeds = cli.seed_list(options.seeds)
-    cli.use_compilation_cache()
+    cli.prepare_jax()
     run, config = cli.open_run(options)
-    backend.keep_freed_memory()
     spec = resolve.resolve_network(config)
     params = _weights(run, spec, options)
     denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)

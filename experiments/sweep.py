@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm_jax import backend, data, diffusion, report, resolve, run_dir, sweeps
+from edm_jax import data, diffusion, report, resolve, run_dir, sweeps
 from edm_jax.ema import snapshots
 from edm_jax.heldout import HeldOut
 from experiments import cli
@@ -28,13 +28,12 @@ def main() -> None:
         )
     if options.times < 1:
         raise ValueError(f"--times={options.times}, but must be at least 1.")
-    cli.use_compilation_cache()
+    cli.prepare_jax()
     run, config = cli.open_run(options)
     sigma_rels = cli.number_list("--sigma_rel", options.sigma_rel)
     sigma_rels = sorted(sigma_rels or config.evaluation.sigma_rels)
     out = options.out or run.path / "sweeps"
     out.mkdir(parents=True, exist_ok=True)
-    backend.keep_freed_memory()
     data.prepare(config.data)
     spec = resolve.resolve_network(config)
     heldout = HeldOut(diffusion.Denoiser(spec, config.loss.sigma_data), config)

@@ -23,7 +23,7 @@ PREEMPTED = 75  # what the system calls a temporary failure: try again
 
 def main() -> None:
     """Parse the command line and train."""
-    cli.use_compilation_cache()
+    cli.prepare_jax()
     options, config = cli.parse_config(_parser(), None)
     if cluster := _cluster(options):
         hosts.join(cluster, options.join_timeout_s)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Each room and the rooms it may import from; a new room is entered here.
 ARROWS = {
-    "layers": "",
+    "layers": "backend",
     "networks": "layers",
     "resolve": "layers networks",
     "diffusion": "layers networks",
@@ -24,7 +24,7 @@ ARROWS = {
     "parallel": "backend train_step",
     "hosts": "parallel",
     "checkpoint": "train_step",
-    "trainer": "diffusion ema networks optim parallel resolve train_step",
+    "trainer": "backend diffusion ema networks optim parallel resolve train_step",
     "diagnosis": "diffusion networks train_step trainer",
     "memory": "parallel trainer",
     "monitor": "",
@@ -39,10 +39,10 @@ ARROWS = {
     "run_dir": "provenance",
     "loggers": "",
     "disk": "ema networks resolve trainer",
-    "loop": "backend checkpoint data diagnosis ema heldout hosts loggers monitor "
+    "loop": "checkpoint data diagnosis ema heldout hosts loggers monitor "
     "networks profiling provenance run_dir train_step trainer training_log",
     "sweeps": "ema heldout run_dir",
-    "evaluation": "backend data diffusion ema heldout metrics networks resolve run_dir "
+    "evaluation": "data diffusion ema heldout metrics networks resolve run_dir "
     "sampling sweeps",
     "study": "provenance run_dir",
     "report": "run_dir",
