@@ -6,6 +6,7 @@ import os
 import platform
 
 import jax
+import jax.numpy as jnp
 
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
@@ -53,3 +54,11 @@ def apart(x: jax.Array) -> jax.Array:
     convolution, where they are computed with strides, and again for each use.
     """
     return jax.lax.optimization_barrier(x) if compiler_options() else x
+
+
+def sum_rows(x: jax.Array) -> jax.Array:
+    """Sum over the first axis; on a CPU in two stages, 2 to 7 times as fast in XLA."""
+    rows, *shape = x.shape
+    if not compiler_options() or rows % 32:
+        return jnp.sum(x, axis=0)
+    return jnp.sum(apart(jnp.sum(x.reshape(32, -1, *shape), axis=0)), axis=0)

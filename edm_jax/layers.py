@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax import backend
 from edm_jax.backend import apart
 
 Array = jax.Array
@@ -39,12 +40,16 @@ def normalize(x: Array, axes: tuple[int, ...]) -> Array:
 
 def unit_magnitude(kernel: Array) -> Array:
     """What `normalize_units` divides a kernel (..., out) by: (1, ..., out)."""
-    return magnitude(kernel, axes=tuple(range(kernel.ndim - 1)))
+    rows = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
+    mean_square = backend.sum_rows(jnp.square(rows)) / len(rows)
+    magnitude = 1e-4 + jnp.sqrt(mean_square + _TINY)
+    return jnp.expand_dims(magnitude, range(kernel.ndim - 1))
 
 
 def normalize_units(kernel: Array) -> Array:
     """Scales each output unit of a kernel (..., out) to RMS 1 (Eq. 66)."""
-    return normalize(kernel, axes=tuple(range(kernel.ndim - 1)))
+    kernel = apart(kernel)
+    return apart(kernel / unit_magnitude(kernel))
 
 
 def pixel_norm(x: Array) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from edm_jax import diffusion, dynamics, optim
+from edm_jax import backend, diffusion, dynamics, optim
 from edm_jax.ema import averaging
 from edm_jax.networks import Params
 
@@ -167,4 +167,7 @@ def make_current_averages(
 
 def _rms(tree: Params) -> jax.Array:
     leaves = jax.tree.leaves(tree)
-    return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
+    return jnp.sqrt(
+        sum(backend.sum_rows(jnp.square(x.ravel())) for x in leaves)
+        / sum(x.size for x in leaves)
+    )
