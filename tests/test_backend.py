@@ -1,10 +1,17 @@
-"""What makes XLA fast on a CPU is taken by the XLA that is pinned."""
+"""What makes XLA fast on a CPU changes no number, and is taken by the XLA that is pinned."""
+
+import os
+import re
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import jaxlib
+import numpy as np
 import pytest
 
-from edm_jax import backend
+from edm_jax import backend, layers
 
 
 @pytest.mark.skipif(
@@ -20,3 +27,91 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     options = backend.compiler_options.__wrapped__()
     assert options is None
     jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
+
+
+def compiled_gradient(options):
+    """Text and result of the gradient of a convolution between two functions."""
+    layer = layers.Layer(4, 3, normalized=False, bias=False, draw=layers.zeros_draw)
+
+    def loss(x, kernel):
+        y = layer.apply({"params": {"kernel": kernel}}, layers.mp_silu(x))
+        return jnp.sum(jnp.sin(y))
+
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.full((3, 3, 4, 4), 0.1)
+    jitted = jax.jit(jax.grad(loss, (0, 1)), compiler_options=options)
+    return jitted.lower(x, kernel).compile().as_text(), jitted(x, kernel)
+
+
+def computed_while_transposing(text):
+    """The operations of fusions that transpose."""
+    bodies = [body for body in text.split("\n\n") if body.startswith("%fused")]
+    transposing = [body for body in bodies if " transpose(" in body]
+    assert transposing
+    return set(re.findall(r" = \S+ (\w+)\(", "".join(transposing)))
+
+
+@pytest.mark.skipif(not backend.compiler_options(), reason="this XLA has no barriers")
+def test_barriers_keep_arithmetic_out_of_transpositions_and_change_no_number(
+    monkeypatch,
+):
+    moves = {"parameter", "reverse", "transpose", "copy", "bitcast"}
+    text, apart = compiled_gradient(backend.compiler_options())
+    assert computed_while_transposing(text) <= moves
+    monkeypatch.setattr(backend, "compiler_options", lambda: None)
+    text, fused = compiled_gradient(None)
+    assert "multiply" in computed_while_transposing(text)
+    for a, b in zip(apart, fused, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(31,), (4096,), (64, 3), (2304, 5), (33, 7)])
+def test_the_sum_over_rows_and_its_gradient_are_those_of_float64(shape):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    exact = x.astype(np.float64).sum(axis=0)
+    np.testing.assert_allclose(backend.sum_rows(x), exact, rtol=1e-6, atol=1e-5)
+    weights = np.arange(1.0, 1 + exact.size).reshape(exact.shape)
+    gradient = jax.grad(lambda x: jnp.sum(weights * backend.sum_rows(x)))(x)
+    np.testing.assert_array_equal(gradient, np.broadcast_to(weights, shape))
+
+
+# 64 MiB of scratch: 16,384 pages of 4 KiB.
+PAGE_FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+from edm_jax import backend
+if {prepared}:
+    backend.prepare()
+x = jnp.ones((4096, 8))
+step = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x.T)))
+def faults():
+    step(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults()
+before = faults()
+after = [faults() for _ in range(5)][-1]
+print((after - before) // 5)
+"""
+
+
+def page_faults(prepared, **environment):
+    """New pages for each run of a compiled function, in a process of its own."""
+    base = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    done = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS.format(prepared=prepared)],
+        env=base | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_a_prepared_process_takes_no_new_memory_for_a_step():
+    assert page_faults(prepared=True) < 1_000
+    assert page_faults(prepared=False) > 10_000
+
+
+def test_who_sets_how_jax_dispatches_is_left_alone():
+    kept = page_faults(prepared=True, JAX_CPU_ENABLE_ASYNC_DISPATCH="1")
+    assert kept > 10_000
