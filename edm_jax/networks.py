@@ -117,10 +117,10 @@ class Attention(nn.Module):
         head = min(self.spec.head_channels, channels)
         y = x if ops.cosine_attention else ops.norm(name="norm")(x)
         qkv = ops.layer(3 * channels, 1, name="qkv")(y)
-        heads = (n, h * w, channels // head, head)
-        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        heads = qkv.reshape(n, h * w, 3, channels // head, head)
         if ops.cosine_attention:
-            q, k, v = layers.pixel_norm(q), layers.pixel_norm(k), layers.pixel_norm(v)
+            heads = layers.pixel_norm(heads)
+        q, k, v = (part.squeeze(2) for part in jnp.split(heads, 3, axis=2))
         precision = layers.float32_precision(x, ops.precision)
         einsum = functools.partial(jnp.einsum, precision=precision)
         logits = einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
@@ -148,7 +148,8 @@ class Block(nn.Module):
         if self.attention:
             x = Attention(self.spec, name="attention")(x)
         clamp = self.spec.ops.clamp
-        return x if math.isinf(clamp) else jnp.clip(x, -clamp, clamp)
+        # Not jnp.clip, whose gradient looks for ties with the bounds.
+        return x if math.isinf(clamp) else jax.lax.clamp(-clamp, x, clamp)
 
     def match_channels(self, x: Array) -> Array:
         if x.shape[-1] == self.features:
