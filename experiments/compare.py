@@ -8,7 +8,7 @@ mean over seeds, its 95% interval, and how sure its difference to --baseline is.
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -65,21 +65,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.pick(options.metric)
         report.pick(options.columns)
         if options.follow:
-            page = _follow(options)
+            _follow(options)
         else:
-            runs = report.find_runs(options.directories)
-            chosen = options.baseline, options.metric, _warn, options.columns
-            page = report.build(runs, options.out, *chosen)
+            found = report.find_runs(options.directories)
+            _write(options, [report.load_run(path) for path in found], _warn)
     except (OSError, ValueError) as error:
         sys.exit(f"compare: {error}")
     except KeyboardInterrupt:
         print("compare: no longer following.", file=sys.stderr)
         sys.exit(130)
-    print(f"Wrote {page}")
+    print(f"Wrote {options.out / 'index.html'}")
 
 
-def _follow(options: argparse.Namespace) -> Path:
-    """Write the comparison again and again; its figures for a paper at the end."""
+def _write(
+    options: argparse.Namespace,
+    runs: Sequence[Run],
+    warn: Callable[[str], object],
+    following: report.Following | None = None,
+) -> None:
+    """Write the comparison; while runs go on not yet its figures for a paper."""
+    chosen = options.baseline, options.metric, options.columns
+    report.write(runs, options.out, *chosen, warn, following)
+    if not options.follow or all(map(report.has_ended, runs)):
+        report.write_figures(runs, options.out, options.baseline)
+
+
+def _follow(options: argparse.Namespace) -> None:
+    """Write the comparison again and again."""
     warned: set[str] = set()
 
     def warn(warning: str) -> None:
@@ -90,10 +102,7 @@ def _follow(options: argparse.Namespace) -> Path:
     def write(runs: Sequence[Run], following: report.Following | None) -> None:
         # What is doubtful while runs go on need not be in the end.
         said = (lambda warning: None) if following else warn
-        chosen = options.baseline, options.metric, said, options.columns
-        report.write(runs, options.out, *chosen, following)
-        if all(map(report.has_ended, runs)):
-            report.write_figures(runs, options.out, options.baseline)
+        _write(options, runs, said, following)
 
     with _Lines() as lines:
         report.follow(
@@ -102,7 +111,6 @@ def _follow(options: argparse.Namespace) -> Path:
             lines.show,
             options.follow,
         )
-    return options.out / "index.html"
 
 
 class _Lines:

@@ -389,8 +389,9 @@ def test_markdown_and_latex_show_what_the_rows_say(study):
 
 
 def test_markdown_and_latex_show_the_columns_that_were_asked_for(study, tmp_path):
-    runs, chosen = report.find_runs([study]), ("sigma_rel", "weight_growth")
-    report.build(runs, tmp_path / "out", columns=chosen)
+    runs = [report.load_run(run) for run in report.find_runs([study])]
+    chosen = "sigma_rel", "weight_growth"
+    report.write(runs, tmp_path / "out", columns=chosen)
     head = (tmp_path / "out" / "results.md").read_text().splitlines()[2]
     cells = [cell.strip() for cell in head.strip("|").split("|")]
     assert cells[4:6] == ["best σ_rel", "weights grow by"]

@@ -222,7 +222,9 @@ def test_runs_with_missing_empty_and_foreign_files_are_rendered(tmp_path):
     (run / "metrics.jsonl").write_text("[1]\nnull\n{}\n")
     (run / "evaluation.json").write_text('{"nimg": 1')
     assert report.load_run(run).samples is None
-    report.build(report.find_runs([tmp_path / "study"]), tmp_path / "out")
+    runs = [report.load_run(run) for run in report.find_runs([tmp_path / "study"])]
+    report.write(runs, tmp_path / "out")
+    report.write_figures(runs, tmp_path / "out")
     first, second = read_csv(tmp_path / "out")
     assert (
         first["message"] == "evaluation.json is missing or unreadable: evaluate the run"
@@ -240,7 +242,8 @@ def test_a_diverged_run_shows_nan_and_its_finite_records_are_drawn(tmp_path):
     for record in records[90:]:
         record |= {"loss": nan, "loss_per_element": nan, "weights": {}}
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    report.build([run], tmp_path / "out")
+    report.write([report.load_run(run)], tmp_path / "out")
+    report.write_figures([report.load_run(run)], tmp_path / "out")
     page = Page(tmp_path / "out/index.html").lines[0]
     assert page["held-out loss"] == "NaN"
     assert read_csv(tmp_path / "out")[0]["raw_loss"] == "nan"

@@ -20,7 +20,6 @@ from edm_jax.report.writers import results_csv, results_markdown
 __all__ = [
     "METRICS",
     "Following",
-    "build",
     "config_diff",
     "draw_sweeps",
     "find_runs",
@@ -41,40 +40,24 @@ __all__ = [
 ]
 
 
-def build(
-    run_dirs: Sequence[Path],
-    out: Path,
-    baseline: str | None = None,
-    metrics: Sequence[str] = METRICS,
-    warn: Callable[[str], object] = lambda warning: None,
-    columns: Sequence[str] = (),
-) -> Path:
-    """Compare run directories and return the path of the page.
-
-    Writes index.html (self-contained), results.csv, results.md, results.tex and
-    figures/ (PNG, PDF, SVG) under ``out``, and says what a reader must beware of to
-    ``warn``. columns: those of results.md and .tex, all if none. Raises
-    FileNotFoundError when no directory is given, ValueError for a baseline or a column
-    that does not exist.
-    """
-    if not run_dirs:
-        raise FileNotFoundError("No run to compare: give at least one run directory.")
-    runs = [load_run(Path(path)) for path in run_dirs]
-    page = write(runs, out, baseline, metrics, warn, columns)
-    write_figures(runs, out, baseline)
-    return page
-
-
 def write(
     runs: Sequence[Run],
     out: Path,
     baseline: str | None = None,
     metrics: Sequence[str] = METRICS,
-    warn: Callable[[str], object] = lambda warning: None,
     columns: Sequence[str] = (),
+    warn: Callable[[str], object] = lambda warning: None,
     following: Following | None = None,
 ) -> Path:
-    """Write the page and the tables of runs; each file appears whole or not at all."""
+    """Write the page and the tables of runs, and return the path of the page.
+
+    index.html (self-contained), results.csv, results.md and results.tex under ``out``,
+    each whole or not at all; ``warn`` is told what a reader must beware of. columns:
+    those of results.md and .tex, all if none. Raises FileNotFoundError without a run,
+    ValueError for a baseline or a column that does not exist.
+    """
+    if not runs:
+        raise FileNotFoundError("No run to compare: give at least one run directory.")
     pick(metrics)  # refuses those there are not
     shown = pick(columns) or ALL_COLUMNS
     entries = ladder(runs, baseline)
