@@ -11,9 +11,7 @@ work on the machine slows PyTorch more than JAX.
 
 import argparse
 import math
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -22,7 +20,7 @@ import train_step
 from flax import traverse_util
 
 import configs
-from edm_jax import backend, ema, networks, resolve
+from edm_jax import ema, networks, resolve
 from experiments import cli
 
 try:
@@ -196,21 +194,6 @@ class TorchSide:
         return time.perf_counter() - start
 
 
-SIDE: list[Any] = []  # what this process measures
-
-
-def build(make_side: Any, *arguments: Any) -> float:
-    """Seconds of its first step."""
-    if make_side is train_step.Measured:
-        backend.prepare()
-    SIDE.append(make_side(*arguments))
-    return SIDE[0].compile_seconds
-
-
-def run(steps: int) -> float:
-    return SIDE[0].run(steps)
-
-
 def checked_params(config: Any) -> dict[str, np.ndarray]:
     """Parameters by path, gains not 0; AssertionError unless both networks agree."""
     spec, rng = resolve.resolve_network(config), np.random.default_rng(0)
@@ -238,18 +221,17 @@ def measure(size: str, rounds: int, *pytorch: bool) -> None:
     config = configs.load(f"configs/config_g.py:{workload}", overrides)
     params = checked_params(config)
     print(f"{size}, batch {batch}: the networks agree", flush=True)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as ours, ProcessPoolExecutor(1, spawn) as theirs:
-        seconds = [theirs.submit(build, TorchSide, config, params, *pytorch).result()]
-        seconds.append(ours.submit(build, train_step.Measured, config).result())
-        rates: list[list[float]] = [[], []]
-        for pool, rate in [*zip((theirs, ours), rates)] * rounds:
-            rate.append(int(batch) * steps / pool.submit(run, steps).result())
+    with (
+        train_step.Elsewhere(TorchSide, config, params, *pytorch) as theirs,
+        train_step.Elsewhere(train_step.Measured, config) as ours,
+    ):
+        for side in (theirs, ours) * rounds:
+            side.rates.append(int(batch) * steps / side.run(steps))
     names = f"torch {torch.__version__}", f"jax {jax.__version__}"
-    for name, first, rate in zip(names, seconds, rates):
-        speed = f"{np.median(rate):,.1f} images/s, at best {max(rate):,.1f}"
-        print(f"  {name}: {speed}; first step {first:.1f} s")
-    ratios = [b / a for a, b in zip(*rates)]
+    for name, side in zip(names, (theirs, ours)):
+        speed = f"{np.median(side.rates):,.1f} images/s, at best {max(side.rates):,.1f}"
+        print(f"  {name}: {speed}; first step {side.compile_seconds:.1f} s")
+    ratios = [b / a for a, b in zip(theirs.rates, ours.rates)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"  jax / torch: {np.median(ratios):.2f}, {spread}", flush=True)
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def _local(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
     tasks = planning.open_runs(plans, options.allow)
     done = sum(plan.action == planning.DONE for plan in plans)
     print(f"{len(tasks)} runs to go, {len(slots)} at a time.", flush=True)
+    start = time.monotonic()
     with live.Table(tasks, done) as table:
         try:
             outcomes = local.run(tasks, slots, table, options.fail_fast)
@@ -191,6 +193,10 @@ def _local(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
         )
     if any(outcome == "preempted" for outcome in outcomes.values()):
         sys.exit("launch: some runs were preempted; the same command goes on.")
+    print(
+        f"{len(tasks)} runs in {live.duration(time.monotonic() - start)}; next: "
+        f"python experiments/compare.py {tasks[0].path.parent}"
+    )
 
 
 def _tell_failures(failed: Sequence[Task]) -> None:

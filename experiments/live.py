@@ -111,7 +111,7 @@ class _Row:
             f"{bar} [{colour}]{self._stage}[/]",
             f"{nimg:,} of {total:,}" if total else "",
             f"{rate:,.0f}" if moving and rate else "",
-            _time((total - nimg) / rate) if moving and rate else "",
+            duration((total - nimg) / rate) if moving and rate else "",
             rich.markup.escape(why or self._where)[:60],
         ]
 
@@ -127,11 +127,12 @@ class _Row:
             return f"{self._task.name}: held {self._where}"
         images = f"{nimg:,} of {total:,} images" if total else "starting"
         if rate and self._stage == "train":
-            images += f", {rate:,.0f} img/s, {_time((total - nimg) / rate)} left"
+            images += f", {rate:,.0f} img/s, {duration((total - nimg) / rate)} left"
         return f"{self._task.name}: {self._stage}: {images}"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as 3 h 05 min, 8 min 31 s or 9 s."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
