@@ -147,9 +147,11 @@ class Block(nn.Module):
         x = self.residual(x, emb, dropout_keys)
         if self.attention:
             x = Attention(self.spec, name="attention")(x)
-        clamp = self.spec.ops.clamp
+        if math.isinf(self.spec.ops.clamp):
+            return x
+        bound = jnp.asarray(self.spec.ops.clamp, x.dtype)
         # Not jnp.clip, whose gradient looks for ties with the bounds.
-        return x if math.isinf(clamp) else jax.lax.clamp(-clamp, x, clamp)
+        return jax.lax.clamp(-bound, x, bound)
 
     def match_channels(self, x: Array) -> Array:
         if x.shape[-1] == self.features:
