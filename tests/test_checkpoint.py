@@ -226,6 +226,7 @@ def passed_over(path, caplog):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -265,6 +266,7 @@ def test_a_checkpoint_of_which_a_folder_was_emptied_is_passed_over(pair, caplog,
     assert passed_over(pair, caplog)
 
 
+@pytest.mark.slow
 def test_a_bit_flipped_in_an_array_is_always_noticed(tmp_path, caplog):
     stored = tmp_path / "stored"
     store(stored, 10, 20, layout="one device")  # several would store it in parts

@@ -14,6 +14,7 @@ def run(monkeypatch, main, *arguments):
     cli.run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("letter", "params", "gflops"),
     [("a", 295_902_724, 110.4), ("c", 277_816_512, 100.3), ("g", 280_212_709, 102.2)],
@@ -33,6 +34,7 @@ def test_describe_agrees_with_table_1(monkeypatch, capsys, letter, params, gflop
     assert described["snapshot_bytes"] >= 4 * params
 
 
+@pytest.mark.slow
 def test_describe_lists_the_changes_since_the_letter_before(monkeypatch, capsys):
     run(
         monkeypatch,

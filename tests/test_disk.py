@@ -12,6 +12,7 @@ from edm_jax.run_dir import RunDir
 G = f"{configs.letter_path('g')}:"
 
 
+@pytest.mark.slow
 def test_the_papers_run_of_size_s_stores_what_its_weights_say():
     config = configs.load(G + "imagenet512-s")
     found = disk.estimate(config)

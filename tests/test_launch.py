@@ -137,6 +137,7 @@ COUNTED = (
 )
 
 
+@pytest.mark.slow
 def test_two_launchers_at_once_run_every_run_once(tmp_path):
     names = [str(i) for i in range(6)]
     outcomes = {}

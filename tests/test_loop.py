@@ -141,6 +141,7 @@ def assert_same_weights(one, other):
             np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
 
 
+@pytest.mark.slow
 def test_interrupted_training_saves_and_says_so(interrupted):
     status = interrupted.status_between
     assert status["state"] == "preempted" and status["stage"] == "train"
@@ -150,12 +151,14 @@ def test_interrupted_training_saves_and_says_so(interrupted):
     assert interrupted.reports[0][0] == 19 * BATCH
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_training_is_the_uninterrupted_to_the_bit(
     whole, interrupted
 ):
     assert_same_weights(whole, interrupted)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_training_logs_the_same_metrics(whole, interrupted):
     assert whole.metrics() == interrupted.metrics()
 
@@ -493,12 +496,14 @@ def test_config_a_has_its_traditional_average_evaluated_beside_the_sweep(
     assert traditional["loss"] != result["raw_loss"]
 
 
+@pytest.mark.slow
 def test_no_file_is_left_half_written(whole, interrupted, evaluated):
     for each in (whole, interrupted):
         names = [f for _, _, files in os.walk(each.run.path) for f in files]
         assert not [n for n in names if n.endswith(".tmp") or str(os.getpid()) in n]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_is_stored_where_it_stopped_and_is_at_its_end(
     load, tmp_path
 ):

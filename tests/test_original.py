@@ -408,6 +408,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_refused_in_little_memory(tmp_path, bomb):
     objects, message = BOMBS[bomb]

@@ -118,6 +118,7 @@ def test_a_step_leaves_the_state_sharded_as_it_was():
     assert jax.tree.map(lambda x: x.sharding, state) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jit", "pmap"])
 def test_a_state_goes_to_the_host_and_back_to_the_bit(form):
     made = trainer.make_trainer(load(parallel=form))
