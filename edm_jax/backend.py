@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 import os
 import platform
 
@@ -56,9 +57,9 @@ def apart(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x) if compiler_options() else x
 
 
-def sum_rows(x: jax.Array) -> jax.Array:
-    """Sum over the first axis; on a CPU in two stages, 2 to 7 times as fast in XLA."""
-    rows, *shape = x.shape
+def sum_leading(x: jax.Array, axes: int) -> jax.Array:
+    """Sum over the first axes; on a CPU in two stages, 2 to 7 times as fast in XLA."""
+    rows, shape = math.prod(x.shape[:axes]), x.shape[axes:]
     if not compiler_options() or rows % 32:
-        return jnp.sum(x, axis=0)
+        return jnp.sum(x, axis=tuple(range(axes)))
     return jnp.sum(apart(jnp.sum(x.reshape(32, -1, *shape), axis=0)), axis=0)

@@ -40,10 +40,11 @@ def normalize(x: Array, axes: tuple[int, ...]) -> Array:
 
 def unit_magnitude(kernel: Array) -> Array:
     """What `normalize_units` divides a kernel (..., out) by: (1, ..., out)."""
-    rows = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
-    mean_square = backend.sum_rows(jnp.square(rows)) / len(rows)
+    inputs = kernel.ndim - 1
+    squares = jnp.square(kernel.astype(jnp.float32))
+    mean_square = backend.sum_leading(squares, inputs) / math.prod(kernel.shape[:-1])
     magnitude = 1e-4 + jnp.sqrt(mean_square + _TINY)
-    return jnp.expand_dims(magnitude, range(kernel.ndim - 1))
+    return jnp.expand_dims(magnitude, range(inputs))
 
 
 def normalize_units(kernel: Array) -> Array:

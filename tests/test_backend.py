@@ -64,13 +64,24 @@ def test_barriers_keep_arithmetic_out_of_transpositions_and_change_no_number(
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(31,), (4096,), (64, 3), (2304, 5), (33, 7)])
-def test_the_sum_over_rows_and_its_gradient_are_those_of_float64(shape):
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((), 0),
+        ((31,), 1),
+        ((4096,), 1),
+        ((64, 3), 1),
+        ((3, 3, 64, 5), 3),
+        ((8, 8, 4), 2),
+    ],
+)
+def test_a_sum_over_leading_axes_and_its_gradient_are_those_of_float64(shape, axes):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    exact = x.astype(np.float64).sum(axis=0)
-    np.testing.assert_allclose(backend.sum_rows(x), exact, rtol=1e-6, atol=1e-5)
+    exact = x.astype(np.float64).sum(axis=tuple(range(axes)))
+    found = backend.sum_leading(x, axes)
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-5)
     weights = np.arange(1.0, 1 + exact.size).reshape(exact.shape)
-    gradient = jax.grad(lambda x: jnp.sum(weights * backend.sum_rows(x)))(x)
+    gradient = jax.grad(lambda x: jnp.sum(weights * backend.sum_leading(x, axes)))(x)
     np.testing.assert_array_equal(gradient, np.broadcast_to(weights, shape))
 
 
