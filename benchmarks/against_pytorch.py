@@ -3,8 +3,8 @@
     python benchmarks/against_pytorch.py --size=8x8
 
 In float32; both networks must agree first. Each framework has a process, and so an
-allocator, of its own; they take turns. PyTorch is eager, or --compile, with fused Adam
-and in its default memory format, or --channels_last, which is its fastest. Prints images
+allocator, of its own; they take turns. PyTorch is eager, with its own choice of
+Adam and memory format; --fused and --channels_last are its fastest. Prints images
 per second, the seconds of the first step, and the median of the rounds' ratios. Other
 work on the machine slows PyTorch more than JAX.
 """
@@ -142,6 +142,7 @@ class TorchSide:
         params: dict[str, np.ndarray],
         compiled: bool,
         channels_last: bool,
+        fused: bool,
     ):
         self.config, self.opt, self.count = config, config.optimizer, 0
         spec = resolve.resolve_network(config)
@@ -150,7 +151,10 @@ class TorchSide:
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.params = [w for w in self.net.weights.values() if w.requires_grad]
         betas, eps = (self.opt.beta1, self.opt.beta2), self.opt.eps
-        self.adam = torch.optim.Adam(self.params, betas=betas, eps=eps, fused=True)
+        fused_adam = True if fused else None  # None is PyTorch's own choice
+        self.adam = torch.optim.Adam(
+            self.params, betas=betas, eps=eps, fused=fused_adam
+        )
         self.gammas = [ema.gamma_from_sigma_rel(s) for s in config.ema.sigma_rels]
         self.emas = [[p.detach().clone() for p in self.params] for _ in self.gammas]
         shape = (self.opt.batch_size, spec.channels, spec.resolution, spec.resolution)
@@ -242,9 +246,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
     parser.add_argument("--channels_last", action="store_true", help="memory format")
+    parser.add_argument("--fused", action="store_true", help="fused Adam")
     options = parser.parse_args()
     for size in [options.size] if options.size else SIZES:
-        measure(size, options.rounds, options.compile, options.channels_last)
+        chosen = options.compile, options.channels_last, options.fused
+        measure(size, options.rounds, *chosen)
 
 
 if __name__ == "__main__":
