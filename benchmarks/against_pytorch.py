@@ -5,8 +5,7 @@
 In float32; both networks must agree first. Each framework has a process, and so an
 allocator, of its own; they take turns. PyTorch is eager, with its own choice of
 Adam and memory format; --fused and --channels_last are its fastest. Prints images
-per second, the seconds of the first step, and the median of the rounds' ratios. Other
-work on the machine slows PyTorch more than JAX.
+per second, the seconds of the first step, and the median of the rounds' ratios.
 """
 
 import argparse

@@ -29,7 +29,11 @@ _TINY = 1e-30
 def magnitude(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
     """eps + RMS over `axes`, kept as size 1, in float32: what Alg. 1 divides by."""
     squares = jnp.square(x.astype(jnp.float32))
-    return eps + jnp.sqrt(jnp.mean(squares, axis=axes, keepdims=True) + _TINY)
+    if axes == tuple(range(len(axes))):  # a kernel's
+        total = jnp.expand_dims(backend.sum_leading(squares, len(axes)), axes)
+    else:
+        total = jnp.sum(squares, axis=axes, keepdims=True)
+    return eps + jnp.sqrt(total / (x.size // total.size) + _TINY)
 
 
 def normalize(x: Array, axes: tuple[int, ...]) -> Array:
@@ -40,17 +44,12 @@ def normalize(x: Array, axes: tuple[int, ...]) -> Array:
 
 def unit_magnitude(kernel: Array) -> Array:
     """What `normalize_units` divides a kernel (..., out) by: (1, ..., out)."""
-    inputs = kernel.ndim - 1
-    squares = jnp.square(kernel.astype(jnp.float32))
-    mean_square = backend.sum_leading(squares, inputs) / math.prod(kernel.shape[:-1])
-    magnitude = 1e-4 + jnp.sqrt(mean_square + _TINY)
-    return jnp.expand_dims(magnitude, range(inputs))
+    return magnitude(kernel, axes=tuple(range(kernel.ndim - 1)))
 
 
 def normalize_units(kernel: Array) -> Array:
     """Scales each output unit of a kernel (..., out) to RMS 1 (Eq. 66)."""
-    kernel = apart(kernel)
-    return apart(kernel / unit_magnitude(kernel))
+    return normalize(kernel, axes=tuple(range(kernel.ndim - 1)))
 
 
 def pixel_norm(x: Array) -> Array:

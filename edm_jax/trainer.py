@@ -65,7 +65,10 @@ class Trainer:
 
 
 def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
-    """Assembles a run; `devices` default to all. Raises ValueError where it can't."""
+    """Assembles a run; `devices` default to all. Raises ValueError where it can't.
+
+    First prepares the process for JAX on a CPU: `backend.prepare`.
+    """
     backend.prepare()
     devices = devices or jax.devices()
     loss, opt, training = config.loss, config.optimizer, config.training

@@ -116,14 +116,18 @@ def page_faults(prepared, **environment):
     return float(done.stdout)
 
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+@on_linux
 def test_a_prepared_process_takes_no_new_memory_for_a_step():
     assert page_faults(prepared=True) < 1_000
     assert page_faults(prepared=False) > 10_000
 
 
 @pytest.mark.slow
+@on_linux
 def test_who_sets_how_jax_dispatches_is_left_alone():
     kept = page_faults(prepared=True, JAX_CPU_ENABLE_ASYNC_DISPATCH="1")
     assert kept > 10_000
