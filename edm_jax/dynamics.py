@@ -49,7 +49,7 @@ def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.A
     flat = jax.tree_util.tree_leaves_with_path(updates)
     for (path, update), w in zip(flat, jax.tree.leaves(params), strict=True):
         if path[-1].key == "kernel":
-            pair = [backend.sum_leading(jnp.square(x), x.ndim) for x in (update, w)]
+            pair = [backend.sum_over(jnp.square(x)) for x in (update, w)]
             names = [key.key for key in path]
             block = _BLOCK.match(names[1]) if names[0] == "unet" else None
             for place in ("all", "_".join(block.groups()) if block else "other"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from edm_jax import diffusion, networks
+from edm_jax import backend, diffusion, networks
 
 # TFLOP/s of one device, dense: bfloat16, float16, float32. From the vendors' data sheets;
 # where one states only the rate with 2:4 sparsity, half of it.
@@ -47,7 +47,8 @@ def forward_macs(spec: networks.UNetSpec) -> int:
     denoiser = diffusion.Denoiser(spec, 0.5)
     params = networks.abstract_params(spec)
     inputs = networks.abstract_inputs(spec)
-    return count_macs(lambda *args: denoiser(*args).image, params, *inputs)
+    with backend.untuned():  # the same on every device
+        return count_macs(lambda *args: denoiser(*args).image, params, *inputs)
 
 
 def train_flops(spec: networks.UNetSpec) -> float:

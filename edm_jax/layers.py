@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import backend
-from edm_jax.backend import apart
+from edm_jax.backend import apart, spread
 
 Array = jax.Array
 
@@ -29,17 +29,15 @@ _TINY = 1e-30
 def magnitude(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
     """eps + RMS over `axes`, kept as size 1, in float32: what Alg. 1 divides by."""
     squares = jnp.square(x.astype(jnp.float32))
-    if axes == tuple(range(len(axes))):  # a kernel's
-        total = jnp.expand_dims(backend.sum_leading(squares, len(axes)), axes)
-    else:
-        total = jnp.sum(squares, axis=axes, keepdims=True)
+    total = jnp.expand_dims(backend.sum_over(squares, axes), axes)
     return eps + jnp.sqrt(total / (x.size // total.size) + _TINY)
 
 
 def normalize(x: Array, axes: tuple[int, ...]) -> Array:
     """Divides by eps + RMS over `axes`, in float32 (Alg. 1); keeps the dtype."""
     x = apart(x)
-    return apart((x.astype(jnp.float32) / magnitude(x, axes)).astype(x.dtype))
+    scale = spread(1 / magnitude(x, axes), x.shape)
+    return apart((x.astype(jnp.float32) * scale).astype(x.dtype))
 
 
 def unit_magnitude(kernel: Array) -> Array:
@@ -64,7 +62,7 @@ def plain_silu(x: Array) -> Array:
 
 def mp_silu(x: Array) -> Array:
     """Magnitude-preserving SiLU (Eq. 81)."""
-    return apart(jax.nn.silu(apart(x)) / 0.596)
+    return apart(jax.nn.silu(apart(x)) * (1 / 0.596))
 
 
 def plain_sum(a: Array, b: Array, t: float) -> Array:
@@ -75,7 +73,8 @@ def plain_sum(a: Array, b: Array, t: float) -> Array:
 
 def mp_sum(a: Array, b: Array, t: float) -> Array:
     """Magnitude-preserving blend (1-t)a + tb (Eq. 88)."""
-    return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
+    norm = math.hypot(1 - t, t)
+    return (1 - t) / norm * a + t / norm * b
 
 
 def plain_cat(a: Array, b: Array, t: float) -> Array:
@@ -107,9 +106,47 @@ def resample(x: Array, mode: str) -> Array:
     n, h, w, c = x.shape
     if mode == "down":
         return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(
-        n, 2 * h, 2 * w, c
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
+    return apart(x.reshape(n, 2 * h, 2 * w, c))
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    precision: jax.lax.Precision | None,
+    padding: str | tuple[tuple[int, int], ...] = "SAME",
+) -> Array:
+    """(N, H, W, C) and (rows, columns, C, out) -> (N, H, W, out)."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    strides = (1, 1)
+    return apart(
+        jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=dims, precision=precision
+        )
     )
+
+
+def convolve_upsampled(
+    x: Array, kernel: Array, precision: jax.lax.Precision | None
+) -> Array:
+    """`convolve(resample(x, "up"), kernel)` of 3x3 taps, for 4/9 of the products.
+
+    An output pixel sees 2x2 pixels of x, which ones being a matter of its parity:
+    taps that meet the same pixel are added first.
+    """
+
+    def merged(taps: Array, axis: int, parity: int) -> Array:
+        first, middle, last = jnp.split(taps, 3, axis)
+        pair = [first + middle, last] if parity else [first, middle + last]
+        return jnp.concatenate(pair, axis)
+
+    def pixels(i: int, j: int) -> Array:  # of row parity i and column parity j
+        taps = apart(merged(merged(kernel, 0, i), 1, j))
+        return convolve(x, taps, precision, padding=((1 - i, i), (1 - j, j)))
+
+    rows = [jnp.stack([pixels(i, 0), pixels(i, 1)], axis=3) for i in (0, 1)]
+    n, h, w, _ = x.shape
+    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, -1)
 
 
 def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
@@ -202,7 +239,8 @@ class Layer(nn.Module):
 
     With `normalized`, weights are used as normalize(w) * gain / sqrt(fan_in), so that
     unit-RMS inputs give unit-RMS outputs (Eq. 47). `gain` adds a learned scalar that
-    starts at zero (App. B.7). Padding is zero and 'same'.
+    starts at zero (App. B.7). A convolution can `resample` its input first; its padding
+    is zero and 'same'.
     """
 
     features: int
@@ -211,6 +249,7 @@ class Layer(nn.Module):
     bias: bool
     draw: Draw
     gain: bool = False
+    resample: str = "keep"
     precision: jax.lax.Precision | None = None
 
     @nn.compact
@@ -222,19 +261,18 @@ class Layer(nn.Module):
         gain = declare(self, "gain", zeros_draw, ()) if self.gain else 1.0
         if self.normalized:
             kernel = normalize_units(kernel) / math.sqrt(fan_in)
-        x, kernel = apart(x), apart((kernel * gain).astype(x.dtype))
-        if window:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(1, 1),
-                padding="SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                precision=float32_precision(x, self.precision),
-            )
+        upsampling = self.resample == "up" and backend.is_tuned()
+        x = apart(x if upsampling else resample(x, self.resample))
+        kernel = apart((kernel * gain).astype(x.dtype))
+        precision = float32_precision(x, self.precision)
+        if upsampling:
+            y = convolve_upsampled(x, kernel, precision)
+        elif window:
+            y = convolve(x, kernel, precision)
         else:
-            y = jnp.matmul(x, kernel, precision=float32_precision(x, self.precision))
-        y = apart(y)
+            # In rows: the kernel's gradient is then one product, without transpositions.
+            y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+            y = apart(y).reshape(*x.shape[:-1], self.features)
         if self.bias:
             bias = declare(self, "bias", self.draw, (self.features,), fan_in)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
@@ -261,14 +299,15 @@ class GroupNorm(nn.Module):
 
         def group_mean(y: Array) -> Array:
             # Channels first: CPUs are slow at reducing a short last axis.
-            means = jnp.mean(y, axis=(1, 2)).reshape(n, groups, -1).mean(axis=-1)
+            means = backend.sum_over(y, (1, 2)) / (y.shape[1] * y.shape[2])
+            means = means.reshape(n, groups, -1).mean(axis=-1)
             return jnp.repeat(means, channels // groups, axis=-1)[:, None, None, :]
 
         y = x.astype(jnp.float32)
         if self.affine:
-            y = y - group_mean(y)
+            y = y - spread(group_mean(y), y.shape)
         eps = 1e-5 if self.affine else 1e-4
-        y = y * jax.lax.rsqrt(group_mean(jnp.square(y)) + eps)
+        y = y * spread(jax.lax.rsqrt(group_mean(jnp.square(y)) + eps), y.shape)
         if self.affine:
             scale = declare(self, "scale", ones_draw, (channels,))
             bias = declare(self, "bias", zeros_draw, (channels,))

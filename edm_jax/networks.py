@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import layers
+from edm_jax.backend import spread
 from edm_jax.layers import Array
 
 Params = Any  # a nested dict of arrays
@@ -90,13 +91,12 @@ class Branch(nn.Module):
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
         ops = self.spec.ops
         y = ops.silu(ops.norm(name="norm0")(x))
-        y = layers.resample(y, self.resample)
-        y = ops.layer(self.features, 3, name="conv0")(y)
+        y = ops.layer(self.features, 3, resample=self.resample, name="conv0")(y)
         parts = 2 if ops.shift else 1
         linear = ops.layer(self.features * parts, 1, gain=ops.gain, name="emb_linear")
         scale, *shift = jnp.split(linear(emb)[:, None, None, :], parts, axis=-1)
-        y = ops.norm(name="norm1")(y) * (1 + scale).astype(y.dtype)
-        y = ops.silu(y + shift[0].astype(y.dtype) if shift else y)
+        y = ops.norm(name="norm1")(y) * spread((1 + scale).astype(y.dtype), y.shape)
+        y = ops.silu(y + spread(shift[0].astype(y.dtype), y.shape) if shift else y)
         y = layers.dropout(y, self.spec.dropout, dropout_keys, self.salt)
         return ops.last_layer(self.features, 3, name="conv1")(y)
 
@@ -183,13 +183,15 @@ class MainPathBlock(Block):
     """
 
     def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
-        branch = Branch(self.spec, self.features, self.salt, name="branch")
-        x = layers.resample(x, self.resample)
+        branch = functools.partial(Branch, self.spec, self.features, self.salt)
+        main = layers.resample(x, self.resample)
         if self.encoder:
-            x = self.maybe_pixel_norm(self.match_channels(x))
-            return self.spec.ops.add(x, branch(x, emb, dropout_keys))
-        y = branch(x, emb, dropout_keys)
-        return self.spec.ops.add(self.match_channels(x), y)
+            main = self.maybe_pixel_norm(self.match_channels(main))
+            y = branch(name="branch")(main, emb, dropout_keys)
+            return self.spec.ops.add(main, y)
+        # The branch may upsample by itself: until its convolution it is pixelwise.
+        y = branch(self.resample, name="branch")(x, emb, dropout_keys)
+        return self.spec.ops.add(self.match_channels(main), y)
 
 
 class Embedding(nn.Module):

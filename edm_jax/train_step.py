@@ -168,6 +168,6 @@ def make_current_averages(
 def _rms(tree: Params) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     return jnp.sqrt(
-        sum(backend.sum_leading(jnp.square(x), x.ndim) for x in leaves)
+        sum(backend.sum_over(jnp.square(x)) for x in leaves)
         / sum(x.size for x in leaves)
     )

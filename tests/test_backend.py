@@ -64,25 +64,74 @@ def test_barriers_keep_arithmetic_out_of_transpositions_and_change_no_number(
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
 @pytest.mark.parametrize(
     ("shape", "axes"),
     [
-        ((), 0),
-        ((31,), 1),
-        ((4096,), 1),
-        ((64, 3), 1),
-        ((3, 3, 64, 5), 3),
-        ((8, 8, 4), 2),
+        ((), ()),
+        ((4, 8, 4), None),
+        ((31,), (0,)),
+        ((4096,), (0,)),
+        ((64, 3), (0,)),
+        ((3, 3, 64, 5), (0, 1, 2)),
+        ((2, 8, 8, 5), (1, 2)),
+        ((2, 3, 7, 5), (1, 2)),
+        ((3, 64), (-1,)),
+        ((3, 64), (1,)),
+        ((16, 3, 16), (0, 2)),
     ],
 )
-def test_a_sum_over_leading_axes_and_its_gradient_are_those_of_float64(shape, axes):
-    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    exact = x.astype(np.float64).sum(axis=tuple(range(axes)))
-    found = backend.sum_leading(x, axes)
+def test_a_sum_and_its_gradient_are_those_of_float64(shape, axes):
+    x = normal(*shape)
+    exact = x.astype(np.float64).sum(axis=axes)
+    found = backend.sum_over(x, axes)
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-5)
     weights = np.arange(1.0, 1 + exact.size).reshape(exact.shape)
-    gradient = jax.grad(lambda x: jnp.sum(weights * backend.sum_leading(x, axes)))(x)
-    np.testing.assert_array_equal(gradient, np.broadcast_to(weights, shape))
+    gradient = jax.grad(lambda x: jnp.sum(weights * backend.sum_over(x, axes)))(x)
+    kept = weights if axes is None else np.expand_dims(weights, axes)
+    np.testing.assert_array_equal(gradient, np.broadcast_to(kept, shape))
+
+
+@pytest.mark.parametrize(
+    ("small", "shape"),
+    [
+        ((1, 1, 1, 5), (3, 3, 64, 5)),
+        ((2, 1, 1, 5), (2, 8, 8, 5)),
+        ((2, 1, 1, 5), (2, 3, 7, 5)),
+        ((2, 8, 8, 1), (2, 8, 8, 5)),
+        ((1, 3, 1), (16, 3, 16)),
+        ((4, 5), (4, 5)),
+        ((), ()),
+    ],
+)
+def test_spreading_is_broadcasting_and_so_are_its_derivatives(small, shape):
+    x, weights = normal(*small), normal(*shape)
+
+    def weighted(x):
+        return jnp.sum(weights * backend.spread(x, shape))
+
+    np.testing.assert_array_equal(backend.spread(x, shape), np.broadcast_to(x, shape))
+    axes = tuple(i for i in range(len(shape)) if small[i] != shape[i])
+    exact = weights.astype(np.float64).sum(axis=axes, keepdims=True)
+    np.testing.assert_allclose(jax.grad(weighted)(x), exact, rtol=1e-5, atol=1e-5)
+    _, tangent = jax.jvp(weighted, (x,), (x,))
+    np.testing.assert_allclose(tangent, np.sum(exact * x), rtol=1e-4, atol=1e-4)
+    twice = jax.vmap(jax.grad(weighted))(np.stack([x, x]))
+    np.testing.assert_allclose(twice[1], exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not backend.compiler_options(), reason="nothing is tuned here")
+def test_functions_can_be_traced_as_they_are_written():
+    def operations(x):
+        return str(jax.make_jaxpr(lambda x: backend.apart(x))(x))  # traced anew
+
+    assert "optimization_barrier" in operations(1.0)
+    with backend.untuned():
+        assert "optimization_barrier" not in operations(1.0)
+    assert "optimization_barrier" in operations(1.0)
 
 
 # 64 MiB of scratch: 16,384 pages of 4 KiB.

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Each room and the rooms it may import from; a new room is entered here.
 ARROWS = {
     "layers": "backend",
-    "networks": "layers",
+    "networks": "backend layers",
     "resolve": "layers networks",
     "diffusion": "layers networks",
     "sampling": "layers",
@@ -34,7 +34,7 @@ ARROWS = {
     "dynamics": "backend networks",
     "metrics": "",
     "heldout": "backend data diffusion dynamics networks",
-    "flops": "diffusion networks",
+    "flops": "backend diffusion networks",
     "provenance": "",
     "run_dir": "provenance",
     "loggers": "",

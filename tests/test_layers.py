@@ -88,7 +88,8 @@ def test_mp_sum_keeps_unit_magnitude_and_b_contributes_by_t(t):
     y = layers.mp_sum(a, b, t)
     assert rms(y) == pytest.approx(1, abs=0.01)
     # Eq. 88; with t = 0.3 the paper's 70% main path to 30% branch.
-    np.testing.assert_allclose(y, ((1 - t) * a + t * b) / np.hypot(1 - t, t), rtol=1e-4)
+    blend = ((1 - t) * a + t * b) / np.hypot(1 - t, t)
+    np.testing.assert_allclose(y, blend, atol=1e-6)
 
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.7])
@@ -122,6 +123,27 @@ def test_down_is_the_two_by_two_mean_and_up_the_nearest_pixel():
     for i, j in np.ndindex(8, 12):
         np.testing.assert_array_equal(up[:, i, j], x[:, i // 2, j // 2])
     assert layers.resample(x, "keep") is x
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 3, 5, 2), (2, 1, 1, 4)])
+def test_upsampling_within_a_convolution_changes_no_number(shape):
+    x, kernel = normal(*shape), normal(3, 3, shape[-1], 5, seed=1)
+    weights = normal(shape[0], 2 * shape[1], 2 * shape[2], 5, seed=2)
+
+    def value_and_gradients(function):
+        def weighted(x, kernel):
+            y = function(x, kernel)
+            return jnp.sum(weights * y), y
+
+        gradient = jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+        return jax.tree.leaves(gradient(x, kernel))
+
+    within = value_and_gradients(lambda x, k: layers.convolve_upsampled(x, k, None))
+    before = value_and_gradients(
+        lambda x, k: layers.convolve(layers.resample(x, "up"), k, None)
+    )
+    for a, b in zip(within, before, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [8, 24, 256])  # 2, 6 and the most, 32 groups
