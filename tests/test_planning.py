@@ -1,13 +1,14 @@
 """What a launch would do with each run: told beforehand, and nothing lost."""
 
 import json
+import re
 import sys
 
 import pytest
 
 import configs
 from edm_jax.run_dir import RunDir, write_json
-from edm_jax.study import RunSpec, claims
+from edm_jax.study import RunSpec, claims, local
 from experiments import cli, launch, planning
 
 G = f"{configs.letter_path('g')}:digits-tiny"
@@ -140,6 +141,19 @@ def test_a_dry_run_says_what_would_run_and_leaves_no_trace(
     assert printed.count(" train ") == 21 and "g-seed2" in printed
     assert "21 of 21 runs, 13,440 images" in printed
     assert "Nothing was started" in printed and not directory.exists()
+
+
+def test_a_finished_launch_says_how_long_it_took_and_what_comes_next(
+    monkeypatch, capsys, tmp_path
+):
+    def all_done(tasks, *_):
+        return {task.name: "done" for task in tasks}
+
+    monkeypatch.setattr(local, "run", all_done)
+    command(monkeypatch, "--workload=digits-tiny", f"--runs={tmp_path}/s")
+    last = capsys.readouterr().out.splitlines()[-1]
+    next_command = f"python experiments/compare.py {tmp_path}/s"
+    assert re.fullmatch(rf"7 runs in \d+ s; next: {re.escape(next_command)}", last)
 
 
 def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
