@@ -82,8 +82,7 @@ def apart(x: jax.Array) -> jax.Array:
 def sum_over(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
     """Sum over neighbouring axes, or all; on a CPU in two stages, which XLA vectorizes.
 
-    Shorter sums are also more exact. Elsewhere a weight that is sharded is not to be
-    reshaped.
+    Elsewhere a weight that is sharded is not to be reshaped.
     """
     axes = tuple(range(x.ndim)) if axes is None else axes
     stages = _two_stages(x.shape, axes)
