@@ -19,7 +19,8 @@ import train_step
 from flax import traverse_util
 
 import configs
-from edm_jax import ema, networks, resolve
+from edm_jax import ema
+from edm_jax.models import ops, unet
 from experiments import cli
 
 try:
@@ -62,7 +63,7 @@ class Network:
 
     def __init__(
         self,
-        spec: networks.UNetSpec,
+        spec: unet.UNetSpec,
         params: dict[str, np.ndarray],
         memory_format: torch.memory_format = torch.contiguous_format,
     ):
@@ -144,7 +145,7 @@ class TorchSide:
         fused: bool,
     ):
         self.config, self.opt, self.count = config, config.optimizer, 0
-        spec = resolve.resolve_network(config)
+        spec = ops.resolve_network(config)
         formats = torch.contiguous_format, torch.channels_last
         self.net = Network(spec, params, formats[channels_last])
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
@@ -199,20 +200,20 @@ class TorchSide:
 
 def checked_params(config: Any) -> dict[str, np.ndarray]:
     """Parameters by path, gains not 0; AssertionError unless both networks agree."""
-    spec, rng = resolve.resolve_network(config), np.random.default_rng(0)
-    drawn = traverse_util.flatten_dict(networks.init_params(spec, 0), sep="/")
+    spec, rng = ops.resolve_network(config), np.random.default_rng(0)
+    drawn = traverse_util.flatten_dict(unet.init_params(spec, 0), sep="/")
     params = {name: x + 0.5 * name.endswith("gain") for name, x in drawn.items()}
     tree = traverse_util.unflatten_dict(params, sep="/")
-    inputs = networks.abstract_inputs(spec, 4)
+    inputs = unet.abstract_inputs(spec, 4)
     x, c_noise, label = (rng.standard_normal(a.shape, np.float32) for a in inputs)
-    theirs = jax.jit(networks.Network(spec).apply)({"params": tree}, x, c_noise, label)
+    theirs = jax.jit(unet.Network(spec).apply)({"params": tree}, x, c_noise, label)
     net = Network(spec, params)
     f, u = net(*map(torch.tensor, (np.moveaxis(x, -1, 1), c_noise, label)))
     for a, b in zip((f.movedim(1, -1), u), map(np.array, theirs)):
         np.testing.assert_allclose(a.detach(), b, rtol=1e-4, atol=1e-4 * np.std(b))
     (f.sum() + u.sum()).backward()  # must reach every parameter
     reached = [w.numel() for w in net.weights.values() if w.grad is not None]
-    assert sum(reached) == networks.count_params(tree), sum(reached)
+    assert sum(reached) == unet.count_params(tree), sum(reached)
     return params
 
 

@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import backend, flops, trainer
+from edm_jax import backend
+from edm_jax.diffusion import flops
+from edm_jax.train import trainer
 from experiments import cli
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from edm_jax import resolve
+from edm_jax import menu
+from edm_jax.models import ops
 
 LETTERS = "abcdefg"
 
@@ -27,7 +28,7 @@ def load(
     config = _get_config_function(pathlib.Path(path))(workload or "digits")
     for field, text in (overrides or {}).items():
         _override(config, field, text)
-    resolve.resolve_network(config)
+    ops.resolve_network(config)
     return config.lock()
 
 
@@ -55,7 +56,7 @@ def parent_letter(letter: str) -> str | None:
 def _get_config_function(path: pathlib.Path):
     if not path.is_file():
         here = sorted(pathlib.Path(__file__).parent.glob("config_*.py"))
-        near = resolve.suggest(path.name, [p.name for p in here])
+        near = menu.suggest(path.name, [p.name for p in here])
         raise FileNotFoundError(
             f"There is no config file {str(path)!r}; this project's are "
             f"{here[0].parent.name}/config_a.py to config_g.py.{near}"
@@ -76,7 +77,7 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
             f"{field!r} follows from --config=FILE:WORKLOAD; name it there."
         )
     if field not in flat:
-        near = resolve.suggest(field, list(flat))
+        near = menu.suggest(field, list(flat))
         raise ValueError(f"There is no field {field!r}.{near}")
     try:
         value = float(text) if text in ("inf", "-inf") else ast.literal_eval(text)

@@ -7,7 +7,7 @@ workload; the later letters change config A.
 
 import dataclasses
 
-from edm_jax.resolve import suggest
+from edm_jax.menu import suggest
 
 MEBI_MIMG = 2**20 / 1e6  # the paper's durations count 2^20 images
 

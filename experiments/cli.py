@@ -18,8 +18,8 @@ import rich.progress
 from etils import epath
 
 import configs
-from edm_jax import backend, resolve
-from edm_jax.run_dir import RunDir, read_json, snapshot_place
+from edm_jax import backend, menu
+from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
 EXPECTED = (ValueError, OSError, ImportError)
@@ -138,7 +138,7 @@ def allowed_fields(text: str, config: ml_collections.ConfigDict) -> list[str]:
     known = [*configs.flatten(config), "data"]
     for field in fields:
         if field not in known:
-            near = resolve.suggest(field, known)
+            near = menu.suggest(field, known)
             raise ValueError(f"--allow={field}: there is no such field.{near}")
     return fields
 

@@ -16,21 +16,24 @@ import jax
 import ml_collections
 
 import configs
-from edm_jax import disk, flops, memory, networks, resolve, trainer
+from edm_jax.cost import disk, memory
+from edm_jax.diffusion import flops
+from edm_jax.models import ops, unet
+from edm_jax.train import trainer
 from experiments import cli
 
 
 def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `main` prints."""
-    spec = resolve.resolve_network(config)
-    params = networks.abstract_params(spec)
+    spec = ops.resolve_network(config)
+    params = unet.abstract_params(spec)
     stored = disk.estimate(config)
     return {
         "config": config.letter,
         "title": config.title,
         "workload": config.workload,
-        "params": networks.count_params(params["unet"]),
-        "params_with_logvar": networks.count_params(params),
+        "params": unet.count_params(params["unet"]),
+        "params_with_logvar": unet.count_params(params),
         "gflops": round(flops.forward_macs(spec) / 1e9, 2),
         "gflops_source": "own count: multiply-accumulates of one image, forward",
         "nimg": trainer.total_steps(config) * config.optimizer.batch_size,

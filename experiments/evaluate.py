@@ -4,7 +4,7 @@ Rebuilds every EMA length of evaluation.sigma_rels from the snapshots, measures 
 held-out loss of each, and samples from the best. Writes evaluation.json, samples.png.
 """
 
-from edm_jax import evaluation
+from edm_jax.evals import evaluation
 from experiments import cli
 
 

@@ -19,10 +19,10 @@ import rich.console
 import rich.table
 
 from configs.workloads import get_workload
-from edm_jax import disk
-from edm_jax.resolve import suggest
-from edm_jax.study import RunSpec, by_seed, local, slurm, tpu
-from edm_jax.study.task import LOG, Task
+from edm_jax.cost import disk
+from edm_jax.menu import suggest
+from edm_jax.studies import RunSpec, by_seed, local, slurm, tpu
+from edm_jax.studies.task import LOG, Task
 from experiments import cli, live, planning
 
 HERE = Path(__file__).resolve().parent

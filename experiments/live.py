@@ -9,7 +9,7 @@ import rich.live
 import rich.markup
 import rich.table
 
-from edm_jax.study.task import Task
+from edm_jax.studies.task import Task
 
 _COLOURS = {"done": "green", "failed": "red", "running": "cyan", "preempted": "yellow"}
 _BAR = 20  # characters

@@ -15,7 +15,7 @@ import configs
 from configs.workloads import WORKLOADS
 from edm_jax import ema, original
 from edm_jax.ema import snapshots
-from edm_jax.run_dir import RunDir, read_json, write_json
+from edm_jax.runs.directory import RunDir, read_json, write_json
 from experiments import cli
 
 SUFFIX = ".pkl"

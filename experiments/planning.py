@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from edm_jax import disk, trainer
-from edm_jax.run_dir import RunDir, read_state
-from edm_jax.study import RunSpec, claims, slurm
-from edm_jax.study.task import Task, is_done
+from edm_jax.cost import disk
+from edm_jax.runs.directory import RunDir, read_state
+from edm_jax.studies import RunSpec, claims, slurm
+from edm_jax.studies.task import Task, is_done
+from edm_jax.train import trainer
 from experiments import cli
 
 HERE = Path(__file__).resolve().parent

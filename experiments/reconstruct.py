@@ -22,7 +22,7 @@ import rich.progress
 from etils import epath
 
 from edm_jax import ema
-from edm_jax.disk import human
+from edm_jax.cost.disk import human
 from edm_jax.ema import rebuild, snapshots
 from experiments import cli
 

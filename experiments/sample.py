@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edm_jax import data, diffusion, ema, evaluation, networks, resolve
+from edm_jax import data, diffusion, ema
 from edm_jax.ema import snapshots
-from edm_jax.heldout import Inference
-from edm_jax.networks import Params, UNetSpec
-from edm_jax.run_dir import RunDir
+from edm_jax.evals import evaluation
+from edm_jax.evals.heldout import Inference
+from edm_jax.models import ops, unet
+from edm_jax.models.unet import Params, UNetSpec
+from edm_jax.runs.directory import RunDir
 from experiments import cli
 
 
@@ -41,7 +43,7 @@ def main() -> None:
     seeds = cli.seed_list(options.seeds)
     cli.prepare_jax()
     run, config = cli.open_run(options)
-    spec = resolve.resolve_network(config)
+    spec = ops.resolve_network(config)
     params = _weights(run, spec, options)
     denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
     inference = Inference(denoiser, min(config.evaluation.batch_size, len(seeds)))
@@ -81,7 +83,7 @@ def _fitting(path: str, abstract_params: Params) -> Params:
 def _weights(run: RunDir, spec: UNetSpec, options: argparse.Namespace) -> Params:
     """The averaged weights that the options name."""
     if options.weights:
-        return _fitting(options.weights, networks.abstract_params(spec))
+        return _fitting(options.weights, unet.abstract_params(spec))
     stored = snapshots.list_snapshots(run.snapshots)
     profiles = [s.meta.profile for s in stored]
     only = profiles[0] if len(profiles) == 1 else ema.PowerProfile(0.1)

@@ -10,9 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm_jax import data, diffusion, report, resolve, run_dir, sweeps
+from edm_jax import data, diffusion, report
 from edm_jax.ema import snapshots
-from edm_jax.heldout import HeldOut
+from edm_jax.evals import sweeps
+from edm_jax.evals.heldout import HeldOut
+from edm_jax.models import ops
+from edm_jax.runs import directory
 from experiments import cli
 
 KINDS = ("lengths", "time", "groups")
@@ -35,7 +38,7 @@ def main() -> None:
     out = options.out or run.path / "sweeps"
     out.mkdir(parents=True, exist_ok=True)
     data.prepare(config.data)
-    spec = resolve.resolve_network(config)
+    spec = ops.resolve_network(config)
     heldout = HeldOut(diffusion.Denoiser(spec, config.loss.sigma_data), config)
     listing = snapshots.scan(run.snapshots)
     for damaged in listing.damaged:
@@ -45,7 +48,7 @@ def main() -> None:
             heldout, listing.snapshots, out / "points.json", cli.report_to(bar)
         )
         found = _measure(measured, heldout, kinds, sigma_rels, options)
-    run_dir.write_json(out / "sweeps.json", found)
+    directory.write_json(out / "sweeps.json", found)
     title = f"{config.letter.upper()} {config.title}"
     for drawing in report.draw_sweeps(
         title, found["lengths"], found["over_time"], found["by_group"]

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edm_jax import disk, hosts, loggers, loop
-from edm_jax.run_dir import RunDir, plain
-from edm_jax.study.task import check_claim
+from edm_jax.cost import disk
+from edm_jax.runs.directory import RunDir, plain
+from edm_jax.studies.task import check_claim
+from edm_jax.train import hosts, loggers, loop
 from experiments import cli
 
 PREEMPTED = 75  # what the system calls a temporary failure: try again

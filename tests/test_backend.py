@@ -11,7 +11,8 @@ import jaxlib
 import numpy as np
 import pytest
 
-from edm_jax import backend, layers
+from edm_jax import backend
+from edm_jax.models import layers
 
 
 @pytest.mark.skipif(

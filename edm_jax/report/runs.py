@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from edm_jax.report.records import Record, number, read_metrics
-from edm_jax.run_dir import FREE
+from edm_jax.runs.directory import FREE
 
 TAIL_LINES = 30
 TAIL_BYTES = 32_768  # of a log: lines may be long

@@ -1,7 +1,7 @@
 """Adam's two betas on config G, around the paper's 0.9 and 0.99 (App. B.2)."""
 
 import configs
-from edm_jax.study import RunSpec, product, runs_of, values
+from edm_jax.studies import RunSpec, product, runs_of, values
 
 BETA1 = values("optimizer.beta1", (0.8, 0.9, 0.95))
 BETA2 = values("optimizer.beta2", (0.95, 0.99, 0.999))

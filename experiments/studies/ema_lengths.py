@@ -5,7 +5,7 @@ the same weights, so what differs between them is the reconstruction.
 """
 
 import configs
-from edm_jax.study import RunSpec, Variant, one_at_a_time, runs_of
+from edm_jax.studies import RunSpec, Variant, one_at_a_time, runs_of
 
 STORED = [
     Variant("stored-.05", {"ema.sigma_rels": (0.05,)}),

@@ -1,7 +1,7 @@
 """The ladder of paper Table 1: configs A to G, each the one before plus its changes."""
 
 import configs
-from edm_jax.study import RunSpec
+from edm_jax.studies import RunSpec
 
 
 def runs(workload: str) -> list[RunSpec]:

@@ -6,7 +6,7 @@ forced weight normalization of weights that are not normalized, is left out.
 """
 
 import configs
-from edm_jax.study import SAME, RunSpec, Variant, runs_of
+from edm_jax.studies import SAME, RunSpec, Variant, runs_of
 
 # name: (the letter that brings it, its fields)
 FEATURES = {

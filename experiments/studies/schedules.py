@@ -3,7 +3,7 @@
 import math
 
 import configs
-from edm_jax.study import SAME, RunSpec, Variant, product, runs_of
+from edm_jax.studies import SAME, RunSpec, Variant, product, runs_of
 
 DECAYS = [
     SAME,  # Eq. 67

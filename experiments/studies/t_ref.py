@@ -7,7 +7,7 @@ end of the training is another, and so is the best EMA length.
 import math
 
 import configs
-from edm_jax.study import RunSpec, runs_of, values
+from edm_jax.studies import RunSpec, runs_of, values
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, math.inf)
 

@@ -1,0 +1,56 @@
+"""What a training step keeps on each device, before anything is allocated."""
+
+from typing import Any
+
+import jax
+
+from edm_jax.train import parallel, trainer
+
+
+def state_bytes(config: Any, devices: int, sharding: str) -> dict[str, int]:
+    """{'params', 'moments', 'averages', 'total'}: bytes on each of so many devices.
+
+    sharding: a word of `training.sharding`. Float32, exact, known without compiling.
+    """
+    shapes = trainer.abstract_state(config)
+    spread = parallel.spread_over(devices, shapes)
+    parts = {
+        "params": (shapes.params, spread.params, sharding == "full"),
+        "moments": (shapes.opt_state, spread.opt_state, sharding != "none"),
+        "averages": (shapes.emas, spread.emas, sharding != "none"),
+    }
+    sizes = {
+        name: sum(
+            jax.tree.leaves(
+                jax.tree.map(
+                    lambda x, by, split=split: (
+                        x.size * x.dtype.itemsize // (by if split else 1)
+                    ),
+                    tree,
+                    shares,
+                )
+            )
+        )
+        for name, (tree, shares, split) in parts.items()
+    }
+    return sizes | {"total": sum(sizes.values())}
+
+
+def compiled_bytes(config: Any) -> dict[str, Any]:
+    """What the compiled step itself says, for the devices at hand.
+
+    'temporary' are activations, gradients and scratch at their peak; 'total' has the
+    state, too, which the step overwrites. Compiles: a minute and more for large nets.
+    """
+    made = trainer.make_trainer(config)
+    lowered = made.step.lower(made.shapes, trainer.abstract_batch(config))
+    analysis: Any = lowered.compile().memory_analysis()
+    temporary, state = analysis.temp_size_in_bytes, analysis.argument_size_in_bytes
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {
+        "platform": jax.default_backend(),
+        "devices": jax.device_count(),
+        "state_and_batch": state,
+        "temporary": temporary,
+        "total": state + temporary + new,
+    }

@@ -1,0 +1,1 @@
+"""What a network is worth: held-out loss, dynamics, EMA lengths, distances."""

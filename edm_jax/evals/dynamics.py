@@ -1,0 +1,72 @@
+"""Magnitudes of activations and weights by place in the U-Net (App. A.6, Fig. 3, 15)."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import backend
+from edm_jax.models.unet import Params
+
+# Encoder and decoder blocks only, as in the paper: not the input convolution.
+_BLOCK = re.compile(r"(enc|dec)_(\d+x\d+)_(?!conv$)")
+Magnitudes = dict[str, dict[str, float]]
+
+
+def weight_magnitudes(params: Params) -> Magnitudes:
+    """{'enc_8x8': {'max', 'mean'}, ...} of RMS per output unit over all kernels.
+
+    The weights as they are trained, not averaged [choice]: on the average a shrinking
+    norm would measure the averaging.
+    """
+
+    def unit_rms(kernel: Any) -> np.ndarray:
+        w = np.asarray(kernel, np.float64)
+        return np.sqrt(np.mean(np.square(w), axis=tuple(range(w.ndim - 1))))
+
+    return _aggregate(params["unet"], "kernel", unit_rms)
+
+
+def activation_magnitudes(mean_squares: Params) -> Magnitudes:
+    """The same for sqrt(E[h^2]) per feature, from a network's `mean_squares`.
+
+    h are the immediate outputs of convolutions and linear layers, after bias and gain.
+    """
+    return _aggregate(
+        mean_squares["unet"], "output", lambda h: np.sqrt(np.asarray(h, np.float64))
+    )
+
+
+def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.Array]:
+    """{'enc_8x8': ..., 'all': ...} of |dw| / |w| over the kernels of a place.
+
+    On the device. Where the norm of a weight does not matter to the network it is
+    this, and not the learning rate, that says how fast it learns (Sec. 2.3).
+    """
+    squares: dict[str, list[Any]] = {}
+    flat = jax.tree_util.tree_leaves_with_path(updates)
+    for (path, update), w in zip(flat, jax.tree.leaves(params), strict=True):
+        if path[-1].key == "kernel":
+            pair = [backend.sum_over(jnp.square(x)) for x in (update, w)]
+            names = [key.key for key in path]
+            block = _BLOCK.match(names[1]) if names[0] == "unet" else None
+            for place in ("all", "_".join(block.groups()) if block else "other"):
+                squares.setdefault(place, []).append(pair)
+    sums = {place: map(sum, zip(*pairs)) for place, pairs in squares.items()}
+    return {place: jnp.sqrt(dw / w) for place, (dw, w) in sums.items()}
+
+
+def _aggregate(tree: Params, leaf_name: str, per_unit: Any) -> Magnitudes:
+    groups: dict[str, list[np.ndarray]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = [key.key for key in path if hasattr(key, "key")]
+        block = _BLOCK.match(names[0])
+        if block and names[-1] == leaf_name:
+            groups.setdefault("_".join(block.groups()), []).append(per_unit(leaf))
+    units = {group: np.concatenate(values) for group, values in groups.items()}
+    return {
+        group: {"max": float(values.max()), "mean": float(values.mean())}
+        for group, values in units.items()
+    }

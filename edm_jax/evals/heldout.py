@@ -1,0 +1,102 @@
+"""A denoiser in use: batched inference, the held-out loss, and the magnitudes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.special import ndtri
+
+from edm_jax import backend, data, diffusion
+from edm_jax.evals import dynamics
+from edm_jax.models import unet
+from edm_jax.models.unet import Params
+
+
+class Inference:
+    """A denoiser compiled once, for one batch shape, with its layer statistics."""
+
+    def __init__(self, denoiser: diffusion.Denoiser, batch_size: int):
+        backend.prepare()
+        self.batch_size = batch_size
+        self._forward = jax.jit(
+            lambda *inputs: denoiser(*inputs, statistics=True),
+            compiler_options=backend.compiler_options(),
+        )
+
+    def denoise(self, params: Params, x: Any, sigma: Any, label: Any) -> np.ndarray:
+        """D of any number of images (N, H, W, C); NumPy float32."""
+        outputs = []
+        for start in range(0, len(x), self.batch_size):
+            # The last batch is filled up with rows from the start.
+            rows = np.arange(start, start + self.batch_size) % len(x)
+            inputs = (np.asarray(a)[rows] for a in (x, sigma, label))
+            outputs.append(np.asarray(self._forward(params, *inputs).image))
+        return np.concatenate(outputs)[: len(x)]
+
+    def mean_squares(self, params: Params, x: Any, sigma: Any, label: Any) -> Params:
+        """Mean squares of every layer's features over the first batch of the images."""
+        rows = np.arange(self.batch_size) % len(x)
+        return self._forward(params, x[rows], sigma[rows], label[rows]).mean_squares
+
+
+class HeldOut:
+    """Fixed noisy held-out images, and how well a denoiser restores them.
+
+    Image, noise and sigma of every row are the same for every network and every average
+    of it, so that two losses differ by the weights alone.
+    """
+
+    def __init__(self, denoiser: diffusion.Denoiser, config: Any):
+        evaluation, split_name = config.evaluation, config.data.heldout_split
+        split = data.load_split(config.data, split_name, evaluation.num_heldout)
+        _check_shapes(split, config)
+        self.image = np.repeat(split["image"], evaluation.num_sigmas, axis=0)
+        self.label = np.repeat(split["label"], evaluation.num_sigmas, axis=0)
+        rows = len(self.image)
+        rng = np.random.default_rng(0)
+        # Stratified: the middle of each of `rows` equal parts of the distribution.
+        quantiles = (rng.permutation(rows) + 0.5) / rows
+        ln_sigma = evaluation.P_mean + evaluation.P_std * ndtri(quantiles)
+        self.sigma = np.exp(ln_sigma).astype(np.float32)
+        noise = rng.standard_normal(self.image.shape).astype(np.float32)
+        self.noisy = self.image + self.sigma[:, None, None, None] * noise
+        self.abstract_params = unet.abstract_params(denoiser.spec)
+        self.inference = Inference(denoiser, min(evaluation.batch_size, rows))
+        self._weight = diffusion.loss_weight(
+            self.sigma.astype(np.float64), denoiser.sigma_data
+        )
+
+    def loss(self, params: Params) -> float:
+        """Mean over the rows of lambda(sigma) |D - y|^2 per element (Eq. 14, 15).
+
+        1 is the loss of a network that outputs zero.
+        """
+        inputs = self.noisy, self.sigma, self.label
+        residual = self.inference.denoise(params, *inputs) - self.image
+        error = np.mean(np.square(residual), axis=(1, 2, 3))
+        return float(np.mean(self._weight * error))
+
+    def magnitudes(self, params: Params) -> dict[str, dynamics.Magnitudes]:
+        """Activations over one batch of the rows, and weights (Fig. 3)."""
+        inputs = self.noisy, self.sigma, self.label
+        mean_squares = self.inference.mean_squares(params, *inputs)
+        return {
+            "activations": dynamics.activation_magnitudes(mean_squares),
+            "weights": dynamics.weight_magnitudes(params),
+        }
+
+
+def _check_shapes(split: dict[str, np.ndarray], config: Any) -> None:
+    net, name = config.network, config.data.name
+    shape, expected = split["image"].shape[1:], (net.resolution,) * 2 + (net.channels,)
+    if shape != expected:
+        raise ValueError(
+            f"Data set {name!r} has images of shape {shape}, and the network takes "
+            f"{expected}; set network.resolution and network.channels to the data's."
+        )
+    classes = int(split["label"].max()) + 1
+    if 0 < net.num_classes < classes:
+        raise ValueError(
+            f"Data set {name!r} has at least {classes} classes, and network.num_classes "
+            f"is {net.num_classes}; raise it, or set 0 for an unconditional network."
+        )

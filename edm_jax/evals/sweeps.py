@@ -1,0 +1,249 @@
+"""Quality against EMA length: of all weights, over training time, and of one part.
+
+The paper's Fig. 5a, 5c and 5b, with the held-out loss as the measure of quality.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema.posthoc import Reconstruction
+from edm_jax.ema.profiles import PowerProfile
+from edm_jax.ema.snapshots import Snapshot
+from edm_jax.evals.heldout import HeldOut
+from edm_jax.runs import directory
+
+REBUILD_BYTES = 4 * 2**30  # for averages rebuilt together
+WHOLE = "all weights"
+_FIT_POINTS = 5  # of a parabola
+
+OnProgress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+class Curve(NamedTuple):
+    """Held-out loss of each sigma_rel, rising, of one group of weights at one time.
+
+    error is that of the reconstruction; the other groups have length `fixed`.
+    """
+
+    nimg: int
+    group: str
+    fixed: float | None
+    sigma_rel: list[float]
+    loss: list[float]
+    error: list[float]
+
+
+class Optimum(NamedTuple):
+    """The best measured length, and the vertex of a parabola through its neighbours.
+
+    fitted_sigma_rel is None where the parabola has no minimum among them: the best is
+    then at the edge of the lengths measured, or in noise.
+    """
+
+    sigma_rel: float
+    loss: float
+    fitted_sigma_rel: float | None
+    fitted_loss: float | None
+
+
+def optimum(curve: Curve) -> Optimum:
+    """Finds the best length of a curve; raises ValueError for one without points."""
+    x, y = np.array(curve.sigma_rel), np.array(curve.loss)
+    if not len(x):
+        raise ValueError(f"No length was measured at nimg = {curve.nimg}.")
+    best = int(np.nanargmin(y))
+    start = min(max(best - _FIT_POINTS // 2, 0), max(len(x) - _FIT_POINTS, 0))
+    near = slice(start, start + _FIT_POINTS)
+    found = Optimum(float(x[best]), float(y[best]), None, None)
+    if len(x) < 3 or not np.isfinite(y[near]).all():
+        return found
+    fit = np.polynomial.Polynomial.fit(x[near], y[near], 2)
+    curvature = fit.deriv(2)(x[best])
+    vertex = float(np.real(fit.deriv().roots()[0])) if curvature > 0 else math.nan
+    if not x[near][0] < vertex < x[near][-1]:
+        return found
+    return found._replace(fitted_sigma_rel=vertex, fitted_loss=float(fit(vertex)))
+
+
+def rebuilt(
+    stored: Sequence[Snapshot],
+    sigma_rels: Sequence[float],
+    nimg: int | None = None,
+    max_error: float = math.inf,
+) -> Iterator[tuple[float, Reconstruction]]:
+    """Each length in turn; as many to a pass over the snapshots as memory allows."""
+    size = max((snapshot.size for snapshot in stored), default=1)
+    together = max(1, REBUILD_BYTES // (4 * size))
+    for start in range(0, len(sigma_rels), together):
+        part = sigma_rels[start : start + together]
+        made = posthoc.reconstruct(stored, part, nimg, max_error)
+        yield from ((sigma_rel, made[sigma_rel]) for sigma_rel in part)
+
+
+def keep_expressible(
+    stored: Sequence[Snapshot], sigma_rels: Sequence[float]
+) -> list[float]:
+    """Those lengths that the snapshots express, or else the stored ones at the end.
+
+    A single snapshot has its own length only, near as others may be.
+    """
+    found = errors(stored, sigma_rels, posthoc.last_nimg(stored))
+    good = [s for s in sigma_rels if found[s] <= posthoc.MAX_ERROR]
+    metas = [snapshot.meta for snapshot in stored]
+    powers = [(m.nimg, m.profile) for m in metas if isinstance(m.profile, PowerProfile)]
+    if good and len(powers) > 1:
+        return good
+    last = posthoc.last_nimg(stored)
+    return [profile.sigma_rel for nimg, profile in powers if nimg == last]
+
+
+def errors(
+    stored: Sequence[Snapshot], sigma_rels: Sequence[float], nimg: int
+) -> dict[float, float]:
+    """The error of each length at nimg, fit and rounding together."""
+    targets = [(nimg, PowerProfile(s)) for s in sigma_rels]
+    plan = posthoc.from_files(stored, targets, math.inf)
+    return {s: each.error for s, each in zip(sigma_rels, plan.solutions, strict=True)}
+
+
+class Sweeps:
+    """Measures curves of one run, and remembers every point in a file.
+
+    So that an interrupted sweep goes on where it was, and another one measures only what
+    is new.
+    """
+
+    def __init__(
+        self,
+        heldout: HeldOut,
+        stored: Sequence[Snapshot],
+        memory: Path,
+        on_progress: OnProgress = lambda *_: None,
+    ):
+        self._heldout, self._stored, self._memory = heldout, stored, memory
+        self._report = on_progress
+        made_of = {snapshot.path.name: snapshot.checksum for snapshot in stored}
+        try:
+            known = directory.read_json(memory)
+        except ValueError:  # torn: what it held is measured again
+            known = {}
+        known = known if known.get("snapshots") == made_of else {}
+        self._points: dict[str, float] = known.get("points", {})
+        self._made_of = made_of
+
+    def lengths(
+        self,
+        sigma_rels: Sequence[float],
+        nimg: int | None = None,
+        max_error: float = posthoc.MAX_ERROR,
+    ) -> Curve:
+        """Loss against the length of all weights (Fig. 5a), where it can be had."""
+        nimg = posthoc.last_nimg(self._stored) if nimg is None else nimg
+        found = errors(self._stored, sigma_rels, nimg)
+        wanted = [s for s in sigma_rels if found[s] <= max_error]
+        what = f"lengths at {nimg} images"
+        return self._curve(nimg, WHOLE, None, wanted, found, what)
+
+    def over_time(self, sigma_rels: Sequence[float], times: int) -> list[Curve]:
+        """Loss against length at so many times of the training (Fig. 5c)."""
+        last = posthoc.last_nimg(self._stored)
+        seen = sorted({snapshot.meta.nimg for snapshot in self._stored})
+        wanted = [last * (i + 1) / times for i in range(times)]
+        nearest = {min(seen, key=lambda t: abs(t - each)) for each in wanted}
+        curves = (self.lengths(sigma_rels, nimg) for nimg in sorted(nearest))
+        return [curve for curve in curves if curve.sigma_rel]
+
+    def by_group(
+        self, groups: dict[str, list[str]], sigma_rels: Sequence[float], fixed: float
+    ) -> list[Curve]:
+        """Loss against the length of one group, all else at `fixed` (Fig. 5b)."""
+        nimg = posthoc.last_nimg(self._stored)
+        found = errors(self._stored, [*sigma_rels, fixed], nimg)
+        if found[fixed] > posthoc.MAX_ERROR:
+            raise ValueError(
+                f"The snapshots cannot express sigma_rel = {fixed} of the other parts: "
+                f"its error would be {found[fixed]:.2g}; choose another length for them."
+            )
+        wanted = [s for s in sigma_rels if found[s] <= posthoc.MAX_ERROR]
+        missing = [
+            (group, s)
+            for group in groups
+            for s in wanted
+            if self._key(nimg, group, fixed, s) not in self._points
+        ]
+        if missing:
+            lengths = sorted({s for _, s in missing})
+            [(_, base)] = rebuilt(self._stored, [fixed], nimg)
+            whole, done = snapshots.flatten(base.params), 0
+            for s, made in rebuilt(self._stored, lengths, nimg):
+                other = snapshots.flatten(made.params)
+                for group in [group for group, each in missing if each == s]:
+                    mixed = whole | {name: other[name] for name in groups[group]}
+                    loss = self._heldout.loss(snapshots.unflatten(mixed))
+                    self._remember(self._key(nimg, group, fixed, s), loss)
+                    done += 1
+                    self._report("groups of weights", done, len(missing))
+        return [self._curve(nimg, group, fixed, wanted, found, "") for group in groups]
+
+    def _curve(
+        self,
+        nimg: int,
+        group: str,
+        fixed: float | None,
+        wanted: Sequence[float],
+        found: dict[float, float],
+        what: str,
+    ) -> Curve:
+        keys = {s: self._key(nimg, group, fixed, s) for s in wanted}
+        missing = [s for s in wanted if keys[s] not in self._points]
+        for done, (s, made) in enumerate(rebuilt(self._stored, missing, nimg), 1):
+            self._remember(keys[s], self._heldout.loss(made.params))
+            self._report(what, done, len(missing))
+        losses = [self._points[keys[s]] for s in wanted]
+        return Curve(
+            nimg, group, fixed, list(wanted), losses, [found[s] for s in wanted]
+        )
+
+    @staticmethod
+    def _key(nimg: int, group: str, fixed: float | None, sigma_rel: float) -> str:
+        return json.dumps([nimg, group, fixed, sigma_rel])
+
+    def _remember(self, key: str, loss: float) -> None:
+        self._points[key] = loss
+        known = {"snapshots": self._made_of, "points": self._points}
+        directory.write_json(self._memory, known)
+
+
+def levels(abstract_params: Any) -> dict[str, list[str]]:
+    """Names of the weights by part of the network: {enc, dec} x resolution, and the rest.
+
+    The u(sigma) head, which only training uses, is left out.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in snapshots.flatten(abstract_params):
+        match = re.match(r"unet/((?:enc|dec)_\d+x\d+|[^/]+)", name)
+        if match:
+            groups.setdefault(match[1], []).append(name)
+    return groups
+
+
+def tensors(abstract_params: Any, pattern: str) -> dict[str, list[str]]:
+    """Each weight tensor whose name the regular expression finds, by itself.
+
+    Raises ValueError for a pattern that is none, or finds nothing.
+    """
+    try:
+        found = [n for n in snapshots.flatten(abstract_params) if re.search(pattern, n)]
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}.") from error
+    if not found:
+        example = next(iter(snapshots.flatten(abstract_params)))
+        raise ValueError(f"No tensor is named like {pattern!r}; one is {example}.")
+    return {name: [name] for name in found}

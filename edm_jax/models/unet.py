@@ -1,0 +1,364 @@
+"""The U-Net of configs A-G: one skeleton, two block topologies, and the u(sigma) head.
+
+The network never asks which config it runs. A config's words (`network.*`) are resolved
+once into `Ops`, the operations standing in each slot; the topology is a block class.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax.backend import spread
+from edm_jax.models import layers
+from edm_jax.models.layers import Array
+
+Params = Any  # a nested dict of arrays
+LOGVAR_FEATURES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """The operations in the slots of the network (paper Fig. 16-22)."""
+
+    layer: Callable[..., nn.Module]  # (features, kernel_size, name=...)
+    last_layer: Callable[..., nn.Module]  # the same, where ADM starts at zero
+    label_layer: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    noise_features: Callable[..., nn.Module]
+    logvar_features: Callable[..., nn.Module]
+    silu: Callable[[Array], Array]
+    add: Callable[[Array, Array], Array]  # (main, branch)
+    add_embedding: Callable[[Array, Array], Array]  # (noise, label)
+    cat: Callable[[Array, Array], Array]  # (main, skip)
+    shift: bool  # the embedding shifts as well as scales
+    gain: bool
+    cosine_attention: bool
+    clamp: float  # bound on block outputs
+    precision: Any  # of float32 products
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetSpec:
+    """Sizes, topology and operations of one U-Net."""
+
+    resolution: int
+    channels: int
+    num_classes: int  # 0: unconditional
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    blocks_per_level: int
+    attention_resolutions: tuple[int, ...]
+    head_channels: int
+    block: Callable[..., nn.Module]
+    ops: Ops
+    dropout: float
+    pixel_norm: bool
+    constant_channel: bool
+    embedding_layers: int
+    unit_variance_label: bool
+    output_silu: bool
+    dtype: Any  # of the blocks
+    io_dtype: Any  # of the input and output convolutions
+    logvar: bool
+    remat: bool = False  # blocks are computed again for the backward pass
+
+    @property
+    def embedding_channels(self) -> int:
+        return self.model_channels * max(self.channel_mult)
+
+
+class Branch(nn.Module):
+    """conv0 -> modulate by the embedding -> conv1: the residual branch of every block.
+
+    `resample` acts between the first nonlinearity and conv0, where A-E have it.
+    """
+
+    spec: UNetSpec
+    features: int
+    salt: int
+    resample: str = "keep"
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        ops = self.spec.ops
+        y = ops.silu(ops.norm(name="norm0")(x))
+        y = ops.layer(self.features, 3, resample=self.resample, name="conv0")(y)
+        parts = 2 if ops.shift else 1
+        linear = ops.layer(self.features * parts, 1, gain=ops.gain, name="emb_linear")
+        scale, *shift = jnp.split(linear(emb)[:, None, None, :], parts, axis=-1)
+        y = ops.norm(name="norm1")(y) * spread((1 + scale).astype(y.dtype), y.shape)
+        y = ops.silu(y + spread(shift[0].astype(y.dtype), y.shape) if shift else y)
+        y = layers.dropout(y, self.spec.dropout, dropout_keys, self.salt)
+        return ops.last_layer(self.features, 3, name="conv1")(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, added to the main path (Eq. 10-12, 30).
+
+    Dot-product attention normalizes what enters the qkv layer, cosine attention what
+    leaves it: q, k and v over each head's channels. Logits and softmax are float32.
+    """
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        ops = self.spec.ops
+        n, h, w, channels = x.shape
+        head = min(self.spec.head_channels, channels)
+        y = x if ops.cosine_attention else ops.norm(name="norm")(x)
+        qkv = ops.layer(3 * channels, 1, name="qkv")(y)
+        heads = qkv.reshape(n, h * w, 3, channels // head, head)
+        if ops.cosine_attention:
+            heads = layers.pixel_norm(heads)
+        q, k, v = (part.squeeze(2) for part in jnp.split(heads, 3, axis=2))
+        precision = layers.float32_precision(x, ops.precision)
+        einsum = functools.partial(jnp.einsum, precision=precision)
+        logits = einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / math.sqrt(head), axis=-1).astype(x.dtype)
+        y = einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape)
+        return ops.add(x, ops.last_layer(channels, 1, name="proj")(y))
+
+
+class Block(nn.Module):
+    """What both topologies share: attention and the clamp after the residual sum."""
+
+    spec: UNetSpec
+    features: int
+    salt: int  # this block's own dropout stream
+    encoder: bool
+    resample: str = "keep"
+    attention: bool = False
+
+    def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        x = self.residual(x, emb, dropout_keys)
+        if self.attention:
+            x = Attention(self.spec, name="attention")(x)
+        if math.isinf(self.spec.ops.clamp):
+            return x
+        bound = jnp.asarray(self.spec.ops.clamp, x.dtype)
+        # Not jnp.clip, whose gradient looks for ties with the bounds.
+        return jax.lax.clamp(-bound, x, bound)
+
+    def match_channels(self, x: Array) -> Array:
+        if x.shape[-1] == self.features:
+            return x
+        return self.spec.ops.layer(self.features, 1, name="conv_skip")(x)
+
+    def maybe_pixel_norm(self, x: Array) -> Array:
+        normed = self.spec.pixel_norm and self.encoder
+        return layers.pixel_norm(x) if normed else x
+
+
+class BranchBlock(Block):
+    """Configs A-E: resampling and normalization act on the branch (Fig. 16-20)."""
+
+    def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        branch = Branch(
+            self.spec, self.features, self.salt, self.resample, name="branch"
+        )
+        y = branch(x, emb, dropout_keys)
+        main = self.match_channels(layers.resample(x, self.resample))
+        return self.spec.ops.add(self.maybe_pixel_norm(main), y)
+
+
+class MainPathBlock(Block):
+    """Configs F-G: resampling and pixel norm act on the main path (Fig. 21, 22).
+
+    The encoder's branch leaves after the 1x1 convolution and the pixel norm; the
+    decoder's sees all channels, and the main path gets its 1x1 just before the sum.
+    """
+
+    def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        branch = functools.partial(Branch, self.spec, self.features, self.salt)
+        main = layers.resample(x, self.resample)
+        if self.encoder:
+            main = self.maybe_pixel_norm(self.match_channels(main))
+            y = branch(name="branch")(main, emb, dropout_keys)
+            return self.spec.ops.add(main, y)
+        # The branch may upsample by itself: until its convolution it is pixelwise.
+        y = branch(self.resample, name="branch")(x, emb, dropout_keys)
+        return self.spec.ops.add(self.match_channels(main), y)
+
+
+class Embedding(nn.Module):
+    """(N,) noise level and (N, classes) label -> (N, 4 mc), in float32 (App. B.1)."""
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, c_noise: Array, label: Array | None) -> Array:
+        spec, ops = self.spec, self.spec.ops
+        features = spec.embedding_channels
+        emb = ops.noise_features(spec.model_channels, name="noise_features")(c_noise)
+        emb = ops.layer(features, 1, name="noise0")(emb)
+        if spec.embedding_layers == 2:
+            emb = ops.layer(features, 1, name="noise1")(ops.silu(emb))
+        if spec.num_classes:
+            assert label is not None
+            scale = math.sqrt(spec.num_classes) if spec.unit_variance_label else 1.0
+            label_emb = ops.label_layer(features, 1, name="label")(label * scale)
+            emb = ops.add_embedding(emb, label_emb)
+        return ops.silu(emb)
+
+
+class UNet(nn.Module):
+    """F: (N, H, W, C) c_in-scaled noisy images -> (N, H, W, C) float32 (paper Fig. 16).
+
+    A skip is pushed after every encoder element; every ordinary decoder block takes
+    one. label: (N, num_classes) float32, one-hot or soft. dropout_keys: (N,), or None.
+    """
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        label: Array | None,
+        dropout_keys: Array | None = None,
+    ) -> Array:
+        spec, ops = self.spec, self.spec.ops
+        emb = Embedding(spec, name="embedding")(c_noise, label)
+        salts = itertools.count()
+        make_block = nn.remat(spec.block) if spec.remat else spec.block
+
+        def block(x: Array, side: str, level: int, name: str, **slots) -> Array:
+            res = spec.resolution >> level
+            slots = {"features": x.shape[-1], "encoder": side == "enc"} | slots
+            full_name = f"{side}_{res}x{res}_{name}"
+            module = make_block(spec, salt=next(salts), name=full_name, **slots)
+            return module(x, emb, dropout_keys)
+
+        def ordinary_block(x: Array, side: str, level: int, i: int) -> Array:
+            features = spec.model_channels * spec.channel_mult[level]
+            attention = (spec.resolution >> level) in spec.attention_resolutions
+            slots = {"features": features, "attention": attention}
+            return block(x, side, level, f"block{i}", **slots)
+
+        if spec.constant_channel:
+            x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+        features = spec.model_channels * spec.channel_mult[0]
+        name = f"enc_{spec.resolution}x{spec.resolution}_conv"
+        x = ops.layer(features, 3, name=name)(x.astype(spec.io_dtype))
+        x = x.astype(spec.dtype)
+        skips = [x]
+        levels = range(len(spec.channel_mult))
+        for level in levels:
+            if level > 0:
+                x = block(x, "enc", level, "down", resample="down")
+                skips.append(x)
+            for i in range(spec.blocks_per_level):
+                x = ordinary_block(x, "enc", level, i)
+                skips.append(x)
+        for level in reversed(levels):
+            if level == levels[-1]:
+                x = block(x, "dec", level, "in0", attention=True)
+                x = block(x, "dec", level, "in1")
+            else:
+                x = block(x, "dec", level, "up", resample="up")
+            for i in range(spec.blocks_per_level + 1):
+                x = ordinary_block(ops.cat(x, skips.pop()), "dec", level, i)
+        x = ops.norm(name="out_norm")(x.astype(spec.io_dtype))
+        x = ops.silu(x) if spec.output_silu else x
+        out = ops.last_layer(spec.channels, 3, gain=ops.gain, name="out_conv")
+        return out(x).astype(jnp.float32)
+
+
+class Network(nn.Module):
+    """The U-Net and, in training, the uncertainty head u(sigma) beside it (Eq. 21)."""
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        label: Array | None,
+        dropout_keys: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Returns F (N, H, W, C) and u (N,), both float32; u is 0 without the head."""
+        unet = UNet(self.spec, name="unet")
+        f = unet(x, c_noise, label, dropout_keys)
+        if not self.spec.logvar:
+            return f, jnp.zeros_like(c_noise)
+        ops = self.spec.ops
+        name = "logvar_features"
+        features = ops.logvar_features(LOGVAR_FEATURES, name=name)(c_noise)
+        return f, ops.layer(1, 1, name="logvar")(features)[:, 0]
+
+
+def init_params(spec: UNetSpec, seed: int) -> Params:
+    """Draws the float32 parameters, a nested dict of NumPy arrays.
+
+    Each leaf has its own stream, by its name: two networks share the initial values of
+    the layers that they share.
+    """
+
+    def draw(path: tuple[Any, ...], leaf: layers.Undrawn) -> np.ndarray:
+        name = "/".join(key.key for key in path)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(
+        draw, _undrawn(spec), is_leaf=lambda x: isinstance(x, layers.Undrawn)
+    )
+
+
+def abstract_params(spec: UNetSpec) -> Params:
+    """The shapes of the parameters; allocates nothing."""
+    return nn.meta.unbox(_undrawn(spec))
+
+
+def forward_order(spec: UNetSpec) -> list[str]:
+    """Names of the parameters, such as 'unet/out_conv/kernel', as a forward pass meets
+    them; allocates nothing."""
+    names: list[str] = []
+
+    def note(tree: Params, path: str = "") -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                note(value, f"{path}{key}/")
+            else:
+                names.append(path + key)
+
+    def trace(*inputs: Any) -> None:
+        # Only here: JAX sorts the keys of what a traced function returns.
+        note(Network(spec).init(jax.random.key(0), *inputs)["params"])
+
+    jax.eval_shape(trace, *abstract_inputs(spec))
+    return names
+
+
+def _undrawn(spec: UNetSpec) -> Params:
+    init = functools.partial(Network(spec).init, jax.random.key(0))
+    return jax.eval_shape(init, *abstract_inputs(spec))["params"]
+
+
+def abstract_inputs(spec: UNetSpec, batch: int = 1) -> tuple[Any, ...]:
+    """Shapes of (x, c_noise, label) for a batch."""
+    side = spec.resolution
+    shapes = (batch, side, side, spec.channels), (batch,), (batch, spec.num_classes)
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
+
+def count_params(params: Params) -> int:
+    """Trainable parameters of a nested dict of arrays or shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    trained = [x for path, x in leaves if path[-1].key not in layers.FROZEN_LEAVES]
+    return sum(math.prod(x.shape) for x in trained)

@@ -1,0 +1,1 @@
+"""Schedules in images, the optimizer chain, and its constraint on the weights."""

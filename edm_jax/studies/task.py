@@ -1,0 +1,202 @@
+"""A task: what one run of a study takes, in a process that every back-end can start.
+
+It claims the run, trains and evaluates, and writes how that ended. It ends with its
+parent, and its commands end with it: nothing goes on unseen.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edm_jax.runs.directory import read_state, update_status
+from edm_jax.studies import claims
+
+LOG = "log.txt"
+CLAIM = "EDM_JAX_CLAIM"  # environment variable: the claim that a command runs under
+FINISHED = ("done", "failed")  # states that a launch leaves as they are
+_POLL_S = 0.2
+_PREEMPTED = {75, 130}  # what train.py and an interrupted command end with
+# Becomes the command that follows, which ends with its parent, where the kernel can do
+# that. SLURM sends its notice to every process of a job; the parent takes it.
+_AS_CHILD = """
+import ctypes, os, signal, sys
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclasses.dataclass
+class Task:
+    """Commands to run one after the other for a run; their output goes to its log."""
+
+    name: str
+    run: str
+    commands: list[list[str]]
+    by: str = "a launcher"  # who runs it, as its claim says
+    expiry_s: float = claims.EXPIRY_S
+    attempts: int = 0  # claims of it that had ended when it was planned
+    nimg: int = 0  # images that it is to be trained on
+
+    @property
+    def path(self) -> Path:
+        return Path(self.run)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return read_state(self.path / "status.json")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return is_done(self.path, self.nimg)
+
+    def log_tail(self, lines: int = 5) -> str:
+        """The last lines that it printed."""
+        log = self.path / LOG
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    def process_command(self) -> list[str]:
+        """What starts this task in a process of its own."""
+        # Not `-m`, which would import the package before it is asked to.
+        start = "from edm_jax.studies import task; task.main()"
+        fields = json.dumps(dataclasses.asdict(self))
+        return [sys.executable, "-c", start, fields]
+
+    def __call__(self, stopped: Callable[[], bool] = lambda: False) -> str:
+        """Runs what is left to do; returns done, failed, preempted or held.
+
+        Once `stopped`, the command that runs saves and ends.
+        """
+        try:
+            claim = claims.take(self.path, self.by, self.expiry_s)
+        except OSError as error:
+            self._say("failed", f"it could not be claimed: {error}")
+            return "failed"
+        if isinstance(claim, dict):
+            return "held"
+        os.environ[CLAIM] = claim.fields["id"]
+        outcome = "preempted"  # where this process is told to leave
+        try:
+            outcome = self._run_claimed(claim, stopped)
+        finally:
+            claim.release(outcome)
+        return outcome
+
+    def _run_claimed(self, claim: claims.Claim, stopped: Callable[[], bool]) -> str:
+        for command in self.commands:
+            # Another launcher may have done it between the plan and the claim.
+            if self.is_done:
+                break
+            code = follow(command, self.path / LOG, claim.renew, stopped)
+            if code is None:
+                return "held"
+            if code in _PREEMPTED or (code and stopped()):
+                self._say("preempted", "stopped by a signal")
+                return "preempted"
+            if code:
+                killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+                self._say("failed", killed or self.log_tail(1))
+                return "failed"
+        return "done"
+
+    def _say(self, state: str, message: str) -> None:
+        with contextlib.suppress(OSError):
+            update_status(self.path, state=state, message=message)
+
+
+def is_done(run: Path, nimg: int = 0) -> bool:
+    """Whether a run is trained to its end, of `nimg` images at least, and evaluated.
+
+    One that stopped early, as its loss no longer fell, is at its end before.
+    """
+    status = read_state(run / "status.json")
+    evaluation = read_state(run / "evaluation.json")
+    total = status.get("total_nimg", 0)
+    if status.get("state") != "done" or evaluation.get("nimg") != total:
+        return False
+    return total >= nimg or bool(status.get("stopped_early"))
+
+
+def check_claim(run: Path) -> None:
+    """Raises ValueError where somebody else holds a run: two would write to it."""
+    held = claims.holder(run)
+    if held and held.get("id") != os.environ.get(CLAIM):
+        raise ValueError(
+            f"{run} is being run by {claims.who(held)}: stop that, or wait for it."
+        )
+
+
+def follow(
+    command: list[str],
+    log: Path,
+    may_go_on: Callable[[], bool],
+    stopped: Callable[[], bool],
+) -> int | None:
+    """A command's exit status; None where it may not go on, and was killed."""
+    with open(log, "ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _AS_CHILD, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="1"),
+            # Ctrl-C reaches it through the launcher, once.
+            start_new_session=True,
+        )
+    asked = False
+    try:
+        while (code := child.poll()) is None:
+            if not may_go_on():
+                return None
+            if stopped() and not asked:
+                asked = True
+                child.send_signal(signal.SIGINT)
+            time.sleep(_POLL_S)
+        return code
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came."""
+    came: list[int] = []
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for each in previous:
+        signal.signal(each, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+EXIT = {"done": 0, "failed": 1, "preempted": 75, "held": 73}
+
+
+def main() -> None:
+    """Runs the task that is the first argument, as JSON."""
+    task = Task(**json.loads(sys.argv[1]))
+    with _stop_signals() as stopped:
+        parent = os.getppid()
+
+        def must_stop() -> bool:
+            # A launcher that is killed preempts its runs.
+            return stopped() or os.getppid() != parent
+
+        outcome = task(must_stop)
+    sys.exit(EXIT[outcome])

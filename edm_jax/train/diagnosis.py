@@ -1,0 +1,93 @@
+"""Which layer was the first that was not finite, once a gradient is not."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import diffusion
+from edm_jax.models import unet
+from edm_jax.models.unet import Params
+from edm_jax.train.step import Batch, TrainState
+from edm_jax.train.trainer import Trainer
+
+_NOWHERE = float(2**24)  # larger than any place, and exact in float32
+
+
+class Diagnosis:
+    """Names the first bad layer of a step.
+
+    The forward pass is computed again, with the step's own noise and the weights there
+    are by now. Where all of it is finite, the fault is of the backward pass, which meets
+    the last layer first.
+    """
+
+    def __init__(self, trainer: Trainer, agree: Callable[[float], list[float]]):
+        self._trainer, self._agree = trainer, agree
+        spec, loss = trainer.denoiser.spec, trainer.config.loss
+        self._order = unet.forward_order(spec)
+        # Rematerialized blocks would hide their layers' outputs.
+        spec = dataclasses.replace(spec, remat=False)
+        denoiser = dataclasses.replace(trainer.denoiser, spec=spec)
+        self._outputs = jax.jit(
+            diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std)
+        )
+
+    def first_bad(
+        self, state: TrainState, batch: Batch, step: int, by_leaf: list[int]
+    ) -> str:
+        """In words; all processes call it. batch: this process's rows.
+
+        step: the number of steps before it. by_leaf: `nonfinite_by_leaf` of its metrics.
+        """
+        place = int(min(self._agree(self._forward(state, batch, step))))
+        if place < 0:
+            return "images of the batch"
+        if place < _NOWHERE:
+            name, is_output = self._order[place // 2], place % 2
+            layer, _, leaf = name.rpartition("/")
+            return f"output of {layer}" if is_output else f"{leaf} of {layer}"
+        names = list(_by_name(self._trainer.shapes.params))
+        bad = {name for name, count in zip(names, by_leaf, strict=True) if count}
+        if not bad:
+            return "gradient once loss_scale is divided out"
+        last = max(bad, key=self._order.index)
+        return f"gradient of {last.rpartition('/')[0]}"
+
+    def _forward(self, state: TrainState, batch: Batch, step: int) -> float:
+        """-1 for images; 2 i for the i-th parameter, 2 i + 1 for its layer's output."""
+        if not np.isfinite(batch["image"]).all():
+            return -1.0
+        params, key = self._trainer.step.fetch((state.params, state.key))
+        keys = diffusion.example_keys(key, jnp.int32(step), batch["index"])
+        # One device holds as many rows at a time as in the step.
+        count = jax.local_device_count() * self._trainer.config.training.microbatches
+        rows = np.array_split(np.arange(len(keys)), min(count, len(keys)))
+        parts = [
+            self._outputs(params, *jax.tree.map(lambda x, r=r: x[r], (batch, keys)))
+            for r in rows
+        ]
+        outputs = _by_name(jax.tree.map(lambda *part: np.stack(part), *parts))
+        weights = _by_name(params)
+        for place, name in enumerate(self._order):
+            layer = name.rpartition("/")[0]
+            if not np.isfinite(weights[name]).all():
+                return 2.0 * place
+            # A layer's output comes after the last of its parameters.
+            following = self._order[place + 1 : place + 2]
+            ends = not any(each.startswith(f"{layer}/") for each in following)
+            output = outputs.get(f"{layer}/output/0", np.zeros(1))
+            if ends and not np.isfinite(output).all():
+                return 2.0 * place + 1
+        return _NOWHERE
+
+
+def _by_name(tree: Params) -> dict[str, Any]:
+    """{'unet/out_conv/kernel': leaf, ...} in the order of the tree's leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

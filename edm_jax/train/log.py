@@ -1,0 +1,131 @@
+"""What the training step reports, read one step late, and what is logged of it."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from edm_jax import diffusion
+from edm_jax.diffusion import flops
+from edm_jax.optim import chain
+from edm_jax.runs.directory import RunDir
+from edm_jax.train.trainer import Trainer, total_steps
+
+# (images trained, images in all, images/s)
+OnProgress = Callable[[int, int, float], None]
+# A step, its metrics as plain numbers and lists.
+Report = tuple[int, dict[str, Any]]
+
+
+class _Pending(NamedTuple):
+    step: int
+    metrics: Any
+    due: bool
+
+
+class TrainingLog:
+    """Writes training metrics, reading those of a step after the next is dispatched.
+
+    So that reading never stalls the devices. A line is the mean over its interval; what
+    no line has yet, `unlogged`, goes into checkpoints.
+    """
+
+    def __init__(self, run: RunDir, trainer: Trainer, report: OnProgress):
+        config = trainer.config
+        self._run, self._trainer, self._report = run, trainer, report
+        self._batch_size = config.optimizer.batch_size
+        self._schedule = chain.learning_rate(config.optimizer)
+        self._total_nimg = total_steps(config) * self._batch_size
+        self._flops_per_image = flops.train_flops(trainer.denoiser.spec)
+        self._peak = _peak_flops(config.network.compute_dtype)
+        self._pending: _Pending | None = None
+        self.unlogged: list[dict[str, Any]] = []
+        self._rate = 0.0
+        self._seconds, self._images = 0.0, 0
+        self._clock: float | None = None  # None: the next interval is no measure
+
+    def dispatched(self, step: int, metrics: Any, due: bool) -> Report | None:
+        """Takes the metrics of a step under way; returns those of the one before."""
+        report = self.flush()
+        self._pending = _Pending(step, metrics, due)
+        return report
+
+    def restart_clock(self) -> None:
+        """Leaves what happens now out of the rate."""
+        self._clock = None
+
+    def flush(self) -> Report | None:
+        """Waits for the last step's metrics, and returns them."""
+        if self._pending is None:
+            return None
+        (step, metrics, due), self._pending = self._pending, None
+        fetched = self._trainer.step.fetch(metrics)
+        plain = jax.tree.map(lambda x: np.asarray(x).tolist(), fetched)
+        by_leaf = plain.pop("nonfinite_by_leaf")
+        self.unlogged.append(plain)
+        now = time.perf_counter()
+        if self._clock is not None:
+            self._seconds += now - self._clock
+            self._images += self._batch_size
+            self._rate = self._images / self._seconds
+        self._clock = now
+        nimg = step * self._batch_size
+        self._run.set_status(nimg=nimg, images_per_s=self._rate, now=False)
+        self._report(nimg, self._total_nimg, self._rate)
+        if due:
+            self._write(step, nimg)
+        return step, plain | {"nonfinite_by_leaf": by_leaf}
+
+    def _write(self, step: int, nimg: int) -> None:
+        means = _mean(self.unlogged)
+        # A running count, which 32 bits hold up to 2^32.
+        means["nonfinite"] = self.unlogged[-1]["nonfinite"] % 2**32
+        means["sigma"] = _by_sigma(means["sigma"])
+        lr = float(self._schedule(nimg - self._batch_size))
+        self._run.log("train", step, nimg, **means, lr=lr)
+        if self._rate:
+            self._run.log("speed", step, nimg, **self._speed())
+        self.unlogged, self._seconds, self._images = [], 0.0, 0
+
+    def _speed(self) -> dict[str, float]:
+        """A record of its own: the only numbers that no two runs share."""
+        flops_per_s = self._rate * self._flops_per_image
+        speed = {"images_per_s": self._rate, "flops_per_s": flops_per_s}
+        return speed | ({"mfu": flops_per_s / self._peak} if self._peak else {})
+
+
+def _mean(many: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of nested records of numbers and lists, in float64."""
+
+    def mean(*values: Any) -> Any:
+        return np.mean(np.asarray(values, np.float64), axis=0).tolist()
+
+    return jax.tree.map(mean, *many, is_leaf=lambda x: isinstance(x, list))
+
+
+def _by_sigma(means: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """Loss and u(sigma) of each range; None where no image fell into it.
+
+    u is at its best the logarithm of the loss (Eq. 21).
+    """
+    share = np.asarray(means["share"])
+
+    def ratio(name: str) -> list[float | None]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = np.asarray(means[name]) / share
+        return [float(r) if s > 0 else None for r, s in zip(ratios, share)]
+
+    return {
+        "below": [*diffusion.SIGMA_EDGES, None],
+        "share": share.tolist(),
+        "loss_per_element": ratio("loss"),
+        "logvar": ratio("logvar"),
+    }
+
+
+def _peak_flops(dtype: str) -> float | None:
+    """Of all devices together, where it is known."""
+    peak = flops.peak_flops(jax.devices()[0].device_kind, dtype)
+    return peak * jax.device_count() if peak else None

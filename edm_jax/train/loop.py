@@ -1,0 +1,282 @@
+"""The training loop: what happens, from top to bottom."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from edm_jax import data
+from edm_jax.ema import averaging, snapshots
+from edm_jax.evals.heldout import HeldOut
+from edm_jax.models import unet
+from edm_jax.runs.directory import RunDir
+from edm_jax.runs.provenance import utc_now
+from edm_jax.train import hosts
+from edm_jax.train.checkpoint import Checkpoints
+from edm_jax.train.diagnosis import Diagnosis
+from edm_jax.train.log import OnProgress, Report, TrainingLog
+from edm_jax.train.loggers import Mirrors
+from edm_jax.train.monitor import Monitor
+from edm_jax.train.profiling import Profile
+from edm_jax.train.step import TrainState
+from edm_jax.train.trainer import Trainer, make_trainer, total_steps
+
+_log = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+    """The run was asked to stop; its state is saved, and training again goes on."""
+
+
+class Nonfinite(ValueError):
+    """A gradient was not finite, and the config says to stop there."""
+
+
+def train(
+    config: Any,
+    run: RunDir,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    open_mirrors: Callable[[int], Mirrors] | None = None,
+    profile_steps: int = 0,
+    allow_data: bool = False,
+) -> None:
+    """Trains to the config's duration, going on from the last checkpoint.
+
+    All processes call this. SIGINT or SIGTERM to any of them: all finish the step, save,
+    and raise Preempted. open_mirrors: given the images trained before, opens what
+    metrics are mirrored to. profile_steps: so many are traced into RUN/profile.
+    allow_data: the data set may differ from before. Raises ValueError for a checkpoint
+    or data that do not fit, OSError where a disk does not do, and Nonfinite.
+    """
+    data.prepare(config.data)
+    trainer = make_trainer(config)
+    training, batch_size = config.training, config.optimizer.batch_size
+    total = total_steps(config)
+    run.set_status(
+        state="running", stage="train", total_nimg=total * batch_size, message=""
+    )
+    keep_every = training.keep_checkpoint_mimg * 1e6 / batch_size
+    with (
+        contextlib.closing(
+            Checkpoints(
+                run.checkpoints, training.keep_checkpoints, keep_every, hosts.agree
+            )
+        ) as checkpoints,
+        contextlib.closing(Profile(run.path / "profile", profile_steps)) as profile,
+        hosts.stop_signals() as stopped,
+        contextlib.ExitStack() as stack,
+    ):
+        loop = _Loop(trainer, run, checkpoints, on_progress)
+        state, start = loop.restore(allow_data)
+        if open_mirrors is not None and hosts.is_first():
+            mirrors = open_mirrors(start * batch_size)
+            run.mirror = stack.enter_context(contextlib.closing(mirrors)).write
+        step = loop.run(state, start, total, stopped, profile)
+    nimg = step * batch_size
+    if step < total and not loop.converged:
+        run.set_status(state="preempted", nimg=nimg, message="stopped by a signal")
+        raise Preempted(f"{run.path} is saved at {nimg:,} images.")
+    message = "stopped early: the held-out loss no longer fell" if step < total else ""
+    end_time = utc_now() if step > start else run.status.get("end_time")
+    run.set_status(
+        state="done",
+        nimg=nimg,
+        total_nimg=nimg,
+        message=message,
+        stopped_early=step < total,
+        end_time=end_time,
+    )
+
+
+class _Loop:
+    """One run under way."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: RunDir,
+        checkpoints: Checkpoints,
+        on_progress: OnProgress,
+    ):
+        self.trainer, self.run_dir, self.checkpoints = trainer, run, checkpoints
+        self.config, training = trainer.config, trainer.config.training
+        self.batch_size = self.config.optimizer.batch_size
+        self.log = TrainingLog(run, trainer, on_progress)
+        self.monitor = Monitor(
+            training.alert_loss, training.alert_growth, training.patience_mimg * 1e6
+        )
+        self.diagnosis = Diagnosis(trainer, hosts.agree)
+        self.heldout = HeldOut(trainer.denoiser, self.config)
+        self.fingerprint = data.fingerprint(self.config.data)
+        self.converged = False
+        self._batches: dict[
+            int, dict[str, Any]
+        ] = {}  # those whose metrics are not read
+
+    def restore(self, allow_data: bool) -> tuple[TrainState, int]:
+        """The state to go on from and its step."""
+        form = self.trainer.step
+        found = self.checkpoints.restore(form.abstract(self.trainer.shapes))
+        if found is None:
+            return self.trainer.initial_state(), 0
+        step, state, extra = found
+        if extra["data"] != self.fingerprint and not allow_data:
+            raise ValueError(
+                f"The data set is not what {self.run_dir.path} was trained on: it was "
+                f"{extra['data']} and is {self.fingerprint}. Put it back, or accept it "
+                "with --allow=data."
+            )
+        self.log.unlogged = extra["unlogged"]
+        self.monitor.restore(extra["monitor"])
+        self.converged = extra["converged"]
+        return form.place(state), step
+
+    def run(
+        self,
+        state: TrainState,
+        start: int,
+        total: int,
+        stopped: Callable[[], bool],
+        profile: Profile,
+    ) -> int:
+        """Steps from `start` until the end or a signal; returns the last step."""
+        if start == total or self.converged:
+            return start
+        training = self.config.training
+        self._record_provenance()
+        # Nothing is kept of a start that was killed before its first checkpoint.
+        self.run_dir.forget_after(start if start else -1)
+        if start == 0:
+            self._probe(state, 0)
+        batches = data.train_batches(
+            self.config.data,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        any_process = hosts.AnyProcess()
+        for step in range(start + 1, total + 1):
+            self._batches[step] = batch = next(batches)
+            profile.before_step()
+            state, metrics = self.trainer.step(state, batch)
+            profile.after_step(metrics)
+            log_due = self._due(training.log_mimg, step, total)
+            self._watch(self.log.dispatched(step, metrics, log_due), state)
+            if self._due(training.probe_mimg, step, total):
+                self._probe(state, step)
+                self.log.restart_clock()
+            # A run that stops early is evaluated where it stops.
+            if self._due(training.snapshot_mimg, step, total) or self.converged:
+                self._snapshot(state, step)
+                self.log.restart_clock()
+            stopping = any_process(stopped()) or self.converged
+            if stopping or self._due(training.checkpoint_mimg, step, total):
+                self._watch(self.log.flush(), state)
+                self._save(state, step)
+                self.log.restart_clock()
+            self.checkpoints.check()
+            if stopping:
+                return step
+        return total
+
+    def _due(self, interval_mimg: float, step: int, total: int) -> bool:
+        # Intervals need not be whole numbers of steps; all are due at the end.
+        interval = interval_mimg * 1e6
+        now, before = step * self.batch_size, (step - 1) * self.batch_size
+        return now // interval > before // interval or step == total
+
+    def _watch(self, report: Report | None, state: TrainState) -> None:
+        """Alerts for a step whose metrics have come; `state` is of a step or two later.
+
+        Raises Nonfinite where the config says so.
+        """
+        if report is None:
+            return
+        step, metrics = report
+        batch = self._batches.pop(step)
+        if sentence := self.monitor.after_step(metrics["loss_per_element"]):
+            self._alert(step, "loss", sentence)
+        new, began = self.monitor.new_nonfinite(metrics["nonfinite"])
+        if not began:
+            return
+        policy = self.config.optimizer.nonfinite
+        by_leaf = metrics["nonfinite_by_leaf"]
+        first = self.diagnosis.first_bad(state, batch, step - 1, by_leaf)
+        sentence = f"{new:,} gradient elements are not finite, the first bad: {first}"
+        done = {"zero": "zeroed", "skip": "update skipped", "stop": "stopping"}[policy]
+        fields = {"count": new, "first_bad": first, "policy": policy}
+        self._alert(step, "nonfinite", f"{sentence}; {done}", **fields)
+        if policy == "stop":
+            raise Nonfinite(
+                f"{sentence}, in step {step:,} of {self.run_dir.path}. The same command "
+                "tries again from the last checkpoint; --config.optimizer.nonfinite=skip "
+                "--allow=optimizer.nonfinite goes past it."
+            )
+
+    def _alert(self, step: int, about: str, message: str, **fields: Any) -> None:
+        nimg = step * self.batch_size
+        self.run_dir.log("alert", step, nimg, about=about, message=message, **fields)
+        if hosts.is_first():
+            _log.warning("%s images: %s.", f"{nimg:,}", message)
+
+    def _probe(self, state: TrainState, step: int) -> None:
+        """Logs the held-out loss, averaged and not, and the magnitudes."""
+        nimg = step * self.batch_size
+        average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
+        params = self.trainer.step.fetch(state.params)
+        loss = self.heldout.loss(average) if hosts.is_first() else math.inf
+        loss = hosts.agree(loss)[0]
+        self.converged |= self.monitor.has_converged(loss, nimg)
+        if not hosts.is_first():
+            return
+        raw_loss = self.heldout.loss(params)
+        losses = {"loss_per_element": loss, "raw_loss_per_element": raw_loss}
+        self.run_dir.log("heldout", step, nimg, **losses)
+        magnitudes = self.heldout.magnitudes(params)
+        self.run_dir.log("dynamics", step, nimg, **magnitudes)
+        means = {
+            f"{what} {place}": value["mean"]
+            for what, places in magnitudes.items()
+            for place, value in places.items()
+        }
+        for sentence in self.monitor.after_probe(means):
+            self._alert(step, "magnitudes", sentence)
+
+    def _snapshot(self, state: TrainState, step: int) -> None:
+        """Stores every tracked average."""
+        for name, average in self.trainer.averages(state, step).items():
+            meta = snapshots.SnapshotMeta(
+                profile=self.trainer.profiles[name],
+                nimg=step * self.batch_size,
+                update_interval=self.config.ema.update_every * self.batch_size,
+                config_hash=self.run_dir.config_hash,
+                dtype=self.config.ema.snapshot_dtype,
+            )
+            place, gather = self.run_dir.snapshots, averaging.gather
+            snapshots.write(place, average, meta, gather, hosts.is_first())
+
+    def _save(self, state: TrainState, step: int) -> None:
+        extra = {
+            "unlogged": self.log.unlogged,
+            "monitor": self.monitor.state(),
+            "converged": self.converged,
+            "data": self.fingerprint,
+        }
+        self.checkpoints.save(step, self.trainer.step.global_arrays(state), extra)
+
+    def _record_provenance(self) -> None:
+        params = unet.abstract_params(self.trainer.denoiser.spec)
+        self.run_dir.record_provenance(
+            params=unet.count_params(params),
+            devices=[device.device_kind for device in jax.devices()],
+            runtime=jax.devices()[0].client.platform_version,
+            processes=jax.process_count(),
+            data=self.fingerprint,
+            seed=self.config.seed,
+        )

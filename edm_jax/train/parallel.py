@@ -1,0 +1,219 @@
+"""The step on many devices: jit over a mesh, its state whole or sharded, and pmap.
+
+What a checkpoint holds is the same for every form and any number of devices: global
+arrays, of which each process writes and reads its part.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from edm_jax import backend
+from edm_jax.train.step import Batch, TrainState
+
+# Below this a leaf is repeated on every device: to gather it would cost more.
+_SMALLEST_SHARDED = 2**12
+
+
+def make_mesh(devices: list[Any]) -> Mesh:
+    """All devices along one axis, 'data', over which a batch is spread."""
+    # Device order by process, so that each process feeds neighbouring rows.
+    ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+
+
+class JitStep:
+    """The step under jit: batch sharded over a mesh, state repeated or sharded (ZeRO).
+
+    make_step: `train_step.make_train_step` but for its last arguments. abstract: the
+    shapes of the state. sharding: what is spread over the devices, a word of
+    `training.sharding`: 'none', 'state' (moments and averages) or 'full' (parameters,
+    too, which are gathered for each step).
+    """
+
+    def __init__(
+        self,
+        make_step: Callable[..., Callable],
+        devices: list[Any],
+        abstract: TrainState,
+        sharding: str = "none",
+    ):
+        mesh = make_mesh(devices)
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
+        spread = jax.tree.map(lambda x: _sharding(mesh, x), abstract)
+        whole = jax.tree.map(lambda _: self._whole, abstract)
+        self._state = spread._replace(step=self._whole, key=self._whole)
+        if sharding != "full":
+            self._state = self._state._replace(params=whole.params)
+        if sharding == "none":
+            self._state = whole
+        constrain = jax.lax.with_sharding_constraint
+        self._step = jax.jit(
+            make_step(
+                axis_name=None,
+                gather=lambda params: constrain(params, whole.params),
+                scatter=lambda grads: constrain(
+                    grads, whole.params if sharding == "none" else spread.params
+                ),
+            ),
+            donate_argnums=0,
+            out_shardings=(self._state, self._whole),
+            compiler_options=backend.compiler_options(),
+        )
+        self._gather = jax.jit(lambda tree: tree, out_shardings=self._whole)
+
+    def abstract(self, state: TrainState) -> TrainState:
+        """Shapes of a state as `place` lays it out, for restoring straight into it."""
+        return jax.tree.map(_struct, state, self._state)
+
+    def place(self, state: TrainState) -> TrainState:
+        """Puts a state of the host, or of global arrays, on the devices."""
+        return jax.tree.map(_put, state, self._state)
+
+    def build(self, make_state: Callable[[Any], TrainState], params: Any):
+        """The state made of the host's parameters, each leaf where it belongs."""
+        return jax.jit(make_state, out_shardings=self._state)(params)
+
+    def global_arrays(self, tree: Any) -> Any:
+        """A part of the state as global arrays."""
+        return tree
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The step for shapes alone, lowered; allocates nothing."""
+        shapes = {name: _struct(x, self._rows) for name, x in batch.items()}
+        return self._step.lower(self.abstract(state), shapes)
+
+    def __call__(self, state: TrainState, batch: Batch):
+        """batch: this process's rows, NumPy."""
+        batch = {
+            name: jax.make_array_from_process_local_data(self._rows, x)
+            for name, x in batch.items()
+        }
+        return self._step(state, batch)
+
+    def fetch(self, tree: Any) -> Any:
+        """One whole copy, on a device of this process; all processes call it."""
+        if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+            tree = self._gather(tree)
+        return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+class PmapStep:
+    """The step under pmap: the state stacked once for each device, gradients pmean'd."""
+
+    def __init__(
+        self,
+        make_step: Callable[..., Callable],
+        devices: list[Any],
+        abstract: TrainState,
+        sharding: str = "none",
+    ):
+        del abstract
+        if sharding != "none":
+            raise ValueError(f"pmap has no sharding={sharding!r}: use jit.")
+        self._devices = list(make_mesh(devices).devices)
+        here = jax.process_index()
+        self._here = [d for d in self._devices if d.process_index == here]
+        self._whole = NamedSharding(make_mesh(devices), PartitionSpec())
+        self._step = jax.pmap(
+            make_step(axis_name="data"),
+            axis_name="data",
+            devices=self._devices,
+            donate_argnums=0,
+        )
+
+    def abstract(self, state: TrainState) -> TrainState:
+        """Shapes of a state of global arrays, for restoring."""
+        return jax.tree.map(lambda x: _struct(x, self._whole), state)
+
+    def place(self, state: TrainState) -> TrainState:
+        """Puts a state of the host, or of global arrays, on the devices."""
+
+        def stack(x: Any) -> np.ndarray:
+            x = x.addressable_data(0) if isinstance(x, jax.Array) else x
+            return np.stack([np.asarray(x)] * len(self._here))
+
+        stacked = jax.tree.map(stack, state)
+        # The same axis name as the step's: another one would compile the step twice.
+        return jax.pmap(lambda x: x, axis_name="data", devices=self._devices)(stacked)
+
+    def build(self, make_state: Callable[[Any], TrainState], params: Any):
+        """The state made of the host's parameters."""
+        return self.place(jax.jit(make_state)(params))
+
+    def global_arrays(self, tree: Any) -> Any:
+        """A part of the state as global arrays."""
+
+        def unstack(x: jax.Array) -> jax.Array:
+            shape = x.shape[1:]
+            each = [shard.data.reshape(shape) for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(shape, self._whole, each)
+
+        return jax.tree.map(unstack, tree)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The step for shapes alone, lowered; allocates nothing."""
+        count = len(self._devices)
+
+        def stacked(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count, *x.shape), x.dtype)
+
+        def split(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(
+                (count, -(-x.shape[0] // count), *x.shape[1:]), x.dtype
+            )
+
+        rows = {name: split(x) for name, x in batch.items()}
+        return self._step.lower(jax.tree.map(stacked, state), rows)
+
+    def __call__(self, state: TrainState, batch: Batch):
+        """batch: this process's rows, NumPy."""
+        count = len(self._here)
+        return self._step(
+            state,
+            {n: x.reshape(count, -1, *x.shape[1:]) for n, x in batch.items()},
+        )
+
+    def fetch(self, tree: Any) -> Any:
+        """One whole copy, on a device of this process."""
+        # x[0] would gather from every device.
+        return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
+
+
+FORMS = {"jit": JitStep, "pmap": PmapStep}
+
+
+def spread_over(devices: int, tree: Any) -> Any:
+    """Into how many parts each leaf of a sharded state is cut: 1, or the devices."""
+    return jax.tree.map(
+        lambda leaf: 1 if _sharded_axis(devices, leaf) is None else devices, tree
+    )
+
+
+def _sharded_axis(devices: int, leaf: Any) -> int | None:
+    """The longest axis that the devices divide; None for a leaf that is repeated."""
+    axes = [i for i, size in enumerate(leaf.shape) if size % devices == 0]
+    if leaf.size < _SMALLEST_SHARDED or not axes:
+        return None
+    return max(axes, key=lambda i: leaf.shape[i])
+
+
+def _sharding(mesh: Mesh, leaf: Any) -> NamedSharding:
+    axis = _sharded_axis(mesh.size, leaf)
+    spec = () if axis is None else (*[None] * axis, "data")
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x  # restored there
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+
+def _struct(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

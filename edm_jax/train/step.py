@@ -1,0 +1,175 @@
+"""One pure training step: gradient, update, averages, and what is logged of them."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edm_jax import backend, diffusion
+from edm_jax.ema import averaging
+from edm_jax.evals import dynamics
+from edm_jax.models.unet import Params
+from edm_jax.optim import nonfinite, weight_norm
+
+Batch = dict[str, Any]
+# (step before the update, whether it is due in any case) -> the weight 1 - beta of the
+# new parameters, 0 between updates.
+EmaWeight = Callable[..., jax.Array]
+LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, Any]]]
+Layout = Callable[[Params], Params]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes; float32 but for the step and the key."""
+
+    step: jax.Array  # int32; the host computes nimg = step * batch_size
+    key: jax.Array  # uint32 (2,), constant: the root of all randomness
+    params: Params
+    opt_state: Any
+    emas: dict[str, Params]  # one average of the parameters for each profile
+
+
+def power_ema_weight(gamma: float, every: int = 1) -> EmaWeight:
+    """1 - beta of the power-function EMA, beta = (1 - delta/nimg)^(gamma+1) (App. C.2).
+
+    delta counts the images since the EMA's last update, so a profile does not depend
+    on how often it is updated; between updates the weight is 0, at the first it is 1.
+    """
+
+    def weight(step: jax.Array, due: bool = False) -> jax.Array:
+        now, since_last = step + 1, step % every + 1
+        new = averaging.traced_power_weight(since_last, now, gamma)
+        return jnp.where(due | (now % every == 0), new, 0.0)
+
+    return weight
+
+
+def traditional_ema_weight(
+    halflife_nimg: float, rampup: float, batch_size: int, every: int = 1
+) -> EmaWeight:
+    """1 - beta of an exponential EMA whose half-life is min(halflife, rampup * nimg).
+
+    nimg is counted before the step [choice], so the first update has weight 1.
+    """
+
+    def weight(step: jax.Array, due: bool = False) -> jax.Array:
+        nimg = step.astype(jnp.float32) * batch_size
+        halflife = jnp.minimum(halflife_nimg, rampup * nimg)
+        log_beta = -jnp.log(2.0) * (step % every + 1) * batch_size / halflife
+        return jnp.where(due | ((step + 1) % every == 0), -jnp.expm1(log_beta), 0.0)
+
+    return weight
+
+
+def init_state(
+    params: Params, tx: optax.GradientTransformation, emas: Mapping[str, Any], seed: int
+) -> TrainState:
+    """The state before the first step; every average starts at the parameters."""
+    averages = {name: jax.tree.map(jnp.array, params) for name in emas}
+    key = jax.random.PRNGKey(seed)
+    return TrainState(jnp.zeros((), jnp.int32), key, params, tx.init(params), averages)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    emas: Mapping[str, EmaWeight],
+    loss_scale: float = 1.0,
+    microbatches: int = 1,
+    axis_name: str | None = None,
+    gather: Layout = lambda params: params,
+    scatter: Layout = lambda grads: grads,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """step(state, batch) -> (state, metrics).
+
+    batch: image (N, H, W, C) float32, label (N,) or (N, classes), index (N,) int32,
+    each example's place in the global batch, to which its randomness belongs. loss_fn
+    takes (params, batch, keys); its loss and metrics are means over the batch.
+    loss_scale multiplies the loss before the gradient; `tx` divides it out.
+    microbatches: parts of the batch that are computed one after the other. axis_name:
+    the mapped axis to average over under pmap. gather, scatter: how sharded parameters
+    are laid out for the loss, and its gradients for the optimizer.
+    """
+
+    def step(state: TrainState, batch: Batch):
+        keys = diffusion.example_keys(state.key, state.step, batch["index"])
+
+        def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
+            loss, metrics = loss_fn(params, batch, keys)
+            return loss * loss_scale, metrics
+
+        gradient = functools.partial(
+            jax.grad(scaled_loss, has_aux=True), gather(state.params)
+        )
+        grads, metrics = _mean_over_parts(gradient, microbatches, batch, keys)
+        if axis_name is not None:
+            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        grads = scatter(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The EMA sees the weights as Adam left them (Alg. 1, 2).
+        latest = weight_norm.unprojected(params, opt_state)
+        averages = {
+            name: averaging.lerp(state.emas[name], latest, weight(state.step))
+            for name, weight in emas.items()
+        }
+        metrics |= {
+            "grad_rms": _rms(grads) / loss_scale,
+            "effective_lr": dynamics.effective_learning_rates(updates, state.params),
+            "nonfinite": nonfinite.nonfinite_count(opt_state),
+            "nonfinite_by_leaf": nonfinite.nonfinite_by_leaf(grads),
+        }
+        state = TrainState(state.step + 1, state.key, params, opt_state, averages)
+        return state, metrics
+
+    return step
+
+
+def _mean_over_parts(function: Callable[..., Any], parts: int, *rows: Any) -> Any:
+    """Mean of function(part) over equal parts of the rows, one after the other."""
+    if parts == 1:
+        return function(*rows)
+
+    # Part i is every `parts`-th row: each device then keeps its own rows.
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+    split_rows = jax.tree.map(split, rows)
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], split_rows))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    total, _ = jax.lax.scan(add, zeros, split_rows)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def make_current_averages(
+    emas: Mapping[str, EmaWeight],
+) -> Callable[[TrainState], dict[str, Params]]:
+    """state -> its averages, brought up to its step where an update is not yet due.
+
+    So that a snapshot between two updates holds the profile of its own time. The state
+    stays as it is; it has taken a step or more.
+    """
+
+    def current_averages(state: TrainState) -> dict[str, Params]:
+        latest = weight_norm.unprojected(state.params, state.opt_state)
+        return {
+            name: averaging.lerp(state.emas[name], latest, weight(state.step - 1, True))
+            for name, weight in emas.items()
+        }
+
+    return current_averages
+
+
+def _rms(tree: Params) -> jax.Array:
+    leaves = jax.tree.leaves(tree)
+    return jnp.sqrt(
+        sum(backend.sum_over(jnp.square(x)) for x in leaves)
+        / sum(x.size for x in leaves)
+    )

@@ -1,0 +1,139 @@
+"""From a resolved config to what trains it: denoiser, parallel step, first state."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from edm_jax import backend, diffusion, ema
+from edm_jax.models import ops, unet
+from edm_jax.models.unet import Params
+from edm_jax.optim import chain, weight_norm
+from edm_jax.train import parallel
+from edm_jax.train import step as train_step
+from edm_jax.train.step import Batch, TrainState
+
+Profile = ema.PowerProfile | ema.TraditionalProfile
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The parts of one run. `profiles` are the tracked averages by name."""
+
+    config: Any
+    denoiser: diffusion.Denoiser
+    profiles: dict[str, Profile]
+    shapes: TrainState
+    step: parallel.JitStep | parallel.PmapStep
+    current_averages: Callable[[TrainState], dict[str, Params]]
+
+    @property
+    def longest_average(self) -> str:
+        """Name of the longest power-function average: the same for every letter."""
+        powers = {
+            name: profile.sigma_rel
+            for name, profile in self.profiles.items()
+            if isinstance(profile, ema.PowerProfile)
+        }
+        return max(powers, key=powers.__getitem__)
+
+    def averages(self, state: TrainState, step: int) -> dict[str, Params]:
+        """The tracked averages as they are after `step` steps, as global arrays."""
+        if step % self.config.ema.update_every == 0:
+            return self.step.global_arrays(state.emas)
+        return self.current_averages(self.step.global_arrays(state))
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the devices."""
+        opt, seed = self.config.optimizer, self.config.seed
+        params = unet.init_params(self.denoiser.spec, seed)
+        if opt.forced_weight_norm:
+            params = jax.tree.map(np.asarray, weight_norm.project(params))
+        tx = chain.make_optimizer(opt)
+        return self.step.build(
+            lambda p: train_step.init_state(p, tx, self.profiles, seed), params
+        )
+
+
+def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
+    """Assembles a run; `devices` default to all. Raises ValueError where it can't.
+
+    First prepares the process for JAX on a CPU: `backend.prepare`.
+    """
+    backend.prepare()
+    devices = devices or jax.devices()
+    loss, opt, training = config.loss, config.optimizer, config.training
+    parts = len(devices) * training.microbatches
+    if opt.batch_size % parts:
+        raise ValueError(
+            f"optimizer.batch_size={opt.batch_size} does not divide over {len(devices)} "
+            f"devices x {training.microbatches} training.microbatches; choose a "
+            f"multiple of {parts}."
+        )
+    denoiser = diffusion.Denoiser(ops.resolve_network(config), loss.sigma_data)
+    profiles = tracked_profiles(config.ema)
+    weights = {name: _weight(profile, config) for name, profile in profiles.items()}
+    make_step = functools.partial(
+        train_step.make_train_step,
+        diffusion.make_loss(denoiser, loss.P_mean, loss.P_std),
+        chain.make_optimizer(opt),
+        weights,
+        opt.loss_scale,
+        training.microbatches,
+    )
+    shapes = abstract_state(config)
+    form = parallel.FORMS[training.parallel]
+    step = form(make_step, devices, shapes, training.sharding)
+    current_averages = jax.jit(train_step.make_current_averages(weights))
+    return Trainer(config, denoiser, profiles, shapes, step, current_averages)
+
+
+def abstract_state(config: Any) -> TrainState:
+    """The shapes of a run's state; allocates nothing."""
+    params = unet.abstract_params(ops.resolve_network(config))
+    tx, profiles = chain.make_optimizer(config.optimizer), tracked_profiles(config.ema)
+    return jax.eval_shape(
+        lambda p: train_step.init_state(p, tx, profiles, seed=0), params
+    )
+
+
+def abstract_batch(config: Any) -> Batch:
+    """The shapes of a batch of the whole run."""
+    net, count = config.network, config.optimizer.batch_size
+    image = (count, net.resolution, net.resolution, net.channels)
+    return {
+        "image": jax.ShapeDtypeStruct(image, np.float32),
+        "label": jax.ShapeDtypeStruct((count,), np.int32),
+        "index": jax.ShapeDtypeStruct((count,), np.int32),
+    }
+
+
+def total_steps(config: Any) -> int:
+    """Steps in all: the first whole number that reaches training.duration_mimg."""
+    return math.ceil(
+        round(config.training.duration_mimg * 1e6) / config.optimizer.batch_size
+    )
+
+
+def tracked_profiles(ema_config: Any) -> dict[str, Profile]:
+    """The averages that a run tracks, by name."""
+    rampup = ema_config.halflife_rampup
+    power = {f"power_{s:g}": ema.PowerProfile(s) for s in ema_config.sigma_rels}
+    traditional = {
+        f"traditional_{h:g}": ema.TraditionalProfile(h, rampup)
+        for h in ema_config.halflives_mimg
+    }
+    return power | traditional
+
+
+def _weight(profile: Profile, config: Any) -> train_step.EmaWeight:
+    every = config.ema.update_every
+    if isinstance(profile, ema.PowerProfile):
+        return train_step.power_ema_weight(profile.gamma, every)
+    return train_step.traditional_ema_weight(
+        profile.halflife_mimg * 1e6, profile.rampup, config.optimizer.batch_size, every
+    )

@@ -1,0 +1,304 @@
+"""The ablation table: what each letter changes, what sizes hold, what is refused."""
+
+import json
+import math
+
+import jax
+import ml_collections
+import pytest
+
+import configs
+from configs.workloads import WORKLOADS
+from edm_jax.models import ops, unet
+
+MEBI = 2**20 / 1e6
+
+# Table 1 and Fig. 16-22: each letter's changes to the one before, as (before, after).
+CHANGES = {
+    "b": {
+        "title": ("EDM baseline", "Minor improvements"),
+        "optimizer.batch_size": (4096, 2048),
+        "optimizer.alpha_ref": (1e-4, 2e-4),
+        "optimizer.beta2": (0.999, 0.99),
+        "loss.P_mean": (-1.2, -0.4),
+        "loss.P_std": (1.2, 1.0),
+        "loss.uncertainty": (False, True),
+        "network.attention_resolutions": ((32, 16, 8), (16, 8)),
+        "ema.halflives_mimg": ((50.0,), ()),
+    },
+    "c": {
+        "title": ("Minor improvements", "Architectural streamlining"),
+        "network.weights": ("biased", "plain"),
+        "network.constant_channel": (False, True),
+        "network.modulation": ("scale_shift", "scale"),
+        "network.norm": ("group", "rms_group"),
+        "network.attention": ("dot", "cosine"),
+        "network.init": ("adm", "uniform"),
+        "network.unit_variance_label": (False, True),
+        "network.noise_features": ("positional", "fourier"),
+        "network.clamp": (math.inf, 256.0),
+        "network.half_precision": ("partial", "full"),
+    },
+    "d": {
+        "title": ("Architectural streamlining", "Magnitude-preserving learned layers"),
+        "network.weights": ("plain", "mp"),
+        "network.init": ("uniform", "normal"),
+        "optimizer.alpha_ref": (2e-4, 0.01),
+        "optimizer.loss_scale": (100.0, 1.0),
+    },
+    "e": {
+        "title": (
+            "Magnitude-preserving learned layers",
+            "Control effective learning rate",
+        ),
+        "optimizer.forced_weight_norm": (False, True),
+        "optimizer.t_ref": (math.inf, 70000.0),
+    },
+    "f": {
+        "title": ("Control effective learning rate", "Remove group normalizations"),
+        "network.norm": ("rms_group", "none"),
+        "network.pixel_norm": (False, True),
+        "network.block": ("branch", "main_path"),
+        "network.output_silu": (True, False),
+        "network.embedding_layers": (2, 1),
+    },
+    "g": {
+        "title": (
+            "Remove group normalizations",
+            "Magnitude-preserving fixed-function layers",
+        ),
+        "network.noise_features": ("fourier", "mp_fourier"),
+        "network.silu": ("silu", "mp_silu"),
+        "network.add": ("sum", "mp_sum"),
+        "network.cat": ("cat", "mp_cat"),
+        "network.gain": (False, True),
+        "network.dropout": (0.1, 0.0),
+    },
+}
+
+# Table 6: channels, rate, dropout and duration in Mi images.
+PRESETS = {
+    "imagenet512-xxs": (64, 0.0170, 0.0, 2048),
+    "imagenet512-xs": (128, 0.0120, 0.0, 2048),
+    "imagenet512-s": (192, 0.0100, 0.0, 2048),
+    "imagenet512-m": (256, 0.0090, 0.1, 2048),
+    "imagenet512-l": (320, 0.0080, 0.1, 1792),
+    "imagenet512-xl": (384, 0.0070, 0.1, 1280),
+    "imagenet512-xxl": (448, 0.0065, 0.1, 896),
+    "imagenet64-xs": (128, 0.0120, 0.0, 1024),
+    "imagenet64-s": (192, 0.0100, 0.0, 1024),
+    "imagenet64-m": (256, 0.0090, 0.1, 2048),
+    "imagenet64-l": (320, 0.0080, 0.1, 1024),
+    "imagenet64-xl": (384, 0.0070, 0.1, 640),
+}
+
+
+def load(letter, workload="digits-tiny", **overrides):
+    """Overrides by field, dots written as two underscores."""
+    overrides = {field.replace("__", "."): text for field, text in overrides.items()}
+    return configs.load(f"{configs.letter_path(letter)}:{workload}", overrides)
+
+
+@pytest.mark.parametrize("letter", CHANGES)
+def test_each_letter_changes_exactly_what_the_paper_says(letter):
+    parent = configs.parent_letter(letter)
+    before, after = (
+        configs.flatten(load(x, "imagenet512-s")) for x in (parent, letter)
+    )
+    assert before.keys() == after.keys()
+    changed = {
+        field: (before[field], after[field])
+        for field in before
+        if before[field] != after[field]
+    }
+    assert changed == CHANGES[letter] | {"letter": (parent, letter)}
+
+
+def test_config_a_is_the_papers_baseline():
+    config = load("a", "imagenet512-s")
+    expected = {
+        "network": {"model_channels": 192, "channel_mult": (1, 2, 3, 4)}
+        | {"blocks_per_level": 3, "head_channels": 64, "dropout": 0.1},
+        "loss": {"sigma_data": 0.5, "uncertainty": False},
+        "optimizer": {
+            "rampup_mimg": 10.0,
+            "t_ref": math.inf,
+            "eps": 1e-8,
+            "beta1": 0.9,
+        },
+        "ema": {"sigma_rels": (0.05, 0.10), "halflife_rampup": 0.05},
+        "training": {"duration_mimg": 2**31 / 1e6, "snapshot_mimg": 8 * MEBI},
+    }
+    for room, fields in expected.items():
+        assert {field: config[room][field] for field in fields} == fields
+
+
+@pytest.mark.parametrize(("workload", "values"), PRESETS.items())
+def test_presets_are_the_papers(workload, values):
+    config = load("g", workload)
+    channels, alpha_ref, dropout, mebi_images = values
+    assert config.network.model_channels == channels
+    assert config.optimizer.alpha_ref == alpha_ref
+    assert config.network.dropout == dropout
+    assert config.training.duration_mimg * 1e6 == pytest.approx(mebi_images * 2**20)
+    assert config.optimizer.batch_size == 2048
+    noise = config.loss.P_mean, config.loss.P_std, config.optimizer.t_ref
+    rgb = workload.startswith("imagenet64")
+    assert noise == ((-0.8, 1.6, 35000.0) if rgb else (-0.4, 1.0, 70000.0))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("letter", configs.LETTERS)
+def test_every_letter_loads_on_every_workload_and_says_who_it_is(letter, workload):
+    config = load(letter, workload)
+    assert (config.letter, config.workload) == (letter, workload)
+    # Each snapshot interval is at least one step.
+    assert config.training.snapshot_mimg * 1e6 >= config.optimizer.batch_size
+
+
+def test_configs_are_locked_and_survive_json():
+    config = load("a")
+    with pytest.raises(AttributeError):
+        config.network.depth = 3
+    again = configs.from_json(json.loads(config.to_json()))
+    assert configs.flatten(again) == configs.flatten(config)
+    assert isinstance(again.network.channel_mult, tuple)
+    assert again.is_locked
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("network__dropout", "0.25", 0.25),
+        ("network__dropout", "0", 0.0),
+        ("network__channel_mult", "(1, 2, 2)", (1, 2, 2)),
+        ("network__gain", "False", False),
+        ("network__add", "sum", "sum"),
+        ("optimizer__t_ref", "inf", math.inf),
+        ("ema__sigma_rels", "(0.05, 0.2)", (0.05, 0.2)),
+    ],
+)
+def test_overrides_reach_their_field_and_only_it(field, text, value):
+    before, after = load("g"), load("g", **{field: text})
+    flat = configs.flatten(before) | {field.replace("__", "."): value}
+    assert configs.flatten(after) == flat
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        (
+            "network__drpout",
+            "0.1",
+            "no field 'network.drpout'. Did .* 'network.dropout'",
+        ),
+        ("dropout", "0.1", "no field 'dropout'. Did you mean 'network.dropout'"),
+        ("network__weights", "mpp", "takes one of 'biased', 'plain', 'mp'. .* 'mp'"),
+        ("network__norm", "rms_gruop", "Did you mean 'rms_group'"),
+        ("network__noise_features", "mp-fourier", "Did you mean 'mp_fourier'"),
+        ("network__compute_dtype", "bf16", "Did you mean 'bfloat16'"),
+        ("network__dropout", "high", "is a str, but the field holds a float, now 0.0"),
+        ("network__gain", "yes", "is a str, but the field holds a bool, now True"),
+        ("optimizer__batch_size", "32.5", "is a float, but the field holds a int"),
+        ("network__channel_mult", "3", "is a int, but the field holds a tuple"),
+        ("network__dropout", "None", "is a NoneType, but the field holds a float"),
+        ("optimizer__batch_size", "True", "is a bool, but the field holds a int"),
+    ],
+)
+def test_a_mistyped_override_is_told_the_nearest_right_one(field, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load("g", **{field: text})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("configs/config_h.py", FileNotFoundError, "config_a.py to config_g.py"),
+        ("configs/confg_g.py", FileNotFoundError, "Did you mean 'config_g.py'"),
+        ("{g}:digit", ValueError, "Did you mean 'digits'"),
+        ("{g}:imagenet512-xxxl", ValueError, "Did you mean 'imagenet512-xxl'"),
+        (configs.__file__, ValueError, r"no function get_config\(workload\)"),
+    ],
+)
+def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, message):
+    with pytest.raises(error, match=message):
+        configs.load(reference.format(g=configs.letter_path("g")))
+
+
+@pytest.mark.parametrize(
+    ("letter", "overrides", "reason"),
+    [
+        ("d", {"network__init": "adm"}, "divides each weight by its norm"),
+        ("f", {"network__attention": "dot"}, "queries from a normalized input"),
+        ("a", {"network__gain": "True"}, "neither would then get a gradient"),
+        ("c", {"optimizer__forced_weight_norm": "True"}, "set network.weights='mp'"),
+        ("g", {"network__channel_mult": "()"}, "one positive integer per level"),
+        ("g", {"network__channel_mult": "(1.5, 2)"}, "one positive integer per level"),
+        ("g", {"network__head_channels": "0"}, "must be at least 1"),
+        ("g", {"network__num_classes": "-1"}, "0 is the unconditional network"),
+        ("g", {"network__cat_balance": "2.0"}, r"must lie in \[0, 1\]"),
+        ("g", {"optimizer__beta2": "1.5"}, r"must lie in \[0, 1\)"),
+        ("g", {"ema__update_every": "0"}, "must be positive"),
+        ("g", {"ema__sigma_rels": "('a',)"}, "ema.sigma_rels has 'a'"),
+        ("g", {"evaluation__sigma_rels": "(0.5,)"}, "evaluation.sigma_rels has 0.5"),
+        ("g", {"evaluation__num_steps": "1"}, "must be at least 2"),
+        ("g", {"training__duration_mimg": "inf"}, "must be finite"),
+        ("g", {"seed": "-1"}, "must not be negative"),
+        (
+            "a",
+            {
+                "network__model_channels": "36",
+                "network__channel_mult": "(1, 4)",
+                "network__head_channels": "36",
+            },
+            "multiple of 32",
+        ),
+        ("g", {"network__resolution": "5"}, "cannot be halved 1 times"),
+        ("g", {"network__model_channels": "10"}, "positive multiple of 4"),
+        ("g", {"network__head_channels": "3"}, "divide the channels of every level"),
+        ("g", {"network__embedding_layers": "3"}, "takes 1 or 2"),
+        ("g", {"network__dropout": "1.0"}, r"must lie in \[0, 1\)"),
+        ("g", {"network__clamp": "0.0"}, "must be positive"),
+        ("g", {"optimizer__alpha_ref": "-0.1"}, "must be positive"),
+        ("g", {"optimizer__rampup_mimg": "-1.0"}, "must not be negative"),
+        ("g", {"training__parallel": "pjit"}, "is not 'jit' or 'pmap'"),
+        ("g", {"ema__sigma_rels": "(0.05, 0.3)"}, "has 0.3, outside"),
+    ],
+)
+def test_a_combination_without_sense_is_refused_with_its_reason(
+    letter, overrides, reason
+):
+    with pytest.raises(ValueError, match=reason) as error:
+        load(letter, **overrides)
+    assert "\n" not in str(error.value)
+
+
+# Each change is a switch of its own: one left out of G, one added to an earlier letter.
+@pytest.mark.parametrize(
+    ("letter", "overrides"),
+    [
+        ("g", {"optimizer__forced_weight_norm": "False"}),
+        ("g", {"network__add": "sum"}),
+        ("g", {"network__cat": "cat", "network__silu": "silu"}),
+        ("g", {"network__gain": "False", "network__dropout": "0.1"}),
+        ("g", {"network__norm": "rms_group", "network__block": "branch"}),
+        ("g", {"network__weights": "biased", "optimizer__forced_weight_norm": "False"}),
+        ("e", {"network__pixel_norm": "True"}),
+        ("a", {"network__weights": "plain", "network__num_classes": "0"}),
+        ("b", {"network__noise_features": "mp_fourier", "network__add": "mp_sum"}),
+        ("c", {"network__modulation": "scale_shift", "network__attention": "dot"}),
+    ],
+)
+def test_a_combination_with_sense_runs(letter, overrides):
+    spec = ops.resolve_network(load(letter, **overrides))
+    inputs = jax.random.key(0), *unet.abstract_inputs(spec, batch=2)
+    (f, u), _ = jax.eval_shape(unet.Network(spec).init_with_output, *inputs)
+    assert (f.shape, u.shape) == ((2, 8, 8, 1), (2,))
+
+
+def test_flatten_takes_configs_and_dicts_alike():
+    nested = {"a": 1, "b": {"c": (2,), "d": {"e": None}}}
+    flat = {"a": 1, "b.c": (2,), "b.d.e": None}
+    assert configs.flatten(nested) == flat
+    assert configs.flatten(ml_collections.ConfigDict(nested)) == flat

@@ -1,0 +1,89 @@
+"""Fréchet distances against closed forms of Gaussians."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from edm_jax.evals import frechet
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def random_gaussian(rng, dims, rank=None):
+    factor = rng.standard_normal((dims, rank or dims))
+    return rng.standard_normal(dims), factor @ factor.T / dims
+
+
+def test_distance_of_equal_sets_is_0(rng):
+    features = rng.standard_normal((200, 16)) @ rng.standard_normal((16, 16))
+    fit = frechet.gaussian_fit(features)
+    assert abs(frechet.frechet_distance(fit, fit)) < 1e-8
+    shuffled = frechet.gaussian_fit(features[rng.permutation(200)])
+    assert abs(frechet.frechet_distance(fit, shuffled)) < 1e-8
+
+
+def test_shifting_the_mean_costs_its_squared_length(rng):
+    features, shift = rng.standard_normal((100, 8)), rng.standard_normal(8)
+    fits = frechet.gaussian_fit(features), frechet.gaussian_fit(features + shift)
+    assert frechet.frechet_distance(*fits) == pytest.approx(shift @ shift, rel=1e-8)
+
+
+def test_diagonal_gaussians_differ_by_means_and_standard_deviations(rng):
+    means = rng.standard_normal((2, 12))
+    stds = rng.uniform(0.1, 3, (2, 12))
+    fits = [(mean, np.diag(std**2)) for mean, std in zip(means, stds, strict=True)]
+    expected = np.sum((means[0] - means[1]) ** 2) + np.sum((stds[0] - stds[1]) ** 2)
+    assert frechet.frechet_distance(*fits) == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_agrees_with_the_general_matrix_square_root(rng):
+    a, b = random_gaussian(rng, 24), random_gaussian(rng, 24)
+    root = scipy.linalg.sqrtm(a[1] @ b[1])
+    expected = np.sum((a[0] - b[0]) ** 2) + np.trace(a[1] + b[1] - 2 * root.real)
+    assert frechet.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+
+
+def test_distance_is_symmetric_and_quadratic_in_scale(rng):
+    a, b = random_gaussian(rng, 10), random_gaussian(rng, 10)
+    distance = frechet.frechet_distance(a, b)
+    assert frechet.frechet_distance(b, a) == pytest.approx(distance, rel=1e-9)
+    doubled = [(2 * mean, 4 * covariance) for mean, covariance in (a, b)]
+    assert frechet.frechet_distance(*doubled) == pytest.approx(4 * distance, rel=1e-9)
+
+
+def test_singular_covariances_keep_their_closed_form(rng):
+    # Two Gaussians on one line: the distance is that of their standard deviations. A
+    # zero eigenvalue is known to 1e-16, its square root to 1e-8: hence the tolerance.
+    direction = rng.standard_normal(30)
+    direction /= np.linalg.norm(direction)
+    line = np.outer(direction, direction)
+    fits = [(np.zeros(30), std**2 * line) for std in (1.0, 3.0)]
+    assert frechet.frechet_distance(*fits) == pytest.approx(4.0, rel=1e-6)
+    point = (np.zeros(30), np.zeros((30, 30)))
+    assert frechet.frechet_distance(fits[1], point) == pytest.approx(9.0, rel=1e-6)
+
+
+def test_fewer_images_than_pixels_are_no_trouble(rng):
+    images = rng.standard_normal((2, 20, 8, 8, 1))
+    distance = frechet.pixel_frechet(images[0], images[1])
+    assert np.isfinite(distance) and distance > 0
+    assert abs(frechet.pixel_frechet(images[0], images[0])) < 1e-5
+
+
+def test_fit_is_the_mean_and_unbiased_covariance_in_float64(rng):
+    # Around 1e3, float32 sums would lose the variance's last digits.
+    features = (1e3 + rng.standard_normal((500, 3))).astype(np.float32)
+    mean, covariance = frechet.gaussian_fit(features)
+    wide = features.astype(np.float64)
+    centred = wide - wide.mean(axis=0)
+    np.testing.assert_allclose(mean, wide.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(covariance, centred.T @ centred / 499, rtol=1e-10)
+    assert frechet.gaussian_fit(features[:, :1])[1].shape == (1, 1)
+
+
+def test_one_feature_vector_is_refused():
+    with pytest.raises(ValueError, match="N >= 2"):
+        frechet.gaussian_fit(np.zeros((1, 4)))

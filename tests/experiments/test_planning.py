@@ -1,0 +1,192 @@
+"""What a launch would do with each run: told beforehand, and nothing lost."""
+
+import json
+import re
+import sys
+
+import pytest
+
+import configs
+from edm_jax.runs.directory import RunDir, write_json
+from edm_jax.studies import RunSpec, claims, local
+from experiments import cli, launch, planning
+
+G = f"{configs.letter_path('g')}:digits-tiny"
+
+
+def planned(directory, *names, retry_failed=False, overrides=None, allow=""):
+    specs = [RunSpec(name, G) for name in names]
+    return planning.plan(specs, directory, overrides or {}, retry_failed, allow)
+
+
+def actions(*arguments, **options):
+    return {plan.spec.name: plan.action for plan in planned(*arguments, **options)}
+
+
+def make(directory, name, **status):
+    run = RunDir(directory / name, configs.load(G))
+    run.set_status(**status)
+    return run.path
+
+
+def test_each_state_has_its_action(tmp_path):
+    make(tmp_path, "begun", state="preempted", nimg=320)
+    make(tmp_path, "broken", state="failed", message="no disk")
+    done = make(tmp_path, "done", state="done", total_nimg=640)
+    write_json(done / "evaluation.json", {"nimg": 640})
+    claim = claims.take(make(tmp_path, "held", state="running"), "somebody")
+    names = ("new", "begun", "broken", "done", "held")
+    assert actions(tmp_path, *names) == {
+        "new": "train",
+        "begun": "resume",
+        "broken": "failed before",
+        "done": "done",
+        "held": "held",
+    }
+    assert actions(tmp_path, "broken", retry_failed=True) == {"broken": "train"}
+    sentences = list(planning.skipped(planned(tmp_path, *names), tmp_path))
+    assert f"{tmp_path}: 1 runs are done (done)." in sentences
+    broken = f"{tmp_path}/broken: failed before: no disk; --retry_failed runs it again."
+    assert broken in sentences and len(sentences) == 2
+    assert isinstance(claim, claims.Claim)
+
+
+def test_planning_writes_nothing(tmp_path):
+    plans = planned(tmp_path / "study", "a", "b")
+    assert not (tmp_path / "study").exists()
+    assert [plan.nimg for plan in plans] == [640, 640]
+    assert plans[0].bytes == plans[1].bytes > 1e6
+
+
+def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_path):
+    make(tmp_path, "b", state="preempted", nimg=320)
+    changed = {"optimizer.beta1": "0.8"}
+    with pytest.raises(ValueError, match=r"optimizer.beta1 is 0.9 there and 0.8 here"):
+        planned(tmp_path, "a", "b", overrides=changed)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="'optimizer.beta1'"):
+        planned(tmp_path, "b", overrides=changed, allow="optimizer.betal1")
+    plans = planned(tmp_path, "b", overrides=changed, allow="optimizer.beta1")
+    (task,) = planning.open_runs(plans, "optimizer.beta1")
+    assert "--allow=optimizer.beta1" in task.commands[0]
+    assert json.loads((tmp_path / "b" / "changes.json").read_text())["changes"]
+
+
+def test_what_is_said_of_all_runs_is_of_no_field_that_the_study_sets(tmp_path):
+    specs = [RunSpec("a", G, {"optimizer.beta1": "0.8"}), RunSpec("b", G)]
+    for field in ("optimizer.beta1", "optimizer.beta2"):
+        try:
+            plans = planning.plan(specs, tmp_path, {field: "0.5"}, False, "")
+        except ValueError as error:
+            assert field == "optimizer.beta1" and "the study sets that" in str(error)
+        else:
+            assert [p.config.optimizer.beta2 for p in plans] == [0.5, 0.5]
+            assert [p.config.optimizer.beta1 for p in plans] == [0.8, 0.9]
+
+
+def test_a_longer_duration_takes_a_done_run_up_again_unless_it_stopped_early(tmp_path):
+    longer = {"training.duration_mimg": "0.00128"}
+    for name, early in (("a", False), ("b", True)):
+        path = make(
+            tmp_path, name, state="done", nimg=640, total_nimg=640, stopped_early=early
+        )
+        write_json(path / "evaluation.json", {"nimg": 640})
+    assert actions(tmp_path, "a", "b") == {"a": "done", "b": "done"}
+    allow = "training.duration_mimg"
+    found = actions(tmp_path, "a", "b", overrides=longer, allow=allow)
+    assert found == {"a": "resume", "b": "done"}
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"state": '])
+def test_a_damaged_status_is_written_anew_and_the_run_resumed(tmp_path, damage):
+    path = make(tmp_path, "a", state="preempted", nimg=320)
+    (path / "status.json").write_text(damage)
+    plans = planned(tmp_path, "a")
+    assert plans[0].action == "train"
+    (task,) = planning.open_runs(plans, "")
+    assert task.status["state"] == "queued"
+
+
+def test_a_run_that_is_held_counts_as_not_ended_when_it_was_planned(tmp_path):
+    claim = claims.take(make(tmp_path, "a", state="running"), "somebody")
+    (task,) = planning.open_runs(planned(tmp_path, "a"), "")
+    assert task.attempts == 0 and isinstance(claim, claims.Claim)
+
+
+def test_opened_runs_are_queued_and_keep_what_they_had(tmp_path):
+    make(tmp_path, "begun", state="preempted", nimg=320)
+    make(tmp_path, "broken", state="failed", message="no disk")
+    plans = planned(tmp_path, "new", "begun", "broken", retry_failed=True)
+    tasks = {task.name: task for task in planning.open_runs(plans, "")}
+    assert tasks["new"].status["state"] == "queued"
+    assert tasks["broken"].status["state"] == "queued"
+    assert tasks["begun"].status["nimg"] == 320
+    train, evaluate = tasks["new"].commands
+    assert f"--config={G}" in train and f"--run={tmp_path}/new" in train
+    assert evaluate[1].endswith("evaluate.py")
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["launch", *arguments])
+    cli.run(launch.main)
+
+
+def test_a_dry_run_says_what_would_run_and_leaves_no_trace(
+    monkeypatch, capsys, tmp_path
+):
+    directory = tmp_path / "study"
+    options = ["--workload=digits-tiny", f"--runs={directory}", "--dry_run"]
+    command(monkeypatch, "--seeds=0-2", *options)
+    printed = capsys.readouterr().out
+    assert printed.count(" train ") == 21 and "g-seed2" in printed
+    assert "21 of 21 runs, 13,440 images" in printed
+    assert "Nothing was started" in printed and not directory.exists()
+
+
+def test_a_finished_launch_says_how_long_it_took_and_what_comes_next(
+    monkeypatch, capsys, tmp_path
+):
+    def all_done(tasks, *_):
+        return {task.name: "done" for task in tasks}
+
+    monkeypatch.setattr(local, "run", all_done)
+    command(monkeypatch, "--workload=digits-tiny", f"--runs={tmp_path}/s")
+    last = capsys.readouterr().out.splitlines()[-1]
+    next_command = f"python experiments/compare.py {tmp_path}/s"
+    assert re.fullmatch(rf"7 runs in \d+ s; next: {re.escape(next_command)}", last)
+
+
+def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
+    options = ["--workload=digits-tiny", f"--runs={tmp_path}/s", "--backend=tpu"]
+    command(monkeypatch, *options, "--tpu=pod", "--zone=z", "--directory=/code")
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 7 and not (tmp_path / "s").exists()
+    for letter, line in zip("abcdefg", lines):
+        assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=z")
+        # Paths of the workers, not of this machine.
+        assert "cd /code && .venv/bin/python experiments/train.py" in line
+        assert f"--config=configs/config_{letter}.py:digits-tiny" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--seeds=0-x"], "such as 0-2"),
+        (["--seeds=1,1"], "one twice"),
+        (["--config.network.dropuot=0.1"], "'network.dropout'"),
+        (["--study=missing.py"], "no study file missing.py"),
+        (["--seeds=99999999999999999999"], "below 2^31"),
+        (["--allow=nosuch"], "no such field"),
+        (["--backend=slurm"], "There is no SLURM here"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence(
+    monkeypatch, capsys, tmp_path, arguments, sentence
+):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, f"--runs={tmp_path}/s", *arguments)
+    assert not (tmp_path / "s").exists()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err.strip()
+    assert sentence in printed and "\n" not in printed

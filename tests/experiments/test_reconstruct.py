@@ -1,0 +1,377 @@
+"""The command that rebuilds averages, and snapshots of the original code in the commands."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import oracle_original
+import pickle_writer
+import pytest
+
+import configs
+from edm_jax import ema, original
+from edm_jax.ema import snapshots
+from edm_jax.original import mapping
+from edm_jax.runs.directory import RunDir
+from experiments import cli, evaluate, reconstruct, sample
+
+DIGITS = f"{configs.letter_path('g')}:digits"
+
+
+def run(monkeypatch, main, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    cli.run(main)
+
+
+def refused(monkeypatch, capsys, main, *arguments):
+    """The sentence with which a command refuses."""
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, main, *arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert printed.startswith("command: ")
+    return printed
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run directory with 32 snapshots of a small network."""
+    made = RunDir(tmp_path / "run", configs.load(DIGITS))
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        for sigma_rel in (0.05, 0.10):
+            profile = ema.PowerProfile(sigma_rel)
+            meta = ema.SnapshotMeta(profile, (i + 1) * 1024, 64, made.config_hash)
+            snapshots.write(made.snapshots, {"w": rng.standard_normal(100)}, meta)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("0.05,0.13", [0.05, 0.13]),
+        ("0.010,0.015,...,0.025", [0.01, 0.015, 0.02, 0.025]),
+        ("0.3,0.2,...,0.1", [0.3, 0.2, 0.1]),
+        ("", []),
+    ],
+)
+def test_lists_of_lengths_may_be_told_by_their_step(text, numbers):
+    assert cli.number_list("--sigma_rel", text) == numbers
+
+
+@pytest.mark.parametrize(
+    "text", ["0.1,...,0.2", "0.1,0.1,...,0.2", "0.1,0.2,...,0.25", "a"]
+)
+def test_a_list_that_makes_no_sense_is_refused(text):
+    with pytest.raises(ValueError, match="is not a list of numbers"):
+        cli.number_list("--sigma_rel", text)
+
+
+def test_every_length_of_the_papers_range_comes_in_one_command(
+    monkeypatch, capsys, trained
+):
+    arguments = [f"--run={trained.path}", "--sigma_rel=0.020,0.025,...,0.250"]
+    run(monkeypatch, reconstruct.main, *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 47
+    assert "power-0.020-000000032768.safetensors: fit " in lines[0]
+    made = ema.reconstruct(trained.snapshots, [0.135])[0.135].params["w"]
+    path = trained.path / "reconstructed" / "power-0.135-000000032768.safetensors"
+    np.testing.assert_array_equal(snapshots.read(path)[0]["w"], made)
+
+
+def test_other_profiles_are_named_in_words(monkeypatch, capsys, trained, tmp_path):
+    (tmp_path / "table.csv").write_text("0,0\n16384,1\n32768,0\n")
+    (tmp_path / "mine.py").write_text(
+        "def late(nimg):\n    return nimg**2 + 0 * nimg\n"
+    )
+    run(
+        monkeypatch,
+        reconstruct.main,
+        f"--run={trained.path}",
+        "--profile=halflife:0.002",
+        "--profile=uniform:16384",
+        "--profile=uniform:8192-24576",
+        f"--profile=table:{tmp_path}/table.csv",
+        f"--profile=function:{tmp_path}/mine.py:late",
+        f"--out={tmp_path}/out",
+        "--dtype=float16",
+    )
+    kinds = {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()}
+    assert kinds == {"traditional", "uniform", "table", "function"}
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    # The square of the time is the power function of exponent 2.
+    squared = ema.PowerProfile(ema.sigma_rel_from_gamma(2.0))
+    expected = ema.reconstruct(trained.snapshots, [squared])[squared].params["w"]
+    path = tmp_path / "out" / "function-late-000000032768.safetensors"
+    np.testing.assert_allclose(snapshots.read(path)[0]["w"], expected, atol=2e-3)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, trained):
+    arguments = [f"--run={trained.path}", "--sigma_rel=0.07,0.2", "--nimg=16384,32768"]
+    run(monkeypatch, reconstruct.main, *arguments, "--dry_run")
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 targets:") and "64 inputs" in printed
+    assert "25.6 kB to read, 1.6 kB to write" in printed
+    assert not (trained.path / "reconstructed").exists()
+    first = next(
+        line for line in printed.splitlines() if "power-0.050-000000001024" in line
+    )
+    coefficients = [float(word) for word in first.split()[2:]]
+    solution = ema.reconstruct(trained.snapshots, [0.2])[0.2].solution
+    assert coefficients[3] == pytest.approx(solution.coefficients[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Name a target"),
+        (["--sigma_rel=0.4"], "choose a relative EMA length"),
+        (["--sigma_rel=0.005"], "sigma_rel from 0.014 to 0.27"),
+        (
+            ["--sigma_rel=0.1", "--nimg=20000"],
+            "last snapshot before that time is at 19456",
+        ),
+        (["--profile=triangle:3"], "is none of halflife:MIMG"),
+        (["--profile=halflife:long"], "--profile='halflife:long'"),
+        (["--profile=uniform:9-3"], "has no images in it"),
+        (["--profile=table:none.csv"], "no file 'none.csv'"),
+        (["--profile=halflife:1,2,3"], "write halflife:MIMG"),
+        (["--profile=uniform:x"], "write uniform:FROM"),
+        (["--sigma_rel=1e-300"], "choose 0.0001 or more"),
+        (["--sigma_rel=0.1", "--nimg=inf"], "not a list of numbers"),
+        (["--sigma_rel=0.1", "--nimg=1024.5"], "no whole number"),
+        (["--sigma_rel=0.1", "--max_error=-1"], "max_error = -1"),
+        (["--sigma_rel=0.1", "--run=zz://x"], "object stores are gs"),
+        (["--sigma_rel=0.1", "--run="], "--run is empty"),
+        (["--profile=function:none.py:f"], "of a file that is there"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_one_sentence(
+    monkeypatch, capsys, trained, arguments, sentence
+):
+    command = [f"--run={trained.path}", *arguments]
+    assert sentence in refused(monkeypatch, capsys, reconstruct.main, *command)
+    assert not (trained.path / "reconstructed").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("f = 3", "failed: TypeError"),
+        ("def f(nimg): return 1 / 0", "failed: ZeroDivisionError"),
+        ("def f(nimg): return -nimg", "not all finite and at least 0"),
+        ("import nothing_like_it", "fails: ModuleNotFoundError"),
+        ("import sys; sys.exit(3)", "fails: SystemExit"),
+        ("def g(nimg): return nimg", "has no function 'f'"),
+        ("import numpy\ndef f(t): return numpy.random.rand(len(t))", "too rough"),
+    ],
+)
+def test_a_function_that_makes_no_weights_is_told(
+    monkeypatch, capsys, trained, tmp_path, source, sentence
+):
+    (tmp_path / "mine.py").write_text(source)
+    command = [f"--run={trained.path}", f"--profile=function:{tmp_path}/mine.py:f"]
+    assert sentence in refused(monkeypatch, capsys, reconstruct.main, *command)
+
+
+def test_weights_of_another_network_are_not_sampled(monkeypatch, capsys, trained):
+    path = next(trained.snapshots.iterdir())
+    command = [f"--run={trained.path}", f"--weights={path}"]
+    said = refused(monkeypatch, capsys, sample.main, *command)
+    assert "weights of another network" in said
+    command = [f"--run={trained.path}", "--sigma_rel=0"]
+    assert "choose a relative" in refused(monkeypatch, capsys, sample.main, *command)
+
+
+def test_force_makes_what_would_be_refused(monkeypatch, capsys, trained):
+    run(
+        monkeypatch,
+        reconstruct.main,
+        f"--run={trained.path}",
+        "--sigma_rel=0.005",
+        "--force",
+    )
+    assert "fit 4.2e-01" in capsys.readouterr().out
+
+
+def test_damage_is_told_and_left_out_or_refused(monkeypatch, capsys, trained):
+    bad = trained.snapshots / "power-0.050-000000010240.safetensors"
+    bad.write_bytes(bad.read_bytes()[:-10])
+    command = [f"--run={trained.path}", "--sigma_rel=0.1,0.12"]
+    assert bad.name in refused(
+        monkeypatch, capsys, reconstruct.main, *command, "--strict"
+    )
+    run(monkeypatch, reconstruct.main, *command)
+    captured = capsys.readouterr()
+    assert f"Left out: {bad} is damaged" in captured.err
+    assert len(captured.out.splitlines()) == 2
+
+
+def test_an_object_store_serves_as_run_and_as_out(monkeypatch, capsys, trained, bucket):
+    for path in trained.snapshots.iterdir():
+        path.copy(f"{bucket}/snapshots/{path.name}")
+    command = [f"--run={bucket}", "--sigma_rel=0.12"]
+    run(monkeypatch, reconstruct.main, *command)
+    found = snapshots.list_snapshots(f"{bucket}/reconstructed")
+    assert [each.path.name for each in found] == [
+        "power-0.120-000000032768.safetensors"
+    ]
+
+
+NET = original.OriginalNetwork(
+    resolution=8,
+    channels=1,
+    num_classes=10,
+    model_channels=32,
+    channel_mult=(1, 2),
+    blocks_per_level=1,
+    attention_resolutions=(4,),
+)
+
+
+@pytest.fixture
+def pickles(tmp_path):
+    """Snapshots of the original code, of one small network at two times."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for kimg in (1048, 2097):
+        for std in (0.05, 0.10):
+            made = {
+                slot.name: rng.standard_normal(slot.shape).astype(np.float16)
+                for slot in mapping.slots(NET)
+            }
+            # Gains of 1 make sampling chaotic.
+            gains = [name for name, leaf in made.items() if not leaf.ndim]
+            made |= dict.fromkeys(gains, np.float16(0.25))
+            name = f"edm2-digits-{kimg:07d}-{std:.3f}.pkl"
+            tensors[name] = made
+            data = pickle_writer.snapshot(pickle_writer.tree(made))
+            (tmp_path / name).write_bytes(data)
+    return tmp_path, tensors
+
+
+def test_the_originals_snapshots_are_rebuilt_like_others(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    directory, tensors = pickles
+    monkeypatch.chdir(tmp_path)
+    command = [f"--run={directory}", f"--config={DIGITS}", "--sigma_rel=0.05,0.07"]
+    run(monkeypatch, reconstruct.main, *command)
+    made = tmp_path / "runs" / "original-edm2-digits"
+    config = json.loads((made / "config.json").read_text())
+    assert config["network"]["attention_resolutions"] == [4]
+    (stored,) = made.glob("reconstructed/power-0.050-*")
+    params, meta = snapshots.read(stored)
+    assert meta.nimg == 2097152
+    expected, _ = mapping.to_params(tensors["edm2-digits-0002097-0.050.pkl"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, expected))
+    # What they lost as float16 is not forgotten.
+    assert "rounding 2.1e-04" in capsys.readouterr().out.splitlines()[0]
+    run(monkeypatch, reconstruct.main, *command)
+    assert "Taking over" not in capsys.readouterr().err
+
+
+def test_a_pickle_added_or_replaced_is_taken_over(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    directory, tensors = pickles
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some").mkdir()
+    names = sorted(tensors)
+    for name in names[:2]:
+        (directory / name).rename(tmp_path / "some" / name)
+    command = [f"--run={tmp_path}/some", f"--config={DIGITS}", "--sigma_rel=0.05"]
+    run(monkeypatch, reconstruct.main, *command)
+    for name in names[2:]:
+        (directory / name).rename(tmp_path / "some" / name)
+    run(monkeypatch, reconstruct.main, *command)
+    made = tmp_path / "runs" / "original-edm2-digits"
+    assert len(list(made.glob("snapshots/*"))) == 4
+    assert len(list(made.glob("reconstructed/*"))) == 2  # at the end of each time
+    other = {name: leaf + np.float16(1) for name, leaf in tensors[names[2]].items()}
+    data = pickle_writer.snapshot(pickle_writer.tree(other))
+    (tmp_path / "some" / names[2]).write_bytes(data)
+    run(monkeypatch, reconstruct.main, *command)
+    (stored,) = made.glob("reconstructed/power-0.050-*2097152*")
+    expected, _ = mapping.to_params(other)
+    found = snapshots.read(stored)[0]
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+
+
+def test_a_network_that_no_workload_has_asks_for_its_config(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    directory, _ = pickles
+    for path in directory.glob("*.pkl"):
+        if "0001048-0.050" not in path.name:
+            path.unlink()
+    tensors = {
+        slot.name: np.ones(slot.shape, np.float16)
+        for slot in mapping.slots(original.OriginalNetwork(8, 2, 3, 16, (1,), 1, ()))
+    }
+    (path,) = directory.glob("*.pkl")
+    path.write_bytes(pickle_writer.snapshot(pickle_writer.tree(tensors)))
+    said = refused(
+        monkeypatch, capsys, reconstruct.main, f"--run={path}", "--sigma_rel=0.05"
+    )
+    assert "8x8x2, 3 classes" in said and "--config=" in said
+
+
+def test_a_pickle_that_cannot_be_trusted_is_refused_by_name(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    directory, _ = pickles
+    monkeypatch.chdir(tmp_path)
+    bad = directory / "edm2-digits-0001048-0.050.pkl"
+    bad.write_bytes(b"\x80\x04cos\nsystem\n(Vecho\ntR.")
+    command = [f"--run={directory}", f"--config={DIGITS}", "--sigma_rel=0.05"]
+    said = refused(monkeypatch, capsys, reconstruct.main, *command)
+    assert bad.name in said and "do not trust this file" in said
+
+
+def test_snapshots_of_two_networks_are_not_mixed(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    directory, _ = pickles
+    monkeypatch.chdir(tmp_path)
+    (directory / "edm2-other-0001048-0.050.pkl").write_bytes(b"")
+    command = [f"--run={directory}", "--sigma_rel=0.05"]
+    said = refused(monkeypatch, capsys, reconstruct.main, *command)
+    assert "edm2-digits, edm2-other" in said and "edm2-digits-*.pkl" in said
+
+
+@pytest.mark.slow
+def test_one_pickle_is_sampled_and_evaluated_as_the_original_layout_says(
+    monkeypatch, capsys, pickles, tmp_path
+):
+    directory, tensors = pickles
+    monkeypatch.chdir(tmp_path)
+    name = "edm2-digits-0002097-0.100.pkl"
+    command = [f"--run={directory / name}", f"--config={DIGITS}"]
+    run(monkeypatch, sample.main, *command, "--seeds=0-3", f"--out={tmp_path}/samples")
+    found = np.load(tmp_path / "samples" / "samples.npz")
+    # The last step of the sampler returns the denoised image: follow it in the original
+    # layout with an independent network.
+    from edm_jax.diffusion import samplers
+
+    noise = samplers.initial_noise([0, 1, 2, 3], (8, 8, 1))
+
+    def denoise(x, sigma):
+        label = np.eye(10)[[0, 1, 2, 3]]
+        image, _ = oracle_original.denoise(
+            tensors[name], np.asarray(x).transpose(0, 3, 1, 2), np.asarray(sigma), label
+        )
+        return image.transpose(0, 2, 3, 1)
+
+    expected = samplers.heun(denoise, noise, samplers.sigma_steps(32))
+    config = configs.load(DIGITS)
+    raw = np.asarray(expected) / 0.5 * config.data.raw_std[0] + config.data.raw_mean[0]
+    np.testing.assert_allclose(found["image"], raw, atol=0.02)
+    run(monkeypatch, evaluate.main, *command)
+    run_dir = tmp_path / "runs" / f"original-{name.removesuffix('.pkl')}"
+    result = json.loads((run_dir / "evaluation.json").read_text())
+    assert [point["sigma_rel"] for point in result["sweep"]] == [0.1]
+    assert "held-out loss" in capsys.readouterr().out

@@ -1,0 +1,372 @@
+"""What a run directory promises: identity, whole files, a log that resumes cleanly."""
+
+import io
+import json
+import os
+import shutil
+
+import pytest
+
+import configs
+from edm_jax.runs import directory
+from edm_jax.runs.directory import RunDir
+
+REFERENCE = str(configs.letter_path("g")) + ":digits-tiny"
+
+
+def config(**overrides):
+    dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+    return configs.load(REFERENCE, dotted)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path / "study" / "run", config())
+
+
+def log_steps(run, *steps):
+    for step in steps:
+        run.log("train", step, step * 16, loss=1 / step)
+
+
+def steps_of(run, kind="train"):
+    return [record["step"] for record in run.records(kind)]
+
+
+def test_config_is_recorded_and_reads_back_as_the_same_config(run):
+    recorded = directory.read_json(run.path / "config.json")
+    assert configs.from_json(recorded).to_dict() == config().to_dict()
+    assert directory.config_hash(configs.from_json(recorded)) == run.config_hash
+
+
+def test_the_same_config_opens_a_run_again(run):
+    run.set_status(state="preempted", nimg=160)
+    again = RunDir(run.path, config())
+    assert again.config_hash == run.config_hash
+    assert again.status["state"] == "preempted" and again.status["nimg"] == 160
+
+
+def test_a_changed_config_is_refused_with_every_changed_field_named(run):
+    before = (run.path / "config.json").read_bytes()
+    changed = config(optimizer__alpha_ref="0.5", network__channel_mult="(1,)")
+    with pytest.raises(ValueError) as refusal:
+        RunDir(run.path, changed)
+    message = str(refusal.value)
+    assert "optimizer.alpha_ref is 0.03 there and 0.5 here" in message
+    assert "network.channel_mult is [1, 2] there and [1] here" in message
+    assert "network.dropout" not in message
+    assert (run.path / "config.json").read_bytes() == before
+
+
+def test_config_hash_ignores_where_and_how_a_run_runs_and_nothing_else():
+    base = directory.config_hash(config())
+    free = config(
+        data__data_dir="'/elsewhere'",
+        training__snapshot_dir="'gs://elsewhere'",
+        training__checkpoint_mimg="0.5",
+        training__keep_checkpoints="7",
+        training__keep_checkpoint_mimg="1.0",
+        training__microbatches="2",
+        training__sharding="'full'",
+        training__remat="True",
+    )
+    assert directory.config_hash(free) == base
+    assert directory.config_hash(config(training__parallel="'pmap'")) == base
+    flat = configs.flatten(config().to_dict())
+    assert directory.FREE < flat.keys()
+    flat = {field: flat[field] for field in flat.keys() - directory.FREE}
+    hashes = {base}
+    for field, value in flat.items():
+        changed = config().copy_and_resolve_references().unlock()
+        other = {
+            bool: lambda v: not v,
+            str: lambda v: v + "x",
+            tuple: lambda v: (*v, 1),
+        }.get(type(value), lambda v: v + 1 if abs(v) < 1e30 else 1.0)
+        changed.update_from_flattened_dict({field: other(value)})
+        hashes.add(directory.config_hash(changed))
+    assert len(hashes) == 1 + len(flat)
+
+
+def test_status_begins_queued_and_keeps_the_fields_it_is_not_given(run):
+    assert run.status == {"state": "queued", "stage": "train"}
+    run.set_status(state="running", nimg=16, total_nimg=640)
+    run.set_status(nimg=32)
+    on_disk = directory.read_json(run.path / "status.json")
+    assert on_disk == run.status
+    assert on_disk == {
+        "state": "running",
+        "stage": "train",
+        "nimg": 32,
+        "total_nimg": 640,
+    }
+
+
+def test_hurried_status_updates_are_written_at_most_once_a_second(run, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(directory.time, "monotonic", lambda: now[0])
+    run.set_status(nimg=0)
+    for nimg in range(1, 30):  # 1.5 seconds
+        now[0] += 0.05
+        run.set_status(nimg=nimg, now=False)
+    assert 19 <= directory.read_json(run.path / "status.json")["nimg"] <= 22
+    # Nothing is lost: the next one that counts writes all.
+    run.set_status(state="done")
+    assert directory.read_json(run.path / "status.json")["nimg"] == 29
+
+
+def test_status_can_be_changed_from_outside_the_run(run):
+    run.set_status(state="running", nimg=16)
+    directory.update_status(run.path, state="failed", message="killed")
+    on_disk = directory.read_json(run.path / "status.json")
+    assert (on_disk["state"], on_disk["nimg"]) == ("failed", 16)
+
+
+def test_records_are_told_apart_by_kind_and_kept_in_order(run):
+    log_steps(run, 1, 2)
+    run.log("heldout", 2, 32, loss_per_element=0.5)
+    log_steps(run, 3)
+    assert steps_of(run) == [1, 2, 3]
+    (probe,) = run.records("heldout")
+    assert probe == {"kind": "heldout", "step": 2, "nimg": 32, "loss_per_element": 0.5}
+
+
+def test_floats_are_logged_to_the_last_bit(run):
+    run.log("train", 1, 16, loss=0.1 + 0.2)
+    assert run.records("train")[0]["loss"] == 0.1 + 0.2
+
+
+def test_a_run_without_metrics_has_no_records(run):
+    assert run.records("train") == []
+    run.forget_after(0)
+    assert run.records("train") == []
+
+
+def test_a_line_torn_by_a_kill_is_dropped_and_not_continued(run):
+    log_steps(run, 1, 2)
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 3, "lo')
+    assert steps_of(run) == [1, 2]
+    run.forget_after(2)
+    log_steps(run, 3)
+    assert steps_of(run) == [1, 2, 3]
+
+
+def test_resuming_forgets_what_came_after_the_checkpoint_and_only_that(run):
+    log_steps(run, 1, 2, 3)
+    run.log("heldout", 3, 48, loss_per_element=0.5)
+    log_steps(run, 4)
+    before = (run.path / "metrics.jsonl").read_text().splitlines()
+    run.forget_after(2)
+    assert (run.path / "metrics.jsonl").read_text().splitlines() == before[:2]
+    assert run.records("heldout") == []
+
+
+def test_json_is_written_whole_or_not_at_all(run, monkeypatch):
+    path = run.path / "evaluation.json"
+    directory.write_json(path, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(ValueError, match="at a bad moment"):
+            directory.write_json(path, {"loss": 2.0})
+    assert json.loads(path.read_text()) == {"loss": 1.0}
+    directory.write_json(path, {"loss": 3.0})
+    assert json.loads(path.read_text()) == {"loss": 3.0}
+
+
+def fail(*_):
+    raise ValueError("died at a bad moment")
+
+
+def test_provenance_has_versions_and_keeps_the_first_start(run, monkeypatch):
+    run.record_provenance(params=123, devices=["cpu"])
+    path = run.path / "provenance.json"
+    first = directory.read_json(path)
+    assert first["params"] == 123 and first["versions"]["jax"].count(".") == 2
+    monkeypatch.setattr(directory, "utc_now", lambda: "later")
+    run.record_provenance(params=123, devices=["cpu", "cpu"])
+    second = directory.read_json(path)
+    assert second["start_time"] == first["start_time"] != "later"
+    assert second["devices"] == ["cpu", "cpu"]
+
+
+# Changes of the config
+
+
+def recorded(run):
+    return configs.from_json(directory.read_json(run.path / "config.json"))
+
+
+def test_an_allowed_change_is_recorded_and_the_run_keeps_its_identity(run):
+    run.set_status(state="running", nimg=160)
+    new = config(optimizer__nonfinite="skip")
+    again = RunDir(run.path, new, allow=["optimizer.nonfinite", "data"])
+    assert again.config_hash == run.config_hash != directory.config_hash(new)
+    assert recorded(again).to_dict() == new.to_dict()
+    assert directory.read_json(run.path / "changes.json") == {
+        "config_hash": run.config_hash,
+        "changes": [
+            {"nimg": 160, "changes": {"optimizer.nonfinite": ["zero", "skip"]}}
+        ],
+    }
+
+
+def test_after_an_allowed_change_the_new_config_is_the_run_s(run):
+    new = config(optimizer__nonfinite="skip")
+    RunDir(run.path, new, allow=["optimizer.nonfinite"])
+    before = (run.path / "changes.json").read_bytes()
+    assert RunDir(run.path, new).config_hash == run.config_hash
+    assert (run.path / "changes.json").read_bytes() == before
+    with pytest.raises(ValueError, match="nonfinite is 'skip' there and 'zero' here"):
+        RunDir(run.path, config())
+
+
+def test_allowed_changes_are_recorded_one_after_the_other(run):
+    run.set_status(nimg=16)
+    first = {"optimizer__nonfinite": "skip"}
+    RunDir(run.path, config(**first), allow=["optimizer.nonfinite"])
+    run.set_status(nimg=32)
+    second = first | {"optimizer__alpha_ref": "0.5", "seed": "3"}
+    last = RunDir(run.path, config(**second), allow=["optimizer.alpha_ref", "seed"])
+    history = directory.read_json(run.path / "changes.json")
+    assert history["config_hash"] == last.config_hash == run.config_hash
+    assert history["changes"] == [
+        {"nimg": 16, "changes": {"optimizer.nonfinite": ["zero", "skip"]}},
+        {"nimg": 32, "changes": {"optimizer.alpha_ref": [0.03, 0.5], "seed": [0, 3]}},
+    ]
+
+
+def test_a_refusal_says_what_to_allow_and_doing_so_is_accepted(run):
+    new = config(optimizer__alpha_ref="0.5", network__dropout="0.2", seed="3")
+    with pytest.raises(ValueError) as refusal:
+        RunDir(run.path, new, allow=["seed"])
+    message = str(refusal.value)
+    assert "seed is" not in message
+    _, fields = message.rstrip(".").split("or accept them with --allow=")
+    assert fields.split(",") == ["network.dropout", "optimizer.alpha_ref", "seed"]
+    assert not (run.path / "changes.json").exists()
+    assert recorded(run).to_dict() == config().to_dict()
+    RunDir(run.path, new, allow=fields.split(","))
+
+
+def test_the_batch_size_of_a_run_never_changes(run):
+    before = (run.path / "config.json").read_bytes()
+    new = config(optimizer__batch_size="32", seed="3")
+    for allow in ([], ["optimizer.batch_size"], ["optimizer.batch_size", "seed"]):
+        with pytest.raises(ValueError) as refusal:
+            RunDir(run.path, new, allow)
+        assert "optimizer.batch_size cannot change" in str(refusal.value)
+        assert "--allow" not in str(refusal.value)
+    assert (run.path / "config.json").read_bytes() == before
+    assert not (run.path / "changes.json").exists()
+
+
+def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
+    free = {
+        "data__data_dir": "/elsewhere",
+        "training__snapshot_dir": str(tmp_path / "large"),
+        "training__checkpoint_mimg": "0.5",
+        "training__keep_checkpoints": "7",
+        "training__keep_checkpoint_mimg": "1.0",
+        "training__parallel": "pmap",
+        "training__sharding": "state",
+        "training__microbatches": "2",
+        "training__remat": "True",
+    }
+    assert {name.replace("__", ".") for name in free} == directory.FREE
+    for name, value in free.items():
+        new = config(**{name: value})
+        again = RunDir(run.path, new)
+        assert again.config_hash == run.config_hash
+        assert recorded(again).to_dict() == new.to_dict() != config().to_dict()
+    assert not (run.path / "changes.json").exists()
+
+
+# A full disk, and processes that do not write
+
+
+def assert_log_is_whole_and_goes_on(run):
+    text = (run.path / "metrics.jsonl").read_text()
+    assert text.endswith("\n") and [json.loads(line) for line in text.splitlines()]
+    steps = steps_of(run)
+    run.log("train", 1000, 16000, loss=0.5)
+    assert steps_of(run) == [*steps, 1000]
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_not_there_at_all(small_disk):
+    run, mirrored = RunDir(small_disk / "run", config()), []
+    run.mirror = mirrored.append
+    directory.write_json(run.path / "small.json", {"a": 1})
+    filler, pages = small_disk / "filler", 2 * 4096
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - pages))
+    with pytest.raises(OSError, match="No space left on device"):
+        for step in range(1, 1000):
+            run.log("train", step, step * 16, loss=[1 / step] * 7)
+    assert 20 < len(steps_of(run)) == len(mirrored) < 999
+    # Other files are written whole or stay as they were.
+    with pytest.raises(OSError, match="No space left on device"):
+        directory.write_json(run.path / "small.json", {"a": [2.0] * 10_000})
+    assert directory.read_json(run.path / "small.json") == {"a": 1}
+    filler.unlink()
+    assert_log_is_whole_and_goes_on(run)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_half_a_line_is_taken_back(run, monkeypatch, raises):
+    log_steps(run, 1, 2)
+
+    class Half(io.FileIO):
+        """A file of a disk that fills up amid a line."""
+
+        def __init__(self, path, mode, buffering):
+            super().__init__(path, mode)
+
+        def write(self, line):
+            count = super().write(line[: len(line) // 2])
+            if raises:
+                raise OSError("the disk is gone")
+            return count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "open", Half, raising=False)
+        with pytest.raises(OSError, match="is gone" if raises else "No space left"):
+            log_steps(run, 3)
+    assert steps_of(run) == [1, 2]
+    assert_log_is_whole_and_goes_on(run)
+
+
+def all_calls(run):
+    run.mirror = lambda record: pytest.fail("mirrored")
+    run.set_status(state="running", nimg=16)
+    run.record_provenance(params=1)
+    run.log("train", 1, 16, loss=1.0)
+    run.forget_after(0)
+    assert run.status["nimg"] == 16
+
+
+def test_a_process_that_does_not_write_writes_nothing(tmp_path):
+    run = RunDir(tmp_path / "study" / "run", config(), writing=False)
+    all_calls(run)
+    assert list(tmp_path.iterdir()) == []
+    assert run.config_hash == directory.config_hash(config())
+
+
+def test_a_process_that_does_not_write_leaves_a_run_as_it_is(run):
+    log_steps(run, 1, 2)
+    run.set_status(state="running", nimg=32)
+
+    def everything():
+        return {
+            place: (place.stat().st_mtime_ns, place.is_file() and place.read_bytes())
+            for place in [run.path, *run.path.rglob("*")]
+        }
+
+    before = everything()
+    new = config(optimizer__nonfinite="skip")
+    other = RunDir(run.path, new, allow=["optimizer.nonfinite"], writing=False)
+    all_calls(other)
+    assert other.config_hash == run.config_hash
+    assert everything() == before
+    with pytest.raises(ValueError, match="optimizer.nonfinite"):
+        RunDir(run.path, new, writing=False)
+    assert everything() == before

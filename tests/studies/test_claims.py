@@ -1,0 +1,189 @@
+"""Claims: one holder at a time, whatever dies, and nothing stolen from the living."""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from edm_jax.studies import claims
+from edm_jax.studies.claims import Claim
+
+
+def mine(run, **options):
+    claim = claims.take(run, "me", **options)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def test_a_run_is_claimed_once_and_again_after_it_was_released(tmp_path):
+    first = mine(tmp_path)
+    refused = claims.take(tmp_path, "you")
+    assert isinstance(refused, dict) and refused["by"] == "me"
+    assert claims.holder(tmp_path)["by"] == "me"
+    first.release("done")
+    assert claims.holder(tmp_path) == {}
+    mine(tmp_path)
+    assert claims.count(tmp_path) == 2
+
+
+CONTEND = """
+import pathlib, sys
+from edm_jax.studies import claims
+runs = [pathlib.Path(name) for name in sys.argv[2:]]
+print("ready", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    pass
+mine = [run for run in runs if isinstance(claims.take(run, "racer"), claims.Claim)]
+print(*mine, flush=True)
+sys.stdin.read()  # holds on to what it has
+"""
+
+
+@pytest.mark.parametrize("before", ["nothing", "expired"])
+def test_of_many_that_want_a_run_at_once_one_gets_it(tmp_path, before):
+    runs = [tmp_path / str(number) for number in range(30)]
+    if before == "expired":
+        for run in runs:
+            forget(mine(run, expiry_s=0.5))
+    arguments = [str(tmp_path / "gate"), *map(str, runs)]
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONTEND, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    (tmp_path / "gate").touch()
+    won = [racer.stdout.readline().split() for racer in racers]
+    for racer in racers:
+        racer.communicate()
+    assert sorted(itertools.chain(*won)) == sorted(map(str, runs))
+
+
+def forget(claim):
+    """As if the holder had last been seen long ago, on another machine."""
+    fields = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps(fields | {"machine": "elsewhere"}))
+    os.utime(claim.path, (time.time() - 1000,) * 2)
+
+
+def test_a_claim_that_is_not_renewed_expires_and_its_holder_is_told(tmp_path):
+    claim = mine(tmp_path, expiry_s=0.06)
+    forget(claim)
+    other = mine(tmp_path)
+    time.sleep(0.02)
+    assert not claim.renew()
+    assert other.renew()
+    # What the old holder says when it ends does not give the run away.
+    claim.release("done")
+    assert claims.holder(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_claim_that_is_renewed_lasts_beyond_its_expiry(tmp_path):
+    claim = mine(tmp_path, expiry_s=0.5)
+    fields = json.loads(claim.path.read_text())
+    # Nobody here can see whether a process of another machine lives.
+    claim.path.write_text(json.dumps(fields | {"machine": "elsewhere"}))
+    stop = threading.Event()
+
+    def renew():
+        while not stop.wait(0.02):
+            claim.renew()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    time.sleep(1.2)
+    refused = claims.take(tmp_path, "you")
+    stop.set()
+    thread.join()
+    assert isinstance(refused, dict)
+
+
+def test_the_claim_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
+    take = (
+        "from edm_jax.studies import claims; import pathlib, os; "
+        f"claims.take(pathlib.Path({str(tmp_path)!r}), 'dead'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", take], check=True)
+    assert claims.count(tmp_path) == 1
+    mine(tmp_path)
+
+
+def test_the_dead_of_another_machine_are_waited_for(tmp_path):
+    claim = mine(tmp_path)
+    fields = json.loads(claim.path.read_text()) | {"machine": "other", "pid": 2**22 + 1}
+    claim.path.write_text(json.dumps(fields))
+    assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+def test_who_held_a_run_stays_on_record(tmp_path):
+    mine(tmp_path).release("preempted")
+    mine(tmp_path).release("done")
+    records = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("claims/0*"))]
+    assert [r["outcome"] for r in records] == ["preempted", "done"]
+    assert records[0]["start_time"] <= records[0]["end_time"]
+    assert claims.who(records[0]).startswith("me on ")
+
+
+def test_a_live_holder_of_this_machine_keeps_its_claim_whatever_the_clock_says(
+    tmp_path,
+):
+    claim = mine(tmp_path)
+    for seconds in (-1e6, 1e6):
+        os.utime(claim.path, (time.time() + seconds,) * 2)
+        assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+def test_a_process_that_took_over_the_number_of_a_dead_one_is_not_its_holder(tmp_path):
+    claim = mine(tmp_path)
+    fields = json.loads(claim.path.read_text()) | {"process_start": "1"}
+    claim.path.write_text(json.dumps(fields))
+    assert claims.holder(tmp_path) == {}
+
+
+def test_a_claim_from_the_future_expires_as_one_of_the_past_does(tmp_path):
+    claim = mine(tmp_path)
+    forget(claim)
+    os.utime(claim.path, (time.time() + 3 * 86400,) * 2)
+    mine(tmp_path)
+
+
+def test_a_holder_whose_directory_was_begun_anew_stops_and_leaves_it_alone(tmp_path):
+    first = mine(tmp_path, expiry_s=0.06)
+    shutil.rmtree(tmp_path / "claims")
+    second = mine(tmp_path)
+    assert second.path == first.path
+    time.sleep(0.02)
+    assert not first.renew()
+    first.release("done")
+    assert claims.holder(tmp_path)["id"] == second.fields["id"]
+
+
+def test_without_hard_links_one_gets_the_claim_all_the_same(tmp_path, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.ENOTSUP, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    mine(tmp_path)
+    assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"x": 1}'])
+def test_a_damaged_claim_holds_until_it_expires(tmp_path, damage):
+    claim = mine(tmp_path)
+    (tmp_path / "claims" / "0001 (copy).json").write_text("{}")
+    claim.path.write_text(damage)
+    assert isinstance(claims.take(tmp_path, "you"), dict)
+    os.utime(claim.path, (time.time() - 1000,) * 2)
+    mine(tmp_path)

@@ -1,0 +1,456 @@
+"""Checkpoints come back to the bit, or are known to be damaged; never a wrong number."""
+
+import functools
+import gc
+import itertools
+import logging
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from edm_jax.train import checkpoint, parallel
+from edm_jax.train.checkpoint import Checkpoints
+from edm_jax.train.step import TrainState
+
+# Where one of its reads fails, Orbax leaves the others hanging.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+EXTRA = {"unlogged": [{"loss": 0.1 + 0.2}], "monitor": {"grown": [], "best": None}}
+
+
+def toy_state(step):
+    """A little of everything: every bit pattern that a float32 can have, and counts."""
+    rng = np.random.default_rng(step)
+    odd = np.array(
+        # quiet and signalling NaN, -0, the smallest denormals, infinities
+        [0x7FC00001, 0x7F800001, 1 << 31, 1, (1 << 31) + 1, 0x7F800000, 0xFF800000, 0],
+        np.uint32,
+    )
+
+    def bits(*shape):
+        return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
+
+    return TrainState(
+        np.int32(step),
+        np.array([2**32 - 1, step], np.uint32),
+        {"a": {"kernel": bits(64, 64), "bias": odd.view(np.float32), "gain": bits()}},
+        (np.int32(-step), {"mu": bits(3, 64)}),
+        {"power_0.1": {"kernel": bits(24, 8)}},
+    )
+
+
+@pytest.fixture(autouse=True)
+def _let_go():
+    """Of those reads, here and not in another test."""
+    yield
+    gc.collect()
+
+
+def sharding(layout, leaf):
+    if layout == "one device":
+        return SingleDeviceSharding(jax.devices()[3])
+    mesh = parallel.make_mesh(jax.devices())
+    axes = [i for i, size in enumerate(leaf.shape) if size % 8 == 0]
+    spread = layout == "sharded" and axes
+    spec = PartitionSpec(*[None] * axes[0], "data") if spread else PartitionSpec()
+    return NamedSharding(mesh, spec)
+
+
+LAYOUTS = ["one device", "replicated", "sharded"]
+
+
+def laid_out(state, layout):
+    return jax.tree.map(lambda x: jax.device_put(x, sharding(layout, x)), state)
+
+
+def shapes_of(state, layout="replicated"):
+    def struct(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(layout, x))
+
+    return jax.tree.map(struct, state)
+
+
+def store(path, *steps, layout="replicated", **options):
+    checkpoints = Checkpoints(path, **options)
+    for step in steps:
+        checkpoints.save(step, laid_out(toy_state(step), layout), EXTRA)
+    checkpoints.close()
+
+
+def restore(path, layout="replicated", **options):
+    checkpoints = Checkpoints(path, **options)
+    try:
+        return checkpoints.restore(shapes_of(toy_state(0), layout))
+    finally:
+        checkpoints.close()
+
+
+def names(path):
+    return sorted(place.name for place in path.iterdir())
+
+
+def assert_is_step(found, step):
+    """It is that state, bit for bit."""
+    assert found.step == step
+    leaves = jax.tree_util.tree_leaves_with_path(toy_state(step))
+    for (name, a), b in zip(leaves, jax.tree.leaves(found.state), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Checkpoints of steps 10 and 20; not to be changed."""
+    path = tmp_path_factory.mktemp("stored") / "checkpoints"
+    store(path, 10, 20)
+    return path
+
+
+@pytest.fixture
+def pair(stored, tmp_path):
+    """The same, to be changed."""
+    return shutil.copytree(stored, tmp_path / "checkpoints")
+
+
+def files_of(path, step=20):
+    places = sorted((path / str(step)).rglob("*"))
+    return [place.relative_to(path) for place in places if place.is_file()]
+
+
+def flip(place, at):
+    data = bytearray(place.read_bytes())
+    data[at // 8] ^= 1 << at % 8
+    place.write_bytes(data)
+
+
+# What comes back
+
+
+def test_nothing_is_restored_where_nothing_was_saved(tmp_path):
+    assert restore(tmp_path / "checkpoints") is None
+
+
+def test_a_state_comes_back_to_the_bit_with_what_json_holds(stored):
+    found = restore(stored)
+    assert_is_step(found, 20)
+    assert {name: found.extra[name] for name in EXTRA} == EXTRA
+    assert isinstance(found.state, TrainState) and isinstance(
+        found.state.opt_state, tuple
+    )
+
+
+@pytest.mark.parametrize("saved", LAYOUTS)
+@pytest.mark.parametrize("wanted", LAYOUTS)
+def test_a_state_is_restored_into_another_layout_to_the_bit(tmp_path, saved, wanted):
+    store(tmp_path, 10, layout=saved)
+    found = restore(tmp_path, layout=wanted)
+    assert_is_step(found, 10)
+    for wish, leaf in zip(
+        jax.tree.leaves(shapes_of(toy_state(0), wanted)),
+        jax.tree.leaves(found.state),
+        strict=True,
+    ):
+        assert leaf.sharding == wish.sharding
+    if wanted == "sharded":
+        assert found.state.params["a"]["kernel"].addressable_data(5).shape == (8, 64)
+
+
+def test_the_same_step_is_written_once(pair):
+    before = {file: (pair / file).stat().st_mtime_ns for file in files_of(pair)}
+    checkpoints = Checkpoints(pair)
+    state = checkpoints.restore(shapes_of(toy_state(0))).state
+    checkpoints.save(20, state, {})  # another `extra` would show
+    checkpoints.save(30, state, EXTRA)
+    checkpoints.save(30, state, {})
+    checkpoints.close()
+    assert {file: (pair / file).stat().st_mtime_ns for file in files_of(pair)} == before
+    assert {*EXTRA} < restore(pair).extra.keys()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_last_are_kept_and_the_first_at_or_after_every_multiple(tmp_path, parts):
+    # Also where the run was resumed in between.
+    for steps in np.array_split(range(8, 80, 8), parts):
+        store(tmp_path, *steps.tolist(), keep=2, keep_every=20.0)
+    assert names(tmp_path) == ["24", "40", "64", "72"]
+
+
+def test_without_a_multiple_only_the_last_are_kept(tmp_path):
+    store(tmp_path, 1, 2, 3, 4, keep=3)
+    assert names(tmp_path) == ["2", "3", "4"]
+
+
+# Damage
+
+
+def empty(place):
+    place.write_bytes(b"")
+
+
+def cut_in_half(place):
+    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+
+
+def cut_off_the_last_byte(place):
+    place.write_bytes(place.read_bytes()[:-1])
+
+
+def overwrite_with_zeros(place):
+    place.write_bytes(bytes(place.stat().st_size))
+
+
+def flip_a_bit(place, seed):
+    flip(place, int(np.random.default_rng(seed).integers(8 * place.stat().st_size)))
+
+
+def passed_over(path, caplog):
+    """Whether 20 was, for 10; either way the state is right and the files agree."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger=checkpoint.__name__):
+        found = restore(path)
+    said = [r.getMessage() for r in caplog.records if r.name == checkpoint.__name__]
+    assert_is_step(found, found.step)
+    assert {name: found.extra[name] for name in EXTRA} == EXTRA
+    if found.step == 20:
+        assert said == [] and names(path) == ["10", "20"]
+        return False
+    (sentence,) = said
+    assert str(path / "20") in sentence and "is damaged" in sentence
+    assert names(path) == ["10", "20.damaged"]
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage",
+    [
+        empty,
+        cut_in_half,
+        cut_off_the_last_byte,
+        overwrite_with_zeros,
+        lambda place: place.unlink(),
+        *(functools.partial(flip_a_bit, seed=seed) for seed in range(4)),
+    ],
+)
+def test_whatever_happens_to_one_file_no_wrong_number_comes_back(
+    stored, tmp_path, caplog, damage
+):
+    results = {}
+    for number, file in enumerate(files_of(stored)):
+        path = shutil.copytree(stored, tmp_path / str(number))
+        damage(path / file)
+        results[str(file)] = passed_over(path, caplog)
+    assert len(results) > 10 and any(results.values()), results
+
+
+def test_every_key_of_the_header_is_missed(stored, tmp_path, caplog):
+    text = (stored / "20/extra/metadata").read_text()
+    for key in ("text", "sha256", "checksums"):
+        path = shutil.copytree(stored, tmp_path / key)
+        assert text.count(f'"{key}"') == 1
+        changed = text.replace(f'"{key}"', f'"{key[:-1]}_"')
+        (path / "20/extra/metadata").write_text(changed)
+        assert passed_over(path, caplog)
+
+
+@pytest.mark.parametrize("part", ["20", "20/state", "20/extra", "20/state/d"])
+def test_a_checkpoint_of_which_a_folder_was_emptied_is_passed_over(pair, caplog, part):
+    for place in (pair / part).iterdir():
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert passed_over(pair, caplog)
+
+
+@pytest.mark.slow
+def test_a_bit_flipped_in_an_array_is_always_noticed(tmp_path, caplog):
+    stored = tmp_path / "stored"
+    store(stored, 10, 20, layout="one device")  # several would store it in parts
+    # Random bits do not compress: the array lies in a file as it is, maybe in two.
+    array = toy_state(20).params["a"]["kernel"].tobytes()
+    starts = {f: (stored / f).read_bytes().find(array) for f in files_of(stored)}
+    starts = {file: start for file, start in starts.items() if start >= 0}
+    assert starts
+    reasons = []
+    for bit in np.random.default_rng(0).choice(8 * len(array), 40, replace=False):
+        path = shutil.copytree(stored, tmp_path / str(bit))
+        for file, start in starts.items():
+            flip(path / file, 8 * start + int(bit))
+        assert passed_over(path, caplog)
+        reasons.append("does not match its checksum" in caplog.text)
+    # The store itself does not see them all.
+    assert any(reasons)
+
+
+def test_where_all_are_damaged_it_says_so_until_they_are_moved_away(pair):
+    for step in ("10", "20"):
+        (pair / step / "state" / "_METADATA").unlink()
+    before = len(list(pair.rglob("*")))
+    # Not from the start: not the first time, nor when it is tried again.
+    for _ in range(3):
+        with pytest.raises(ValueError, match=f"All checkpoints in {pair} are damaged"):
+            restore(pair)
+    assert names(pair) == ["10.damaged", "20.damaged"]
+    assert len(list(pair.rglob("*"))) == before
+    for place in pair.iterdir():
+        shutil.rmtree(place)
+    assert restore(pair) is None
+
+
+def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(pair):
+    for attempt in ("20.damaged", "20.damaged1", "20.damaged2"):
+        (pair / "20" / "state" / "_METADATA").unlink()
+        checkpoints = Checkpoints(pair)
+        assert_is_step(checkpoints.restore(shapes_of(toy_state(0))), 10)
+        checkpoints.save(20, laid_out(toy_state(20), "replicated"), EXTRA)
+        checkpoints.close()
+        assert_is_step(restore(pair), 20)
+        assert attempt in names(pair)
+    shutil.rmtree(pair / "20.damaged")
+    (pair / "20" / "state" / "_METADATA").unlink()
+    assert_is_step(restore(pair), 10)
+    assert "20.damaged" in names(pair) and "20.damaged2" in names(pair)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_what_another_process_finds_damaged_is_passed_over_here_too(pair, call):
+    calls = itertools.count(1)
+    found = restore(pair, agree=lambda value: [value, float(next(calls) == call)])
+    assert_is_step(found, 10)
+    assert names(pair) == ["10", "20.damaged"]
+
+
+def test_what_a_kill_left_half_written_is_ignored(pair):
+    shutil.copytree(pair / "20", pair / "30.orbax-checkpoint-tmp")
+    shutil.rmtree(pair / "30.orbax-checkpoint-tmp" / "state")
+    assert_is_step(restore(pair), 20)
+    store(pair, 30)
+    assert_is_step(restore(pair), 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda s: s._replace(opt_state=(*s.opt_state, s.step)), "opt_state"),
+        (lambda s: s._replace(emas={"power_0.05": s.emas["power_0.1"]}), "emas"),
+        (lambda s: s._replace(params={"a": {**s.params["a"], "gain": s.key}}), "gain"),
+        (lambda s: s._replace(step=s.step.astype(np.float32)), "step"),
+    ],
+)
+def test_a_state_of_another_layout_is_refused_and_nothing_is_set_aside(
+    pair, change, name
+):
+    checkpoints = Checkpoints(pair)
+    with pytest.raises(ValueError, match=rf"{name}.* differs\): restore the config"):
+        checkpoints.restore(shapes_of(change(toy_state(0))))
+    checkpoints.close()
+    assert names(pair) == ["10", "20"]
+    assert_is_step(restore(pair), 20)
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("room", [0, 20_000])
+def test_a_full_disk_is_told_in_a_sentence_and_costs_nothing_that_was_there(
+    small_disk, room
+):
+    path, filler = small_disk / "checkpoints", small_disk / "filler"
+    store(path, 10)
+    filler.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - room))
+    sentence = (
+        rf"could not be written to {path} \(No space left on device\); the last whole "
+        r"one: step 10\. Make room"
+    )
+    for when in ("close", "check", "next save"):
+        # keep: the one before would go as soon as this one were whole.
+        checkpoints = Checkpoints(path, keep=1)
+        assert_is_step(checkpoints.restore(shapes_of(toy_state(0))), 10)
+        with pytest.raises(OSError, match=sentence):
+            checkpoints.save(20, laid_out(toy_state(20), "replicated"), EXTRA)
+            deadline = time.monotonic() + 10
+            while when == "check" and time.monotonic() < deadline:
+                checkpoints.check()
+            if when == "next save":
+                checkpoints.save(30, laid_out(toy_state(30), "replicated"), EXTRA)
+            if when != "check":
+                checkpoints.close()
+        try:
+            checkpoints.close()  # as the loop does, whatever was raised
+        except OSError as error:
+            assert "could not be written" in str(error)
+        assert_is_step(restore(path), 10)
+    filler.unlink()
+    store(path, 20, 30)
+    assert_is_step(restore(path), 30)
+
+
+def test_looking_for_errors_does_not_wait_for_the_save(tmp_path):
+    large = {"kernel": np.zeros((2048, 2048), np.float32)}
+    state = laid_out(toy_state(10)._replace(params=large), "one device")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, state, EXTRA)
+    checkpoints.check()
+    assert names(tmp_path) == ["10.orbax-checkpoint-tmp"]
+    checkpoints.close()
+    checkpoints.check()
+    assert names(tmp_path) == ["10"]
+
+
+# The checksum
+
+
+def checksum(array):
+    return int(checkpoint._checksum([jnp.asarray(array)])[0])
+
+
+def test_the_checksum_is_what_it_was_when_today_s_checkpoints_were_written():
+    def mix(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            x = (x ^ x >> shift) * factor % 2**32
+        return x
+
+    array = np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)
+    words = enumerate(array.ravel().view(np.uint32).tolist())
+    expected = sum(mix(word ^ mix(place)) for place, word in words) % 2**32
+    assert checksum(array) == expected
+    assert expected == 3963510205
+
+
+@pytest.mark.parametrize("bit", [0, 22, 31])
+def test_the_checksum_sees_every_word(bit):
+    array = np.zeros((4, 6), np.uint32)
+    sums = {checksum(array)}
+    for place in np.ndindex(array.shape):
+        changed = array.copy()
+        changed[place] = 1 << bit
+        sums.add(checksum(changed))
+    assert len(sums) == 1 + array.size
+
+
+@pytest.mark.parametrize("apart", [1, 256, 2**16])
+@pytest.mark.parametrize("pair_of_values", [(1.0, -1.0), (1.0, 2.0), (0.0, -0.0)])
+def test_the_checksum_sees_two_words_exchanged(apart, pair_of_values):
+    array = np.full(2**16 + 1, 3.0, np.float32)
+    array[[0, apart]] = pair_of_values
+    other = array.copy()
+    other[[0, apart]] = pair_of_values[::-1]
+    assert checksum(array) != checksum(other)
+
+
+def test_the_checksum_sees_all_signs_lost():
+    array = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    sums = {checksum(x) for x in (array, -array, np.abs(array), -np.abs(array))}
+    assert len(sums) == 4
+
+
+def test_the_checksum_does_not_depend_on_the_layout():
+    one, *others = (
+        checkpoint._checksums(laid_out(toy_state(7), layout)) for layout in LAYOUTS
+    )
+    assert len(set(one)) == len(one)
+    assert all(other == one for other in others)

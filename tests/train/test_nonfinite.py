@@ -1,0 +1,458 @@
+"""A number that is not finite is survived as the config says, and its layer is named."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import configs
+from edm_jax import data, diffusion
+from edm_jax.ema import snapshots
+from edm_jax.models import unet
+from edm_jax.optim import weight_norm
+from edm_jax.runs.directory import RunDir
+from edm_jax.train import loop
+from edm_jax.train.checkpoint import Checkpoints
+from edm_jax.train.diagnosis import Diagnosis
+from edm_jax.train.trainer import make_trainer
+
+pytestmark = pytest.mark.slow
+
+BATCH, TOTAL, EVERY = 16, 12, 4
+BAD = 11  # the step in which it happens
+MARK = 7.0  # of a pixel, in the batch of that step; no digit has it
+TINY = {
+    "network.channel_mult": "(1,)",
+    "training.duration_mimg": str(TOTAL * BATCH / 1e6),
+    "training.log_mimg": str(EVERY * BATCH / 1e6),
+    "training.checkpoint_mimg": str(EVERY * BATCH / 1e6),
+    "training.snapshot_mimg": str(EVERY * BATCH / 1e6),
+    "training.keep_checkpoints": "9",
+    "evaluation.num_heldout": "40",
+    "evaluation.batch_size": "40",
+}
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    here = {"data.data_dir": str(tmp_path_factory.mktemp("tfds"))}
+
+    def load(**overrides):
+        dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+        reference = f"{configs.letter_path('g')}:digits-tiny"
+        return configs.load(reference, TINY | here | dotted)
+
+    data.prepare(load().data)
+    return load
+
+
+def by_name(params):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def with_leaf(params, name, change):
+    """The parameters, one leaf of them changed."""
+
+    def maybe(path, leaf):
+        here = jax.tree_util.keystr(path, simple=True, separator="/") == name
+        return change(leaf) if here else leaf
+
+    return jax.tree_util.tree_map_with_path(maybe, params)
+
+
+# What happens in step BAD, by the name that it is to be given
+
+
+class SpoiledStep:
+    """The step, which finds a NaN in a kernel of its state."""
+
+    def __init__(self, step, name):
+        self._step, self._name = step, name
+
+    def __getattr__(self, attribute):
+        return getattr(self._step, attribute)
+
+    def __call__(self, state, batch):
+        if int(state.step) == BAD - 1:
+
+            def spoil(leaf):
+                where = (0,) * leaf.ndim
+                return jax.device_put(leaf.at[where].set(jnp.nan), leaf.sharding)
+
+            state = state._replace(params=with_leaf(state.params, self._name, spoil))
+        return self._step(state, batch)
+
+
+def spoil_kernel(patch, layer):
+    def spoiled(config):
+        trainer = make_trainer(config)
+        step = SpoiledStep(trainer.step, f"{layer}/kernel")
+        return dataclasses.replace(trainer, step=step)
+
+    patch.setattr(loop, "make_trainer", spoiled)
+
+
+@jax.custom_vjp
+def spoil_gradient_where(leaf, bad):
+    """The leaf; its gradient is NaN where bad."""
+    del bad
+    return leaf
+
+
+spoil_gradient_where.defvjp(
+    lambda leaf, bad: (leaf, bad),
+    lambda bad, gradient: (jnp.where(bad, jnp.nan, gradient), None),
+)
+
+
+def spoil_batch(patch, change):
+    """Changes the images of step BAD."""
+    train_batches = data.train_batches
+
+    def spoiled(*args, start_step, **kwargs):
+        batches = train_batches(*args, start_step=start_step, **kwargs)
+        for step, batch in enumerate(batches, start_step + 1):
+            yield batch | {"image": change(batch["image"])} if step == BAD else batch
+
+    patch.setattr(data, "train_batches", spoiled)
+
+
+def spoil_gradient(patch, layer):
+    make_loss = diffusion.make_loss
+
+    def spoiled(*args):
+        loss = make_loss(*args)
+
+        def with_spoiled_gradient(params, batch, keys):
+            bad = jnp.any(batch["image"] == MARK)
+            params = with_leaf(
+                params, f"{layer}/kernel", lambda w: spoil_gradient_where(w, bad)
+            )
+            return loss(params, batch, keys)
+
+        return with_spoiled_gradient
+
+    def mark(image):
+        marked = image.copy()
+        marked[-1, 0, 0, 0] = MARK
+        return marked
+
+    patch.setattr(diffusion, "make_loss", spoiled)
+    spoil_batch(patch, mark)
+
+
+def spoil_image(patch):
+    def spoil(image):
+        spoiled = image.copy()
+        spoiled[3, 2, 5] = np.inf
+        return spoiled
+
+    spoil_batch(patch, spoil)
+
+
+QKV, CONV0 = "unet/dec_8x8_in0/attention/qkv", "unet/enc_8x8_block0/branch/conv0"
+FAULTS = {
+    f"kernel of {QKV}": lambda patch: spoil_kernel(patch, QKV),
+    f"gradient of {CONV0}": lambda patch: spoil_gradient(patch, CONV0),
+    "images of the batch": spoil_image,
+}
+
+
+def train(config, path, fault=None, allow=()):
+    """Trains with a fault of FAULTS; returns the run."""
+    run = RunDir(path, config, allow)
+    with pytest.MonkeyPatch.context() as patch:
+        if fault:
+            FAULTS[fault](patch)
+        loop.train(config, run)
+    return run
+
+
+def alerts_of(run):
+    return [a for a in run.records("alert") if a["about"] == "nonfinite"]
+
+
+def stored_steps(run):
+    """Of checkpoints, and of snapshots."""
+    steps = sorted(int(place.name) for place in run.checkpoints.iterdir())
+    refs = snapshots.list_snapshots(run.snapshots)
+    return steps, sorted({ref.meta.nimg // BATCH for ref in refs})
+
+
+def final_state(run, config):
+    trainer = make_trainer(config)
+    checkpoints = Checkpoints(run.checkpoints)
+    found = checkpoints.restore(trainer.step.abstract(trainer.shapes))
+    checkpoints.close()
+    return found.step, jax.tree.map(np.asarray, found.state)
+
+
+@pytest.fixture(scope="module")
+def sound(load, tmp_path_factory):
+    """A run to which nothing happens."""
+    config = load(optimizer__nonfinite="skip")
+    return train(config, tmp_path_factory.mktemp("sound"))
+
+
+def slow_but(fast, *names):
+    marks = pytest.mark.slow
+    return [pytest.param(n, marks=() if n == fast else marks) for n in names]
+
+
+KERNEL, GRADIENT, IMAGES = FAULTS
+
+
+def test_a_sound_run_alerts_to_nothing(sound):
+    assert sound.records("alert") == []
+    assert sound.records("train")[-1]["nonfinite"] == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "fault"),
+    [
+        ("zero", KERNEL),
+        ("skip", GRADIENT),
+        pytest.param("zero", GRADIENT, marks=pytest.mark.slow),
+        pytest.param("skip", KERNEL, marks=pytest.mark.slow),
+        pytest.param("zero", IMAGES, marks=pytest.mark.slow),
+        pytest.param("skip", IMAGES, marks=pytest.mark.slow),
+    ],
+)
+def test_training_goes_on_and_names_the_layer(load, tmp_path, policy, fault):
+    config = load(optimizer__nonfinite=policy)
+    run = train(config, tmp_path, fault)
+    assert run.status["state"] == "done"
+    alerts = alerts_of(run)
+    # A kernel stays as it is, but is told once.
+    assert [alert["step"] for alert in alerts] == [BAD]
+    done = {"zero": "zeroed", "skip": "update skipped"}[policy]
+    for alert in alerts:
+        assert alert["first_bad"] == fault and alert["policy"] == policy
+        assert alert["nimg"] == alert["step"] * BATCH and alert["count"] > 0
+        assert alert["message"] == (
+            f"{alert['count']:,} gradient elements are not finite, "
+            f"the first bad: {fault}; {done}"
+        )
+    if fault == GRADIENT:
+        params = make_trainer(config).shapes.params
+        assert alerts[0]["count"] == by_name(params)[f"{CONV0}/kernel"].size
+    before, after = (r["nonfinite"] for r in run.records("train")[-2:])
+    # The kernel's are counted in the last step, too.
+    bad_steps = TOTAL - BAD + 1 if fault == KERNEL else 1
+    assert before == 0 and after == bad_steps * alerts[0]["count"]
+
+
+@pytest.mark.parametrize("fault", slow_but(IMAGES, *FAULTS))
+def test_training_that_is_to_stop_does_and_goes_on_from_the_last_checkpoint(
+    load, sound, tmp_path, fault
+):
+    config = load(optimizer__nonfinite="stop")
+    sentence = (
+        rf"^[\d,]+ gradient elements are not finite, the first bad: {re.escape(fault)}, "
+        rf"in step {BAD} of {tmp_path}\. The same command tries again from the last "
+        r"checkpoint; --config\.optimizer\.nonfinite=skip "
+        r"--allow=optimizer\.nonfinite goes past it\.$"
+    )
+    with pytest.raises(loop.Nonfinite, match=sentence):
+        train(config, tmp_path, fault)
+    run = RunDir(tmp_path, config)
+    (alert,) = alerts_of(run)
+    assert alert["first_bad"] == fault and alert["policy"] == "stop"
+    assert stored_steps(run) == ([4, 8], [4, 8])
+    # As told, past what was wrong once: the rest is as if nothing had happened.
+    skip = load(optimizer__nonfinite="skip")
+    with pytest.raises(ValueError, match="--allow=optimizer.nonfinite"):
+        RunDir(tmp_path, skip)
+    run = train(skip, tmp_path, allow=["optimizer.nonfinite"])
+    assert stored_steps(run) == ([4, 8, 12], [4, 8, 12])
+    assert alerts_of(run) == [] and run.config_hash != sound.config_hash
+    (step, state), (last, whole) = (final_state(r, skip) for r in (run, sound))
+    assert step == last == TOTAL
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+
+
+def test_a_bad_step_in_which_a_checkpoint_is_due_is_not_saved(
+    load, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(f"{__name__}.BAD", 8)
+    with pytest.raises(loop.Nonfinite, match="in step 8 of"):
+        train(load(optimizer__nonfinite="stop"), tmp_path, GRADIENT)
+    run = RunDir(tmp_path, load(optimizer__nonfinite="stop"))
+    assert stored_steps(run)[0] == [4]
+
+
+@pytest.mark.slow
+def test_a_bad_image_that_stays_is_passed_by_the_policy_that_was_allowed(
+    load, tmp_path
+):
+    stop, skip = (load(optimizer__nonfinite=policy) for policy in ("stop", "skip"))
+    for _ in range(2):  # the same command tries again, and fails again
+        with pytest.raises(loop.Nonfinite):
+            train(stop, tmp_path, IMAGES)
+    run = train(skip, tmp_path, IMAGES, allow=["optimizer.nonfinite"])
+    (alert,) = alerts_of(run)
+    assert (alert["step"], alert["policy"]) == (BAD, "skip")
+    assert run.status["state"] == "done" and stored_steps(run)[0] == [4, 8, 12]
+
+
+# Which layer is named
+
+
+@pytest.fixture(scope="module")
+def trainer(load):
+    return make_trainer(load())
+
+
+@pytest.fixture(scope="module")
+def batch(load):
+    batches = data.train_batches(load().data, batch_size=BATCH, seed=0)
+    return next(batches)
+
+
+@pytest.fixture(scope="module")
+def first_bad(trainer, batch):
+    """Of a change of the initial state and the leaves with bad gradients."""
+    names = list(by_name(trainer.shapes.params))
+    state = trainer.initial_state()
+
+    def first_bad(change=lambda params: params, leaves=(), images=None, agree=None):
+        diagnosis.agree = agree or (lambda value: [value])
+        images = batch["image"] if images is None else images
+        by_leaf = [int(name in leaves) for name in names]
+        changed = state._replace(params=change(state.params))
+        return diagnosis.first_bad(changed, batch | {"image": images}, 0, by_leaf)
+
+    diagnosis = Diagnosis(trainer, lambda value: diagnosis.agree(value))
+    return first_bad
+
+
+def layers_in_order(trainer):
+    """Those with a kernel; each comes once."""
+    order = unet.forward_order(trainer.denoiser.spec)
+    return [name.removesuffix("/kernel") for name in order if name.endswith("/kernel")]
+
+
+def test_layers_are_in_the_order_of_the_networks_figure(trainer):
+    """Fig. 22, from the top: by hand for one level, of one block."""
+    blocks = {
+        "unet/embedding": ["noise0", "label"],
+        "unet": ["enc_8x8_conv"],
+        "unet/enc_8x8_block0": ["conv0", "emb_linear", "conv1"],
+        "unet/dec_8x8_in0": ["conv0", "emb_linear", "conv1", "attention"],
+        "unet/dec_8x8_in1": ["conv0", "emb_linear", "conv1"],
+        "unet/dec_8x8_block0": ["conv0", "emb_linear", "conv1", "skip"],
+        "unet/dec_8x8_block1": ["conv0", "emb_linear", "conv1", "skip"],
+        "": ["out_conv", "logvar"],
+    }
+    parts = {
+        "conv0": ["branch/conv0"],
+        "conv1": ["branch/conv1"],
+        "emb_linear": ["branch/emb_linear"],
+        "attention": ["attention/qkv", "attention/proj"],
+        "skip": ["conv_skip"],
+        "out_conv": ["unet/out_conv"],
+    }
+    expected = [
+        f"{block}/{part}".lstrip("/")
+        for block, names in blocks.items()
+        for name in names
+        for part in parts.get(name, [name])
+    ]
+    assert layers_in_order(trainer) == expected
+
+
+def test_every_kernel_that_is_not_finite_is_named(trainer, first_bad):
+    layers = layers_in_order(trainer)
+    for value in (np.nan, np.inf):
+
+        def spoil(leaf, value=value):
+            return leaf.at[(-1,) * leaf.ndim].set(value)
+
+        for layer in layers:
+            name = f"{layer}/kernel"
+            said = first_bad(lambda p, name=name: with_leaf(p, name, spoil))
+            assert said == f"kernel of {layer}"
+
+
+def test_of_two_bad_kernels_the_first_is_named(trainer, first_bad):
+    layers = layers_in_order(trainer)
+    for seed in range(10):
+        pair = np.sort(np.random.default_rng(seed).choice(len(layers), 2, False))
+
+        def spoil(params, pair=pair):
+            for place in reversed(pair):
+                name = f"{layers[place]}/kernel"
+                params = with_leaf(params, name, lambda w: w * jnp.nan)
+            return params
+
+        assert first_bad(spoil) == f"kernel of {layers[pair[0]]}"
+
+
+@pytest.mark.parametrize(
+    "layer", ["unet/enc_8x8_block0/branch/emb_linear", "unet/out_conv"]
+)
+def test_a_layer_that_overflows_is_named_by_its_output(first_bad, layer):
+    def explode(params):
+        return with_leaf(params, f"{layer}/gain", lambda gain: gain + 3e38)
+
+    assert first_bad(explode) == f"output of {layer}"
+
+
+def test_of_gradients_alone_the_last_layer_is_named_for_the_backward_pass(
+    trainer, first_bad
+):
+    layers = layers_in_order(trainer)
+    for place, layer in enumerate(layers):
+        assert first_bad(leaves={f"{layer}/kernel"}) == f"gradient of {layer}"
+        up_to = {f"{name}/kernel" for name in layers[: place + 1]}
+        assert first_bad(leaves=up_to) == f"gradient of {layer}"
+    name = "unet/out_conv/gain"
+    assert first_bad(leaves={name}) == "gradient of unet/out_conv"
+
+
+def test_images_are_named_before_what_they_spoil(batch, first_bad):
+    images = batch["image"].copy()
+    images[-1, -1, -1, -1] = np.nan
+    spoil = {"change": lambda params: jax.tree.map(lambda x: x * jnp.nan, params)}
+    assert first_bad(images=images) == "images of the batch"
+    assert first_bad(images=images, **spoil) == "images of the batch"
+
+
+def test_another_process_may_have_met_it_first(first_bad):
+    leaves = {"unet/out_conv/kernel"}
+    assert first_bad(leaves=leaves) == "gradient of unet/out_conv"
+    said = first_bad(leaves=leaves, agree=lambda value: [value, -1.0])
+    assert said == "images of the batch"
+    said = first_bad(leaves=leaves, agree=lambda value: [value, 4.0])
+    assert said.endswith(" of unet/embedding/noise0")
+
+
+def test_a_gradient_that_only_its_scale_made_infinite_has_a_name_too(first_bad):
+    """A loss_scale below 1 divides, where every leaf was finite before."""
+    assert first_bad() == "gradient once loss_scale is divided out"
+
+
+@pytest.mark.slow
+def test_a_loss_scale_that_overflows_float16_is_survived_and_named(load, tmp_path):
+    config = load(
+        network__compute_dtype="float16",
+        optimizer__loss_scale="1e8",
+        optimizer__nonfinite="skip",
+    )
+    run = train(config, tmp_path)
+    alerts = alerts_of(run)
+    # 65504 is the largest number of float16: the last layer is the first to exceed it.
+    assert {alert["first_bad"] for alert in alerts} == {"gradient of unet/out_conv"}
+    assert [alert["step"] for alert in alerts] == [1]  # all steps are one stretch
+    step, state = final_state(run, config)
+    # Nothing but the normalization has moved them.
+    before = weight_norm.project(make_trainer(config).initial_state().params)
+    assert step == TOTAL
+    for old, new in zip(*map(jax.tree.leaves, (before, state.params)), strict=True):
+        np.testing.assert_allclose(old, new, rtol=1e-6)

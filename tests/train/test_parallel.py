@@ -1,0 +1,168 @@
+"""However the step is spread over devices, its numbers are the same."""
+
+import jax
+import numpy as np
+import pytest
+
+import configs
+from edm_jax.train import parallel, trainer
+
+BATCH, STEPS = 32, 20
+# As small as a U-Net with dropout, attention and forced weight normalization gets.
+TINY = {
+    "network.resolution": "4",
+    "network.channel_mult": "(1,)",
+    "network.dropout": "0.1",
+    "optimizer.batch_size": str(BATCH),
+}
+# {name: (devices, fields of `training`)}, all against one device and plain jit.
+FORMS = {
+    "2 devices": (2, {}),
+    "8 devices": (8, {}),
+    "4 micro-batches": (1, {"microbatches": 4}),
+    "8 devices, 4 micro-batches": (8, {"microbatches": 4}),
+    "pmap, 2 devices": (2, {"parallel": "pmap"}),
+    "pmap, 8 devices, 4 micro-batches": (8, {"parallel": "pmap", "microbatches": 4}),
+    "state sharded over 8": (8, {"sharding": "state"}),
+    "all sharded over 8, 4 micro-batches": (8, {"sharding": "full", "microbatches": 4}),
+    "rematerialized": (1, {"remat": True}),
+}
+FAST = ["8 devices", "8 devices, 4 micro-batches", "state sharded over 8"]
+
+
+def load(**training):
+    fields = {f"training.{name}": str(value) for name, value in training.items()}
+    return configs.load(f"{configs.letter_path('g')}:digits-tiny", TINY | fields)
+
+
+def make_batch(step):
+    rng = np.random.default_rng(step)
+    image = rng.standard_normal((BATCH, 4, 4, 1)).astype(np.float32) / 2
+    label = rng.integers(0, 10, BATCH).astype(np.int32)
+    return {"image": image, "label": label, "index": np.arange(BATCH, dtype=np.int32)}
+
+
+def run(devices, **training):
+    """(metrics of every step, the last state as global arrays, its form)."""
+    made = trainer.make_trainer(load(**training), jax.devices()[:devices])
+    state, metrics = made.initial_state(), []
+    for step in range(STEPS):
+        state, reported = made.step(state, make_batch(step))
+        metrics.append(jax.tree.map(np.array, made.step.fetch(reported)))
+    return metrics, made.step.global_arrays(state), made.step
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    metrics, state, _ = run(1)
+    return metrics, jax.tree.map(np.array, state)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _everything_is_worth_sharding():
+    """In a network this small no leaf is otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "_SMALLEST_SHARDED", 64)
+        yield
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in FORMS],
+)
+def test_every_form_gives_the_numbers_of_one_device(one_device, name):
+    devices, training = FORMS[name]
+    expected, last = one_device
+    metrics, state, _ = run(devices, **training)
+    losses, expected_losses = (
+        [m["loss"] for m in each] for each in (metrics, expected)
+    )
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert np.ptp(expected_losses) > 0.1
+    for ours, theirs in zip(metrics, expected, strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            ours,
+            theirs,
+        )
+    for field in ("params", "emas", "opt_state"):
+        trees = getattr(state, field), getattr(last, field)
+        for w, v in zip(*map(jax.tree.leaves, trees), strict=True):
+            np.testing.assert_allclose(w, v, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sharding", "spread"),
+    [
+        ("none", set()),
+        ("state", {"opt_state", "emas"}),
+        ("full", {"opt_state", "emas", "params"}),
+    ],
+)
+def test_what_is_sharded_takes_an_eighth_on_each_device(sharding, spread):
+    made = trainer.make_trainer(load(sharding=sharding))
+    state = made.initial_state()
+    for field in ("params", "opt_state", "emas"):
+        leaves = jax.tree.leaves(getattr(state, field))
+        whole = sum(x.nbytes for x in leaves)
+        here = sum(x.addressable_data(0).nbytes for x in leaves)
+        ratio = whole / here
+        assert ratio > 6 if field in spread else ratio == 1, field
+
+
+def test_a_step_leaves_the_state_sharded_as_it_was():
+    made = trainer.make_trainer(load(sharding="full"))
+    state = made.initial_state()
+    before = jax.tree.map(lambda x: x.sharding, state)
+    state, _ = made.step(state, make_batch(0))
+    assert jax.tree.map(lambda x: x.sharding, state) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["jit", "pmap"])
+def test_a_state_goes_to_the_host_and_back_to_the_bit(form):
+    made = trainer.make_trainer(load(parallel=form))
+    state, _ = made.step(made.initial_state(), make_batch(0))
+    stored = jax.tree.map(np.array, made.step.global_arrays(state))
+    placed = made.step.place(stored)
+    again = made.step.global_arrays(placed)
+    jax.tree.map(np.testing.assert_array_equal, stored, again)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), again)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), made.shapes)
+    next_batch = make_batch(1)
+    losses = [
+        made.step.fetch(made.step(s, next_batch)[1]["loss"]) for s in (state, placed)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("devices", "parts", "sentence"),
+    [(8, 1, "batch_size=12 does not divide over 8 devices"), (2, 4, "multiple of 8")],
+)
+def test_a_batch_that_does_not_divide_is_refused(devices, parts, sentence):
+    fields = TINY | {
+        "optimizer.batch_size": "12",
+        "training.microbatches": str(parts),
+    }
+    config = configs.load(f"{configs.letter_path('g')}:digits-tiny", fields)
+    with pytest.raises(ValueError, match=sentence):
+        trainer.make_trainer(config, jax.devices()[:devices])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letter", configs.LETTERS)
+def test_the_step_of_every_letter_lowers_for_imagenet512_s_without_allocating(letter):
+    # Micro-batches trace the loss twice: once is enough.
+    fields = {"training.sharding": "full"}
+    fields |= {"training.microbatches": "4"} if letter == "g" else {}
+    config = configs.load(f"{configs.letter_path(letter)}:imagenet512-s", fields)
+    made = trainer.make_trainer(config)
+    before = len(jax.live_arrays())
+    lowered = made.step.lower(made.shapes, trainer.abstract_batch(config))
+    assert len(jax.live_arrays()) <= before + 8  # a few constants
+    state, metrics = lowered.out_info
+    assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(
+        lambda x: x.shape, made.shapes
+    )
+    assert metrics["loss"].shape == ()
