@@ -18,7 +18,7 @@ import rich.progress
 from etils import epath
 
 import configs
-from edm_jax import backend, menu
+from edm_jax import backend, files, menu
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
@@ -201,9 +201,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         return
+    except BrokenPipeError:
+        # Whoever read the output has enough, as `head` does; nothing is left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except EXPECTED as error:
-        sentence = " ".join(str(error).split())
-        print(f"{name}: {sentence}", file=sys.stderr)
+        print(f"{name}: {sentence(error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again.", file=sys.stderr)
@@ -218,6 +221,16 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def sentence(error: BaseException) -> str:
+    """What to tell of an expected error, on one line, safe to print."""
+    if isinstance(error, OSError) and files.is_full(error):
+        place = f" at {error.filename}" if error.filename else ""
+        text = f"The disk is full{place}: make room, then run the same command again."
+    else:
+        text = str(error)
+    return files.printable(" ".join(text.split()))
 
 
 def prepare_jax() -> None:

@@ -13,7 +13,6 @@ from edm_jax.ema.averaging import (
     restore,
     traditional_weight,
 )
-from edm_jax.ema.container import Damaged
 from edm_jax.ema.posthoc import (
     MAX_ERROR,
     Reconstruction,
@@ -38,6 +37,7 @@ from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, list_snapshots
 from edm_jax.ema.snapshots import read as read_snapshot
 from edm_jax.ema.snapshots import write as write_snapshot
 from edm_jax.ema.solver import RMS_ROUNDING, Solution, solve
+from edm_jax.files import Damaged
 
 __all__ = [
     "MAX_ERROR",

@@ -11,9 +11,9 @@ from etils import epath
 from numpy.typing import ArrayLike
 
 from edm_jax.ema import posthoc, snapshots
-from edm_jax.ema.container import PathLike
 from edm_jax.ema.posthoc import Target
 from edm_jax.ema.profiles import PowerProfile
+from edm_jax.files import PathLike
 
 if TYPE_CHECKING:
     import jax

@@ -17,7 +17,8 @@ import fsspec
 import xxhash
 from etils import epath
 
-PathLike = str | os.PathLike[str]
+from edm_jax.files import Damaged
+
 Table = dict[str, tuple[int, ...]]  # names in the order of the data, and their shapes
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1}
@@ -27,14 +28,6 @@ NO_DIGEST = "0" * 16
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
 assert sys.byteorder == "little", "safetensors files are little-endian"
-
-
-class Damaged(ValueError):
-    """A file that is no whole snapshot; `path` is which, `reason` is why."""
-
-    def __init__(self, path: PathLike, reason: str):
-        super().__init__(f"{os.fspath(path)} {reason}")
-        self.path, self.reason = path, reason
 
 
 class Header(NamedTuple):

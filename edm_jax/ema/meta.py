@@ -13,8 +13,9 @@ import numpy as np
 from etils import epath
 
 from edm_jax.ema import container
-from edm_jax.ema.container import Damaged, Header, Table
+from edm_jax.ema.container import Header, Table
 from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
+from edm_jax.files import Damaged
 
 FORMAT = "edm_jax.snapshot"
 FORMAT_VERSION = 2

@@ -12,10 +12,10 @@ import numpy as np
 
 from edm_jax.ema import snapshots, solver
 from edm_jax.ema.combine import FLOAT32, OnProgress, Plan, Source, Tree, combine
-from edm_jax.ema.container import PathLike
 from edm_jax.ema.profiles import AnyProfile, PowerProfile, decimal
 from edm_jax.ema.snapshots import Params, Snapshot
 from edm_jax.ema.solver import Solution
+from edm_jax.files import PathLike
 
 MAX_ERROR = 0.1  # of a fit: a target beyond it is refused unless forced [choice]
 

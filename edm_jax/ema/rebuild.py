@@ -16,11 +16,12 @@ from etils import epath
 
 from edm_jax.ema import combine, posthoc, snapshots
 from edm_jax.ema.combine import OnProgress, Plan
-from edm_jax.ema.container import Damaged, PathLike, is_local, partial_path
+from edm_jax.ema.container import is_local, partial_path
 from edm_jax.ema.journal import Journal, Sink, locked
 from edm_jax.ema.posthoc import MAX_ERROR
 from edm_jax.ema.profiles import AnyProfile, to_fields
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
+from edm_jax.files import Damaged, PathLike
 
 METHOD = "post-hoc EMA (Karras et al., arXiv 2312.02696, App. C, Alg. 3)"
 JOURNAL_SECONDS = 2.0

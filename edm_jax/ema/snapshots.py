@@ -18,8 +18,9 @@ import xxhash
 from etils import epath
 
 from edm_jax.ema import container
-from edm_jax.ema.container import NO_DIGEST, Damaged, PathLike, Table
+from edm_jax.ema.container import NO_DIGEST, Table
 from edm_jax.ema.meta import DTYPES, SnapshotMeta, encode, parse
+from edm_jax.files import Damaged, PathLike
 
 CHUNK = 2**20  # elements under one checksum
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from edm_jax import files
 from edm_jax.runs.provenance import provenance, utc_now
 
 # What may change where a run goes on: where things lie, and how it runs.
@@ -147,7 +148,7 @@ class RunDir:
             return
         kept = [r for r in self._read_metrics() if r["step"] <= step]
         text = "".join(json.dumps(r) + "\n" for r in kept)
-        _write(self.path / "metrics.jsonl", text)
+        files.write_text(self.path / "metrics.jsonl", text)
 
     def _read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
@@ -193,18 +194,11 @@ def _identity(fields: Any, name: str = "") -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none yet. Raises ValueError for anything else."""
+    """A JSON object; {} where there is none yet. Raises files.Damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): restore it, or delete it to lose what it says."
-        ) from None
-    if isinstance(value, dict):
-        return value
-    raise ValueError(f"{path} is damaged: it holds no JSON object; restore it.")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -217,7 +211,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all."""
-    _write(path, json.dumps(value, indent=1, default=_as_number) + "\n")
+    files.write_json(path, value, default=_as_number)
 
 
 def update_status(run: Path, **fields: Any) -> None:
@@ -228,17 +222,6 @@ def update_status(run: Path, **fields: Any) -> None:
 
 def _as_number(value: Any) -> Any:
     return np.asarray(value).tolist()
-
-
-def _write(path: Path, text: str) -> None:
-    # Always the same, so that what a kill leaves is written over.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Differences:

@@ -1,0 +1,157 @@
+"""Files that others may have damaged, read; and files written whole or not at all."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+PathLike = str | os.PathLike[str]
+LIMIT_BYTES = 1 << 30  # of a file that is read whole
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class Damaged(ValueError):
+    """A file that does not hold what it should; `path` is which, `reason` is why."""
+
+    def __init__(self, path: PathLike, reason: str):
+        super().__init__(f"{os.fspath(path)} {reason}")
+        self.path, self.reason = path, reason
+
+
+def open_regular(path: PathLike) -> IO[bytes]:
+    """Opens a regular file for reading; never waits, as for the writer of a pipe.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it is not a regular file, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(path, f"cannot be read ({error.strerror}).") from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special")
+    raise Damaged(path, f"is {kind}, not a file.")
+
+
+def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:
+    """A regular file's bytes; raises as `open_regular`, and Damaged beyond `limit`."""
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                reason = f"is too large: {size:,} bytes, of at most {limit:,}."
+                raise Damaged(path, reason)
+            return file.read()
+        except OSError as error:
+            raise Damaged(path, f"cannot be read ({error.strerror}).") from error
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises ValueError for anything else, and for what would trip whoever uses the value:
+    nesting beyond Python's stack, whole numbers beyond 64 bits, text that is not valid
+    Unicode.
+    """
+    try:
+        value = json.loads(raw.decode(), parse_int=_whole)
+        if b"\\ud" in raw.lower():  # an escape that may stand for half a character
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeError:
+        raise ValueError("its text is not valid Unicode") from None
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or abs(value := int(text)) >= 2**63:
+        raise ValueError("it holds a number beyond 64 bits")
+    return value
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it cannot be read, or holds anything else.
+    """
+    raw = read_bytes(path)
+    if not raw.strip():
+        raise Damaged(path, "is damaged: it is empty.")
+    try:
+        value = parse_json(raw)
+    except ValueError as error:
+        raise Damaged(path, f"is damaged: it is not valid JSON ({error}).") from None
+    if isinstance(value, dict):
+        return value
+    kind = {list: "a list", str: "a text", type(None): "null"}.get(
+        type(value), "a number"
+    )
+    raise Damaged(path, f"is damaged: it holds {kind}, not a JSON object.")
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all; an OSError names the file."""
+    directory, name = os.path.split(os.fspath(path))
+    # Always the same name, so that what a kill leaves is written over.
+    temporary = os.path.join(directory, f".{name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException as error:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(
+                error.errno, os.strerror(error.errno), os.fspath(path)
+            ) from None
+        raise
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """`write_bytes` of a text, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(
+    path: PathLike,
+    value: Mapping[str, Any],
+    default: Callable[[Any], Any] | None = None,
+) -> None:
+    """`write_bytes` of a JSON object; `default` converts what JSON has no form for."""
+    write_text(path, json.dumps(value, indent=1, default=default) + "\n")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def printable(text: str) -> str:
+    """A text without what would act on a terminal: control characters as escapes."""
+    return "".join(
+        c
+        if c.isprintable()
+        else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
