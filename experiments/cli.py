@@ -19,6 +19,7 @@ from etils import epath
 
 import configs
 from edm_jax import backend, files, menu
+from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
@@ -97,7 +98,8 @@ def open_run(
     if not recorded:
         raise FileNotFoundError(f"{path} is no run directory: it has no config.json.")
     config = configs.from_json(recorded)
-    return RunDir(path, config), config
+    # The status of a run in training is its trainer's to write.
+    return RunDir(path, config, writing=claims.is_free(path)), config
 
 
 def _taken_over(options: argparse.Namespace) -> Path:

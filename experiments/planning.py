@@ -10,8 +10,9 @@ from typing import Any
 
 import configs
 from edm_jax.cost import disk
+from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, read_state
-from edm_jax.studies import RunSpec, claims, slurm
+from edm_jax.studies import RunSpec, slurm
 from edm_jax.studies.task import Task, is_done
 from edm_jax.train import trainer
 from experiments import cli

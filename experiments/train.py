@@ -8,14 +8,15 @@ several hosts start it on each: found by itself under SLURM and on TPU pods, els
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edm_jax.cost import disk
+from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, plain
-from edm_jax.studies.task import check_claim
 from edm_jax.train import hosts, loggers, loop
 from experiments import cli
 
@@ -31,8 +32,17 @@ def main() -> None:
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
     allow = cli.allowed_fields(options.allow, config)
     path = options.run or Path("runs") / name
-    if hosts.is_first():
-        check_claim(path)
+    with contextlib.ExitStack() as stack:
+        # Process 0 claims the run for all; where it is refused, all of them stop.
+        claim = claims.held(path, f"train.py (process {os.getpid()})", _lost)
+        hosts.first_alone(lambda: stack.enter_context(claim))
+        _train(path, config, options, allow)
+
+
+def _train(
+    path: Path, config: Any, options: argparse.Namespace, allow: list[str]
+) -> None:
+    """Trains in a run directory that this process holds."""
     run = RunDir(path, config, allow, writing=hosts.is_first())
 
     def check_disk() -> None:
@@ -50,15 +60,21 @@ def main() -> None:
                 allow_data="data" in allow,
             )
     except loop.Preempted as stop:
-        print(f"train: {stop} The same command goes on from there.", file=sys.stderr)
+        print(f"train: {stop} The same command resumes it.", file=sys.stderr)
         sys.exit(PREEMPTED)
     except Exception as error:
-        # A full disk takes no status either; what went wrong is told all the same.
+        # A full disk takes no status either, and must not hide what went wrong.
         with contextlib.suppress(OSError):
             run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
         raise
     if hosts.is_first():
         print(f"Trained {path}; next: python experiments/evaluate.py --run={path}")
+
+
+def _lost(sentence: str) -> None:
+    """Ends the process at once: another writes to the run now."""
+    print(f"train: {sentence}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:

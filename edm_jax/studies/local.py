@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from edm_jax.studies import claims
+from edm_jax.runs import claims
 from edm_jax.studies.task import EXIT, Task
 
 _POLL_S = 0.2

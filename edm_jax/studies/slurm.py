@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edm_jax.runs import claims
 from edm_jax.runs.directory import read_state, write_json
-from edm_jax.studies import claims
 from edm_jax.studies.task import Task, follow
 
 JOB = "slurm.json"

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edm_jax.runs import claims
 from edm_jax.runs.directory import read_state, update_status
-from edm_jax.studies import claims
 
 LOG = "log.txt"
-CLAIM = "EDM_JAX_CLAIM"  # environment variable: the claim that a command runs under
 FINISHED = ("done", "failed")  # states that a launch leaves as they are
 _POLL_S = 0.2
 _PREEMPTED = {75, 130}  # what train.py and an interrupted command end with
@@ -86,7 +85,7 @@ class Task:
             return "failed"
         if isinstance(claim, dict):
             return "held"
-        os.environ[CLAIM] = claim.fields["id"]
+        os.environ[claims.CLAIM] = claim.fields["id"]
         outcome = "preempted"  # where this process is told to leave
         try:
             outcome = self._run_claimed(claim, stopped)
@@ -127,15 +126,6 @@ def is_done(run: Path, nimg: int = 0) -> bool:
     if status.get("state") != "done" or evaluation.get("nimg") != total:
         return False
     return total >= nimg or bool(status.get("stopped_early"))
-
-
-def check_claim(run: Path) -> None:
-    """Raises ValueError where somebody else holds a run: two would write to it."""
-    held = claims.holder(run)
-    if held and held.get("id") != os.environ.get(CLAIM):
-        raise ValueError(
-            f"{run} is being run by {claims.who(held)}: stop that, or wait for it."
-        )
 
 
 def follow(

@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+from edm_jax.runs import claims
 from edm_jax.runs.directory import read_json, write_json
-from edm_jax.studies import claims, local
-from edm_jax.studies.task import CLAIM, LOG, Task, check_claim, is_done
+from edm_jax.studies import local
+from edm_jax.studies.task import LOG, Task, is_done
 
 
 class Quiet:
@@ -266,22 +267,6 @@ def test_a_log_is_appended_to(tmp_path):
     each = task(tmp_path, "a", "print('one')", "print('two')")
     launch([each], 1)
     assert (each.path / LOG).read_text().split() == ["one", "two"]
-
-
-def test_a_command_runs_under_its_own_claim_only(tmp_path, monkeypatch):
-    held = claims.take(tmp_path / "a", "somebody")
-    assert isinstance(held, claims.Claim)
-    with pytest.raises(ValueError, match="is being run by somebody on"):
-        check_claim(tmp_path / "a")
-    monkeypatch.setenv(CLAIM, held.fields["id"])
-    check_claim(tmp_path / "a")
-    see = (
-        "from edm_jax.studies.task import check_claim; check_claim(run);"
-        "(run / 'mine').touch()"
-    )
-    other = task(tmp_path, "b", see)
-    launch([other], 1)
-    assert (other.path / "mine").exists()
 
 
 def test_a_run_that_cannot_be_claimed_fails_with_the_reason(tmp_path):

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 import configs
+from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, write_json
-from edm_jax.studies import RunSpec, claims, local
+from edm_jax.studies import RunSpec, local
 from experiments import cli, launch, planning
 
 G = f"{configs.letter_path('g')}:digits-tiny"

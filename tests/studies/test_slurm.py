@@ -14,7 +14,8 @@ import time
 import pytest
 import slurm_machine
 
-from edm_jax.studies import claims, slurm
+from edm_jax.runs import claims
+from edm_jax.studies import slurm
 from edm_jax.studies.task import Task
 
 submitit = pytest.importorskip("submitit")

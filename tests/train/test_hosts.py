@@ -14,6 +14,7 @@ from driven_run import BATCH, ROOT
 
 import configs
 from edm_jax import data
+from edm_jax.runs import claims
 from edm_jax.train import hosts
 
 STEPS = 40
@@ -176,6 +177,17 @@ def test_what_stops_the_first_stops_the_others(data_dir, tmp_path):
     assert "metrics.jsonl" in outputs[0]
 
 
+@pytest.mark.slow
+def test_all_processes_are_refused_a_run_that_another_holds(data_dir, tmp_path):
+    claim = claims.take(tmp_path / "run", "somebody")
+    assert isinstance(claim, claims.Claim)
+    statuses, outputs = two(tmp_path / "run", data_dir)
+    assert statuses == [2, 2], outputs
+    assert "is being run by somebody" in outputs[0]
+    assert "process 0 stopped, and says why" in outputs[1]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["claims"]
+
+
 SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_NTASKS": "4",
@@ -238,7 +250,7 @@ def test_a_signal_is_noted_and_the_handlers_come_back():
 def test_a_second_signal_ends_the_process_at_once_even_in_a_long_call(number):
     # One long call outside Python, as compiling is: handlers wait for its end.
     program = (
-        "import hashlib\nfrom edm_jax.train import hosts\n"
+        "import hashlib; from edm_jax.train import hosts\n"
         "with hosts.stop_signals():\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"

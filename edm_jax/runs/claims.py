@@ -1,10 +1,11 @@
-"""Claims: of all launchers on all hosts, one runs a run.
+"""Claims: one process runs a run, whatever else wants to.
 
-A claim is a file RUN/claims/NNNN.json, and the highest number counts. To claim is to link
-the next number, which one process alone can do, on shared file systems, too. Its holder
-touches the file now and then; one that was not touched for its `expiry_s` is forfeit, and
-that of a dead process of this machine at once. Only the holder writes to its file, no file
-is removed, and so there is nothing to steal: who held a run, and when, stays on record.
+A claim is a file RUN/claims/NNNN.json; the highest number counts. To claim a run is to
+link the next number, which only one process can do, on shared file systems as well. The
+holder touches its file now and then. A claim that was not touched for its `expiry_s` has
+expired, and the claim of a dead process on this machine expires at once. Only the holder
+writes to its file and no file is removed, so nothing can be stolen, and who held a run,
+and when, stays on record.
 """
 
 import contextlib
@@ -12,8 +13,10 @@ import dataclasses
 import functools
 import os
 import socket
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,21 @@ from edm_jax.runs.directory import read_state, write_json
 from edm_jax.runs.provenance import utc_now
 
 EXPIRY_S = 60.0
+CLAIM = "EDM_JAX_CLAIM"  # environment variable: the claim that covers a command
 
 
 @dataclasses.dataclass
 class Claim:
-    """The right to run a run, as long as it is renewed."""
+    """The right to run a run, for as long as it is renewed."""
 
     path: Path
     fields: dict[str, Any]
     _renewed: float = dataclasses.field(default_factory=lambda: _clock())
 
     def renew(self) -> bool:
-        """Says that the holder lives; False once it is no longer the holder.
+        """Shows that the holder is alive; False if the claim has passed to another.
 
-        Looks and touches a few times in an expiry, however often it is called.
+        Reads and touches the file a few times per expiry, however often it is called.
         """
         if _clock() - self._renewed < self.fields["expiry_s"] / 6:
             return True
@@ -48,21 +52,21 @@ class Claim:
         return True
 
     def release(self, outcome: str) -> None:
-        """Gives the run back, and says how it went."""
-        # A disk that is full leaves the claim to expire.
+        """Gives the run back and records how it went."""
+        # On a full disk the claim is left to expire.
         with contextlib.suppress(OSError):
             if self._is_mine():
                 ended = {"outcome": outcome, "end_time": utc_now()}
                 write_json(self.path, self.fields | ended)
 
     def _is_mine(self) -> bool:
-        # By its id, too: the directory may have been deleted and begun anew.
+        # The id as well: the directory may have been deleted and made again.
         latest = _latest(self.path.parent) == self.path
         return latest and read_state(self.path).get("id") == self.fields["id"]
 
 
 def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, Any]:
-    """Claims a run; where somebody holds it, the fields of their claim instead."""
+    """Claims a run; if somebody holds it, returns the fields of their claim instead."""
     directory = run / "claims"
     directory.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
@@ -92,12 +96,78 @@ def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, An
         candidate.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def held(
+    run: Path,
+    by: str,
+    on_loss: Callable[[str], None],
+    expiry_s: float = EXPIRY_S,
+) -> Iterator[None]:
+    """Holds a run while the block runs; a thread renews the claim.
+
+    Does nothing where the environment's claim, that of the task whose command this is,
+    covers the run.
+
+    Args:
+        run: The run directory.
+        by: Who holds it, as others are told.
+        on_loss: Called in the thread, with a sentence, if the claim passes to another,
+            as it does when this machine was suspended for longer than `expiry_s`.
+        expiry_s: How long the claim lasts, in seconds, if this process dies.
+
+    Raises:
+        ValueError: Somebody else holds the run.
+    """
+    if holder(run) and is_free(run):
+        yield
+        return
+    claim = take(run, by, expiry_s)
+    if isinstance(claim, dict):
+        raise ValueError(_refusal(run, claim))  # noqa: TRY004  no wrong type
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(expiry_s / 12):
+            if not claim.renew():
+                who_now = who(holder(run)) if holder(run) else "another process"
+                on_loss(f"{run} has passed to {who_now}; this process stops.")
+                return
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    outcome = "failed"
+    try:
+        yield
+        outcome = "done"
+    except (SystemExit, KeyboardInterrupt):
+        outcome = "preempted"
+        raise
+    finally:
+        ended.set()
+        thread.join()
+        claim.release(outcome)
+
+
+def is_free(run: Path) -> bool:
+    """Whether nobody holds a run but, it may be, the task that this command is of."""
+    held_now = holder(run)
+    return not held_now or held_now.get("id") == os.environ.get(CLAIM)
+
+
+def _refusal(run: Path, claim: dict[str, Any]) -> str:
+    sentence = f"{run} is being run by {who(claim)}: stop that, or wait until it ends."
+    # Whether a process of another machine still lives cannot be seen from here.
+    if claim.get("machine") != _machine() and "expiry_s" in claim:
+        sentence += f" If it has died, try again in {claim['expiry_s']:.0f} s."
+    return sentence
+
+
 def _enter(candidate: Path, path: Path) -> bool:
     """Gives a claim its number, which only one of many gets."""
     try:
         os.link(candidate, path)
     except FileExistsError:
-        # An answer may be lost on the network, and the question put twice.
+        # The answer may be lost on the network, and the request repeated.
         return candidate.stat().st_nlink == 2
     except OSError:
         # Without hard links: an empty file is a claim as well, until it is filled.
@@ -122,8 +192,10 @@ def count(run: Path) -> int:
 
 
 def who(claim: dict[str, Any]) -> str:
-    """'launcher 12 on host'."""
-    return f"{claim.get('by')} on {claim.get('host')}"
+    """Such as 'launcher 12 on host'."""
+    return (
+        f"{claim.get('by', 'another process')} on {claim.get('host', 'another host')}"
+    )
 
 
 def _held(path: Path, now: float) -> dict[str, Any]:
@@ -134,21 +206,29 @@ def _held(path: Path, now: float) -> dict[str, Any]:
         # Here it is known, whatever the clock does meanwhile.
         lives = _process_start(fields["pid"]) == fields["process_start"] != ""
         return fields if lives else {}
-    # The clock may have been set back, too.
+    # In either direction: a clock may have been set back.
     return fields if abs(now - path.stat().st_mtime) <= fields["expiry_s"] else {}
 
 
-# What is being written, or is damaged, holds until it expires.
+# A claim that is being written, or is damaged, holds until it expires.
 _UNREADABLE = {"expiry_s": EXPIRY_S, "machine": "", "pid": 0, "process_start": ""}
 
 
 def _latest(directory: Path) -> Path | None:
-    claims = [p for p in directory.glob("*.json") if p.stem.isdecimal()]
-    return max(claims, key=lambda p: int(p.stem), default=None)
+    found = (p for p in _files(directory) if p.stem.isdecimal() and p.suffix == ".json")
+    return max(found, key=lambda p: int(p.stem), default=None)
+
+
+def _files(directory: Path) -> list[Path]:
+    # Not a pattern: the run's path may hold brackets.
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _clock() -> float:
-    """Seconds that a machine's sleep counts in, where it can tell."""
+    """Seconds, counting those a machine sleeps where the system can tell."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
@@ -159,7 +239,7 @@ def _process_start(pid: int) -> str:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    # Its name, in parentheses, may hold anything. A zombie has ended.
+    # The name, in parentheses, may hold anything. A zombie has ended.
     state, *rest = text.rpartition(")")[2].split()
     return "" if state == "Z" else rest[18]
 

@@ -1,5 +1,6 @@
 """Claims: one holder at a time, whatever dies, and nothing stolen from the living."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -12,8 +13,8 @@ import time
 
 import pytest
 
-from edm_jax.studies import claims
-from edm_jax.studies.claims import Claim
+from edm_jax.runs import claims
+from edm_jax.runs.claims import Claim
 
 
 def mine(run, **options):
@@ -35,7 +36,7 @@ def test_a_run_is_claimed_once_and_again_after_it_was_released(tmp_path):
 
 CONTEND = """
 import pathlib, sys
-from edm_jax.studies import claims
+from edm_jax.runs import claims
 runs = [pathlib.Path(name) for name in sys.argv[2:]]
 print("ready", flush=True)
 while not pathlib.Path(sys.argv[1]).exists():
@@ -112,7 +113,7 @@ def test_a_claim_that_is_renewed_lasts_beyond_its_expiry(tmp_path):
 
 def test_the_claim_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
     take = (
-        "from edm_jax.studies import claims; import pathlib, os; "
+        "from edm_jax.runs import claims; import pathlib, os; "
         f"claims.take(pathlib.Path({str(tmp_path)!r}), 'dead'); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", take], check=True)
@@ -187,3 +188,80 @@ def test_a_damaged_claim_holds_until_it_expires(tmp_path, damage):
     assert isinstance(claims.take(tmp_path, "you"), dict)
     os.utime(claim.path, (time.time() - 1000,) * 2)
     mine(tmp_path)
+
+
+# Held while a block runs
+
+
+def hold(run, **options):
+    return claims.held(run, "me", on_loss=lambda _: None, **options)
+
+
+def test_a_run_is_held_while_the_block_runs_and_then_free(tmp_path):
+    with hold(tmp_path):
+        assert claims.holder(tmp_path)["by"] == "me"
+        with pytest.raises(ValueError, match="is being run by me on") as refusal:
+            hold(tmp_path).__enter__()
+    assert "died" not in str(refusal.value)  # it is seen to live
+    assert claims.holder(tmp_path) == {} and claims.count(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("leaves_with", "outcome"),
+    [(None, "done"), (SystemExit(75), "preempted"), (ValueError("no"), "failed")],
+)
+def test_how_a_block_ended_stays_on_record(tmp_path, leaves_with, outcome):
+    with contextlib.suppress(SystemExit, ValueError), hold(tmp_path):
+        if leaves_with:
+            raise leaves_with
+    record = json.loads((tmp_path / "claims" / "0001.json").read_text())
+    assert record["outcome"] == outcome
+
+
+def on_another_machine(run):
+    """As if the run's holder were a process that cannot be seen from here."""
+    path = run / "claims" / "0001.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"machine": "elsewhere"}))
+
+
+def test_a_held_run_is_renewed_however_long_the_block_is_busy(tmp_path):
+    with hold(tmp_path, expiry_s=0.3):
+        on_another_machine(tmp_path)
+        deadline = time.monotonic() + 0.9
+        while time.monotonic() < deadline:  # busy: it never gives way by itself
+            pass
+        assert isinstance(claims.take(tmp_path, "you"), dict)
+
+
+def test_a_refusal_says_when_the_claim_of_another_machine_expires(tmp_path):
+    with hold(tmp_path):
+        on_another_machine(tmp_path)
+        with pytest.raises(ValueError, match=r"If it has died, try again in 60 s\."):
+            hold(tmp_path).__enter__()
+
+
+def test_a_holder_whose_claim_passed_to_another_is_told(tmp_path):
+    told = []
+    with claims.held(tmp_path, "me", on_loss=told.append, expiry_s=0.1):
+        shutil.rmtree(tmp_path / "claims")
+        other = claims.take(tmp_path, "you")
+        assert isinstance(other, Claim)
+        deadline = time.monotonic() + 5
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.01)
+    (sentence,) = told
+    assert "has passed to you on" in sentence
+    assert claims.holder(tmp_path)["by"] == "you"
+
+
+def test_the_claim_of_a_task_covers_its_command_and_no_other_run(tmp_path, monkeypatch):
+    task, other = mine(tmp_path / "a"), mine(tmp_path / "b")
+    monkeypatch.setenv(claims.CLAIM, task.fields["id"])
+    with hold(tmp_path / "a"):
+        assert claims.is_free(tmp_path / "a")
+    assert claims.count(tmp_path / "a") == 1 and task.renew()
+    assert not claims.is_free(tmp_path / "b")
+    with pytest.raises(ValueError, match="is being run by me"):
+        hold(tmp_path / "b").__enter__()
+    assert other.renew()
