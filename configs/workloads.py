@@ -14,7 +14,7 @@ MEBI_MIMG = 2**20 / 1e6  # the paper's durations count 2^20 images
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A data set, a network size and a training budget. Units are in the names."""
+    """A data set, a network size and a training budget; the names hold the units."""
 
     # Data: batches hold (raw - raw_mean) / raw_std * sigma_data.
     dataset: str
@@ -128,6 +128,51 @@ DIGITS_TINY = dataclasses.replace(
     num_samples=20,
 )
 
+PHOTOS = dataclasses.replace(
+    DIGITS,
+    dataset="photos/32x32",
+    resolution=32,
+    channels=3,
+    raw_mean=(118.876, 91.066, 80.238),
+    raw_std=(80.692, 60.658, 61.314),
+    model_channels=32,
+    channel_mult=(1, 1, 2),
+    attention_resolutions=(16, 8),
+    batch_size=128,
+    duration_mimg=0.16,
+    rampup_mimg=0.016,
+    halflife_mimg=0.0037,
+    snapshot_mimg=0.005,
+    log_mimg=0.00256,
+    probe_mimg=0.02,
+    alpha_ref_mp=0.0244,  # about 0.138 / sqrt(model_channels), as in Table 6
+    t_ref=320.0,
+    P_mean=-0.8,
+    P_std=1.6,
+    num_samples=500,
+    evaluation_batch_size=250,
+)
+PHOTOS64 = dataclasses.replace(
+    PHOTOS,
+    dataset="photos/64x64",
+    resolution=64,
+    raw_mean=(118.938, 91.118, 80.294),
+    raw_std=(81.263, 61.461, 62.126),
+    model_channels=64,
+    channel_mult=(1, 2, 2, 2),
+    compute_dtype="bfloat16",
+    batch_size=256,
+    duration_mimg=0.512,
+    rampup_mimg=0.0512,
+    halflife_mimg=0.0119,
+    snapshot_mimg=0.016,
+    log_mimg=0.00512,
+    probe_mimg=0.064,
+    alpha_ref_plain=2e-4,
+    alpha_ref_mp=0.0172,
+    t_ref=500.0,
+)
+
 # size: (model_channels, alpha_ref, dropout, img512 Mi images, img64 Mi images)
 _SIZES = {
     "xxs": (64, 0.0170, 0.0, 2048, None),
@@ -157,6 +202,8 @@ def _sizes(name: str, base: Workload, column: int) -> dict[str, Workload]:
 WORKLOADS = {
     "digits": DIGITS,
     "digits-tiny": DIGITS_TINY,
+    "photos": PHOTOS,
+    "photos-64": PHOTOS64,
     "cifar10": CIFAR10,
     **_sizes("imagenet512", IMAGENET512, 0),
     **_sizes("imagenet64", IMAGENET64, 1),

@@ -219,7 +219,7 @@ def _builder(data: DataConfig) -> Any:
     """Returns the TFDS builder of the data set, prepared or not."""
     import tensorflow_datasets as tfds
 
-    from edm_jax.data import digits  # noqa: F401  (registers 'digits' with TFDS)
+    from edm_jax.data import digits, photos  # noqa: F401  (registers them with TFDS)
 
     try:
         return tfds.builder(data.name, data_dir=data.data_dir or None)
