@@ -3,17 +3,22 @@
 `load` turns `configs/config_g.py:digits` and overrides into a locked ConfigDict.
 """
 
-import ast
+import difflib
 import importlib.util
+import os
 import pathlib
 from collections.abc import Mapping
 
 import ml_collections
+from absl import flags
+from ml_collections.config_flags import tuple_parser
 
+from configs.workloads import get_workload
 from edm_jax import menu
 from edm_jax.models import ops
 
 LETTERS = "abcdefg"
+NO_VALUE = "(no value)"  # the text of an override that is a bare --config.FIELD
 
 
 def load(
@@ -55,11 +60,13 @@ def parent_letter(letter: str) -> str | None:
 
 def _get_config_function(path: pathlib.Path):
     if not path.is_file():
-        here = sorted(pathlib.Path(__file__).parent.glob("config_*.py"))
-        near = menu.suggest(path.name, [p.name for p in here])
+        here = os.path.relpath(pathlib.Path(__file__).parent)
+        names = {f"config_{letter}.py": letter for letter in LETTERS}
+        found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+        near = f" Did you mean {os.path.join(here, found[0])!r}?" if found else ""
         raise FileNotFoundError(
             f"There is no config file {str(path)!r}; this project's are "
-            f"{here[0].parent.name}/config_a.py to config_g.py.{near}"
+            f"{here}/config_a.py to config_g.py.{near}"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
@@ -79,22 +86,81 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     if field not in flat:
         near = menu.suggest(field, list(flat))
         raise ValueError(f"There is no field {field!r}.{near}")
-    try:
-        value = float(text) if text in ("inf", "-inf") else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text  # a bare word is a string
     old = flat[field]
-    # ConfigDict would take None for anything and a bool for an int.
-    fits = value is not None and isinstance(value, bool) == isinstance(old, bool)
+    kind, parse = _PARSERS[type(old)]
     try:
-        if not fits:
-            raise TypeError
-        config.update_from_flattened_dict({field: value})
+        config.update_from_flattened_dict({field: parse(text)})
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{field}={text} is a {type(value).__name__}, but the field holds a "
-            f"{type(old).__name__}, now {old!r}."
-        ) from None
+        said = (
+            f"--config.{field} has no value" if text == NO_VALUE else f"{field}={text}"
+        )
+        raise ValueError(f"{said}, but takes {kind}; it is now {old!r}.") from None
+
+
+def _parse_bool(text: str) -> bool:
+    return True if text == NO_VALUE else flags.BooleanParser().parse(text)
+
+
+def _parse_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        if not (value := float(text)).is_integer():
+            raise
+        return int(value)
+
+
+def _parse_tuple(text: str) -> tuple:
+    value = tuple_parser.TupleParser().parse(text)
+    if any(type(each) not in (int, float) for each in value):
+        raise ValueError
+    return value
+
+
+def _parse_text(text: str) -> str:
+    if text == NO_VALUE:
+        raise ValueError
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+# What a field takes, and how a text becomes it: as ml_collections' flags have it.
+_PARSERS = {
+    bool: ("True or False", _parse_bool),
+    int: ("a whole number", _parse_int),
+    float: ("a number", flags.FloatParser().parse),
+    tuple: ("a tuple of numbers, such as 0.05,0.1", _parse_tuple),
+    str: ("text", _parse_text),
+}
+
+
+def duration_note(config: ml_collections.ConfigDict) -> str:
+    """A sentence on fields chosen for another duration than the run's; '' for none.
+
+    A workload chooses its ramps, decays and intervals for its own duration, and they
+    keep their values where training.duration_mimg alone is changed.
+    """
+    w = get_workload(config.workload)
+    if config.training.duration_mimg == w.duration_mimg:
+        return ""
+    chosen = {
+        "optimizer.rampup_mimg": w.rampup_mimg,
+        "optimizer.t_ref": w.t_ref,
+        "ema.halflives_mimg": (w.halflife_mimg,),
+        "training.snapshot_mimg": w.snapshot_mimg,
+        "training.log_mimg": w.log_mimg,
+        "training.probe_mimg": w.probe_mimg,
+        "training.checkpoint_mimg": 8 * w.snapshot_mimg,
+    }
+    fields = flatten(config)
+    kept = [f"{f}={value}" for f, value in chosen.items() if fields[f] == value]
+    if not kept:
+        return ""
+    return (
+        f"training.duration_mimg is {config.training.duration_mimg:g}, and these fields "
+        f"keep what {config.workload} has for its own {w.duration_mimg:g}: "
+        f"{', '.join(kept)}."
+    )
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,8 +28,7 @@ EXPECTED = (ValueError, OSError, ImportError)
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with --config; overrides, --config.FIELD=VALUE, are left over for
-    `parse_config`."""
+    """A parser with --config, which leaves overrides for `parse_config`."""
     parser = _parser(description)
     parser.add_argument(
         "--config",
@@ -57,16 +57,32 @@ def parse_config(
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """{FIELD: VALUE} of --config.FIELD=VALUE; raises ValueError for anything else."""
+    """The overrides {FIELD: VALUE} of a command line, as absl and ml_collections do.
+
+    --config.FIELD=VALUE, --config.FIELD VALUE, and --config.FIELD or --noconfig.FIELD
+    for True and False; with one dash as well.
+
+    Raises:
+        ValueError: for any other argument.
+    """
     found = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not name.startswith("--config.") or not equals:
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        no, field, value = match.groups() if match else ("", "", None)
+        if not field or (no and value is not None):
             raise ValueError(
-                f"{argument!r} is no option of this command; overrides are written "
+                f"{argument!r} is not an option of this command; overrides are written "
                 "--config.FIELD=VALUE."
             )
-        found[name.removeprefix("--config.")] = value
+        if no:
+            value = "False"
+        elif value is None:
+            # Of what begins with a dash, only a negative number is a value.
+            is_value = rest and re.match(r"(?!-)|-(\.?\d|inf|nan)", rest[0])
+            value = rest.pop(0) if is_value else configs.NO_VALUE
+        found[field] = value
     return found
 
 
@@ -96,7 +112,9 @@ def open_run(
     path = _taken_over(options)
     recorded = read_json(path / "config.json")
     if not recorded:
-        raise FileNotFoundError(f"{path} is no run directory: it has no config.json.")
+        raise FileNotFoundError(
+            f"{path} is not a run directory: it has no config.json."
+        )
     config = configs.from_json(recorded)
     # The status of a run in training is its trainer's to write.
     return RunDir(path, config, writing=claims.is_free(path)), config
@@ -123,7 +141,8 @@ def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]
     scheme, remote, _ = options.run.partition("://")
     if remote and scheme not in OBJECT_STORES:
         raise ValueError(
-            f"--run={options.run!r}: object stores are {', '.join(OBJECT_STORES)}."
+            f"--run={options.run!r} begins with {scheme}://, but object stores begin "
+            f"with {', '.join(f'{name}://' for name in OBJECT_STORES)}."
         )
     directory = epath.Path(options.run if remote else _taken_over(options))
     if (directory / "config.json").exists():
@@ -141,7 +160,7 @@ def allowed_fields(text: str, config: ml_collections.ConfigDict) -> list[str]:
     for field in fields:
         if field not in known:
             near = menu.suggest(field, known)
-            raise ValueError(f"--allow={field}: there is no such field.{near}")
+            raise ValueError(f"--allow={field}: there is no field {field!r}.{near}")
     return fields
 
 
@@ -171,12 +190,16 @@ def seed_list(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"--seeds={text!r} is not such as 0-2 or 0,3,5.")
+            raise ValueError(
+                f"--seeds={text!r}: give whole numbers and ranges, such as 0-2 or 0,3,5."
+            )
         seeds += range(int(first), int(last or first) + 1)
     if seeds and max(seeds) >= 2**31:
-        raise ValueError(f"--seeds={text!r}: seeds are below 2^31.")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds={text!r} names none, or one twice.")
+        raise ValueError(f"--seeds={text!r}: seeds must be below 2^31.")
+    if not seeds:
+        raise ValueError(f"--seeds={text!r} is empty: the first number is the smaller.")
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ValueError(f"--seeds={text!r} names {twice[0]} twice.")
     return seeds
 
 
@@ -213,16 +236,57 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again.", file=sys.stderr)
         status = 130
-    except Exception:
-        if not jax.distributed.is_initialized():
+    except Exception as error:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            status = 1
+        elif why := _jax_start_failure(error):
+            print(f"{name}: {why}", file=sys.stderr)
+            status = 2
+        else:
             raise
-        traceback.print_exc()
-        status = 1
     if jax.distributed.is_initialized():
         # Leaving as usual would wait for the others, who wait for this process.
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+_CUDA = (
+    "pip install -U 'jax[cuda12]' installs it, and needs an NVIDIA driver from 525 on"
+)
+_INSTALL = {
+    "cuda": _CUDA,
+    "gpu": _CUDA,
+    "tpu": "pip install -U 'jax[tpu]' installs it, on a TPU machine",
+}
+
+
+def _jax_start_failure(error: Exception) -> str:
+    """Why JAX cannot start its devices, if `error` comes of that; else ''."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(f"{os.sep}jax{os.sep}" in frame.filename for frame in frames):
+        return ""
+    try:
+        jax.devices()
+    except Exception as why:  # noqa: BLE001  of many types
+        return jax_start_sentence(str(why))
+    return ""
+
+
+def jax_start_sentence(why: str) -> str:
+    """What to do where JAX cannot start its devices; `why` is what JAX says."""
+    asked = jax.config.jax_platforms or ""
+    why = " ".join(why.split()).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    why = why.removeprefix(f"Unable to initialize backend {asked!r}: ")
+    said = f"JAX cannot start on {asked!r}" if asked else "JAX cannot start"
+    said += (
+        f" ({files.printable(why)})"
+        if why
+        else ": its plugin is not installed, or finds no device"
+    )
+    install = [text for name, text in _INSTALL.items() if name in asked]
+    return ". ".join([said, *install, "JAX_PLATFORMS=cpu uses the processor instead."])
 
 
 def sentence(error: BaseException) -> str:

@@ -2,10 +2,11 @@
 
     python experiments/describe.py --config=configs/config_g.py:imagenet512-s
 
-With --devices=8 also what the state takes on each of 8 devices, by training.sharding, and
-with --compile what the step takes beside it, as the compiler for this machine says.
-gflops is per image, forward: an own count of the convolutions and matrix products, a
-multiply-accumulate counted once and padding included, as in the paper's Table 1.
+--devices=8 adds the memory of the state on each of 8 devices, for each
+training.sharding; --compile adds what the compiler of this machine says the step takes.
+gflops is per image, forward: the multiply-accumulates of the convolutions and matrix
+products, padding included, as in the paper's Table 1. note names the fields that were
+chosen for another duration than the run's.
 """
 
 import json
@@ -43,6 +44,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "checkpoint_bytes": stored.checkpoint_bytes,
         "changes_from": configs.parent_letter(config.letter),
         "changes": changes(config),
+        "note": configs.duration_note(config),
     }
 
 

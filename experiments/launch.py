@@ -18,6 +18,7 @@ from pathlib import Path
 import rich.console
 import rich.table
 
+import configs
 from configs.workloads import get_workload
 from edm_jax.cost import disk
 from edm_jax.menu import suggest
@@ -154,6 +155,8 @@ def _dry_run(plans: Sequence[planning.Plan], options: argparse.Namespace) -> Non
         f"{len(going)} of {len(plans)} runs, {images:,} images, {disk.human(stored)} "
         f"at most; {_where(options, len(going))}. Nothing was started."
     )
+    for note in sorted({configs.duration_note(plan.config) for plan in plans} - {""}):
+        print(note)
 
 
 def _where(options: argparse.Namespace, runs: int) -> str:
@@ -211,14 +214,15 @@ def _tell_failures(failed: Sequence[Task]) -> None:
 def _slots(options: argparse.Namespace, runs: int) -> list[local.Slot]:
     # In a process of its own: asking here would take an accelerator's memory.
     ask = (
-        "import jax; print(jax.default_backend(), *(d.id for d in jax.local_devices()))"
+        "import jax, sys\n"
+        "try: print(jax.default_backend(), *(d.id for d in jax.local_devices()))\n"
+        "except Exception as error: sys.exit(str(error) or ' ')"
     )
     answer = subprocess.run(
         [sys.executable, "-c", ask], capture_output=True, text=True, check=False
     )
     if answer.returncode:
-        why = (answer.stderr.strip() or "no reason given").splitlines()[-1]
-        raise ValueError(f"JAX does not start here: {why}")
+        raise ValueError(cli.jax_start_sentence(answer.stderr))
     backend, *devices = answer.stdout.split()
     if backend == "cpu":
         cores = len(local.cpu_slots(1)[0].cores)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from edm_jax.ema.profiles import PowerProfile
 from edm_jax.menu import suggest
 from edm_jax.models import layers, unet
 
@@ -56,8 +57,43 @@ _WORDS = {
     "optimizer.nonfinite": ("zero", "skip", "stop"),
     "optimizer.decay": ("inverse_sqrt", "cosine", "linear"),
 }
-_COUNTS = ("keep_checkpoints", "microbatches")
-_BOUNDS = ("alert_loss", "alert_growth")
+# Positive numbers; inf turns the second kind off.
+_POSITIVE = [
+    "loss.P_std",
+    "loss.sigma_data",
+    "optimizer.batch_size",
+    "optimizer.alpha_ref",
+    "optimizer.loss_scale",
+    "ema.update_every",
+    "training.duration_mimg",
+    "training.keep_checkpoints",
+    "training.microbatches",
+    "evaluation.P_std",
+    "evaluation.num_heldout",
+    "evaluation.num_sigmas",
+    "evaluation.batch_size",
+    "evaluation.sigma_min",
+    "evaluation.sigma_max",
+    "evaluation.rho",
+]
+_BOUNDS = [
+    "network.clamp",
+    "optimizer.t_ref",
+    "training.snapshot_mimg",
+    "training.probe_mimg",
+    "training.log_mimg",
+    "training.patience_mimg",
+    "training.checkpoint_mimg",
+    "training.keep_checkpoint_mimg",
+    "training.alert_loss",
+    "training.alert_growth",
+]
+_NOT_NEGATIVE = [
+    "optimizer.rampup_mimg",
+    "optimizer.decay_end_mimg",
+    "optimizer.eps",
+    "ema.halflife_rampup",
+]
 
 
 def _pick(table: Mapping[str, Any], config: Any, field: str) -> Any:
@@ -150,7 +186,8 @@ def _size_faults(config: Any) -> Iterator[str]:
 
 def _architecture_faults(config: Any) -> Iterator[str]:
     net = config.network
-    halvings = len(net.channel_mult) - 1
+    mult = net.channel_mult
+    halvings = len(mult) - 1
     if net.weights == "mp" and net.init == "adm":
         yield (
             "network.weights='mp' divides each weight by its norm, and "
@@ -170,22 +207,36 @@ def _architecture_faults(config: Any) -> Iterator[str]:
         )
     if net.resolution < 1 or net.resolution % 2**halvings:
         yield (
-            f"network.resolution={net.resolution} cannot be halved {halvings} times; "
-            "shorten network.channel_mult."
+            f"network.resolution={net.resolution} must be a multiple of {2**halvings} "
+            f"for the {halvings + 1} levels of network.channel_mult={mult}."
         )
     if net.model_channels < 4 or net.model_channels % 4:
-        yield "network.model_channels must be a positive multiple of 4."
+        yield (
+            f"network.model_channels={net.model_channels}, but must be a positive "
+            "multiple of 4."
+        )
     widths = [net.model_channels * mult for mult in net.channel_mult]
     if any(width % min(net.head_channels, width) for width in widths):
-        yield "network.head_channels must divide the channels of every level."
+        yield (
+            f"network.head_channels={net.head_channels} must divide the channels of "
+            f"every level, {', '.join(map(str, widths))}."
+        )
     groups = [min(32, width // 4) for width in widths]
     if net.norm != "none" and any(w % g for w, g in zip(widths, groups, strict=True)):
         yield (
-            "network.norm needs levels of 4 to 128 channels, by fours, or of a multiple "
-            "of 32; change network.model_channels or network.channel_mult."
+            f"network.norm={net.norm!r} divides channels into groups: levels need a "
+            "multiple of 4 channels up to 128, and a multiple of 32 above; these have "
+            f"{', '.join(map(str, widths))}. Change network.model_channels or "
+            "network.channel_mult."
         )
     if net.embedding_layers not in (1, 2):
         yield f"network.embedding_layers={net.embedding_layers}, but takes 1 or 2."
+    levels = [net.resolution >> i for i in range(halvings + 1)]
+    if lacking := [r for r in net.attention_resolutions if r not in levels]:
+        yield (
+            f"network.attention_resolutions has {lacking[0]!r}, but the levels are "
+            f"{', '.join(map(str, levels))}."
+        )
     if not 0 <= net.dropout < 1:
         yield f"network.dropout={net.dropout}, but must lie in [0, 1)."
 
@@ -198,29 +249,11 @@ def _training_faults(config: Any) -> Iterator[str]:
             "matters unless network.weights is 'mp'; set network.weights='mp' "
             "(App. B.5)."
         )
-    positive = {
-        "network.clamp": config.network.clamp,
-        "loss.P_std": loss.P_std,
-        "loss.sigma_data": loss.sigma_data,
-        "optimizer.batch_size": opt.batch_size,
-        "optimizer.alpha_ref": opt.alpha_ref,
-        "optimizer.t_ref": opt.t_ref,
-        "optimizer.decay_end_mimg": opt.decay_end_mimg,
-        "optimizer.loss_scale": opt.loss_scale,
-        "ema.update_every": config.ema.update_every,
-    }
+    yield from _range_faults(config)
     training = config.training
-    intervals = "duration snapshot probe log patience checkpoint keep_checkpoint"
-    for name in (*(f"{i}_mimg" for i in intervals.split()), *_COUNTS, *_BOUNDS):
-        positive[f"training.{name}"] = training[name]
-    for field, value in positive.items():
-        if not value > 0:
-            yield f"{field}={value}, but must be positive (inf turns a bound off)."
     for field in ("beta1", "beta2"):
         if not 0 <= opt[field] < 1:
             yield f"optimizer.{field}={opt[field]}, but must lie in [0, 1)."
-    if opt.rampup_mimg < 0:
-        yield f"optimizer.rampup_mimg={opt.rampup_mimg}, but must not be negative."
     for field, words in _WORDS.items():
         group, name = field.split(".")
         if (word := config[group][name]) not in words:
@@ -235,8 +268,18 @@ def _training_faults(config: Any) -> Iterator[str]:
             f"training.microbatches={training.microbatches} does not divide "
             f"optimizer.batch_size={opt.batch_size}."
         )
-    if not math.isfinite(training.duration_mimg):
-        yield "training.duration_mimg must be finite: all runs end."
+    nimg = round(training.duration_mimg * 1e6)
+    if nimg < opt.batch_size:
+        yield (
+            f"training.duration_mimg={training.duration_mimg} is {nimg:,} images, less "
+            f"than one batch of optimizer.batch_size={opt.batch_size}."
+        )
+    steps = math.ceil(nimg / opt.batch_size)
+    if config.ema.update_every > steps:
+        yield (
+            f"ema.update_every={config.ema.update_every} is beyond the {steps:,} steps "
+            "of the run, so no average would ever be updated."
+        )
     if config.seed < 0:
         yield f"seed={config.seed}, but must not be negative."
     if config.evaluation.num_steps < 2 or config.evaluation.num_samples < 2:
@@ -248,17 +291,67 @@ def _training_faults(config: Any) -> Iterator[str]:
         )
     if not config.ema.sigma_rels:
         yield "ema.sigma_rels is empty, and nothing could be rebuilt; name at least one."
-    tracked, wanted = config.ema.sigma_rels, config.evaluation.sigma_rels
-    for room, sigma_rel in [
-        *(("ema", s) for s in tracked),
-        *(("evaluation", s) for s in wanted),
-    ]:
-        number = isinstance(sigma_rel, (int, float))
-        if not number or not 0 < sigma_rel < 0.2886:
+    for field in ("ema.sigma_rels", "evaluation.sigma_rels"):
+        yield from _length_faults(field, _get(config, field))
+    yield from _halflife_faults(config.ema.halflives_mimg)
+
+
+def _get(config: Any, field: str) -> Any:
+    group, _, name = field.partition(".")
+    return config[group][name]
+
+
+def _range_faults(config: Any) -> Iterator[str]:
+    for group, fields in config.items():
+        for name, value in fields.items() if hasattr(fields, "items") else ():
+            if isinstance(value, float) and math.isnan(value):
+                yield f"{group}.{name}=nan, but must be a number."
+    for field in _POSITIVE:
+        if not 0 < (value := _get(config, field)) < math.inf:
+            yield f"{field}={value}, but must be positive and finite."
+    for field in _BOUNDS:
+        if not (value := _get(config, field)) > 0:
+            yield f"{field}={value}, but must be positive; inf turns it off."
+    for field in _NOT_NEGATIVE:
+        if not 0 <= (value := _get(config, field)) < math.inf:
+            yield f"{field}={value}, but must be finite and not negative."
+    for field in ("loss.P_mean", "evaluation.P_mean"):
+        if not math.isfinite(value := _get(config, field)):
+            yield f"{field}={value}, but must be finite."
+    low, high = config.evaluation.sigma_min, config.evaluation.sigma_max
+    if low >= high:
+        yield f"evaluation.sigma_min={low} must be below evaluation.sigma_max={high}."
+
+
+def _length_faults(field: str, sigma_rels: Any) -> Iterator[str]:
+    for sigma_rel in sigma_rels:
+        if not isinstance(sigma_rel, (int, float)) or isinstance(sigma_rel, bool):
+            yield f"{field} has {sigma_rel!r}, but takes numbers."
+            return
+        try:
+            PowerProfile(sigma_rel)
+        except ValueError as error:
+            yield f"{field}: {error}"
+    yield from _twice(field, sigma_rels)
+
+
+def _halflife_faults(halflives_mimg: Any) -> Iterator[str]:
+    for halflife in halflives_mimg:
+        number = isinstance(halflife, (int, float)) and not isinstance(halflife, bool)
+        if not number or not 0 < halflife < math.inf:
             yield (
-                f"{room}.sigma_rels has {sigma_rel!r}, outside (0, 0.2886), the range of "
-                "power-function averages (App. C.1)."
+                f"ema.halflives_mimg has {halflife!r}, but takes positive, finite "
+                "numbers."
             )
+            return
+    yield from _twice("ema.halflives_mimg", halflives_mimg)
+
+
+def _twice(field: str, lengths: Any) -> Iterator[str]:
+    # Averages are called by so many digits.
+    names = [f"{length:g}" for length in lengths]
+    if twice := [name for name in names if names.count(name) > 1]:
+        yield f"{field}={tuple(lengths)} has {twice[0]} twice; name each length once."
 
 
 def check(config: Any) -> None:

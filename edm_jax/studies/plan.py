@@ -97,8 +97,8 @@ def by_seed(
     for spec in specs:
         if not _NAME.fullmatch(spec.name):
             raise ValueError(
-                f"A run cannot be called {spec.name!r}: its directory is, so take "
-                "letters, digits and any of . _ = + , - after the first."
+                f"The run name {spec.name!r} cannot name its directory: begin with a "
+                "letter, digit or _, and use letters, digits and . _ = + , - only."
             )
         if "seed" in spec.overrides:
             raise ValueError(f"{spec.name} overrides seed: give it `seeds` instead.")
@@ -122,4 +122,4 @@ def by_seed(
 
 def _text(value: Any) -> str:
     """As an override on the command line."""
-    return str(value).replace(" ", "")
+    return value if isinstance(value, str) else str(value).replace(" ", "")

@@ -36,7 +36,9 @@ class TrainingLog:
         config = trainer.config
         self._run, self._trainer, self._report = run, trainer, report
         self._batch_size = config.optimizer.batch_size
-        self._schedule = chain.learning_rate(config.optimizer)
+        self._schedule = chain.learning_rate(
+            config.optimizer, config.training.duration_mimg
+        )
         self._total_nimg = total_steps(config) * self._batch_size
         self._flops_per_image = flops.train_flops(trainer.denoiser.spec)
         self._peak = _peak_flops(config.network.compute_dtype)

@@ -53,7 +53,7 @@ class Trainer:
         params = unet.init_params(self.denoiser.spec, seed)
         if opt.forced_weight_norm:
             params = jax.tree.map(np.asarray, weight_norm.project(params))
-        tx = chain.make_optimizer(opt)
+        tx = chain.make_optimizer(opt, self.config.training.duration_mimg)
         return self.step.build(
             lambda p: train_step.init_state(p, tx, self.profiles, seed), params
         )
@@ -80,7 +80,7 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
     make_step = functools.partial(
         train_step.make_train_step,
         diffusion.make_loss(denoiser, loss.P_mean, loss.P_std),
-        chain.make_optimizer(opt),
+        chain.make_optimizer(opt, training.duration_mimg),
         weights,
         opt.loss_scale,
         training.microbatches,
@@ -95,7 +95,8 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
 def abstract_state(config: Any) -> TrainState:
     """The shapes of a run's state; allocates nothing."""
     params = unet.abstract_params(ops.resolve_network(config))
-    tx, profiles = chain.make_optimizer(config.optimizer), tracked_profiles(config.ema)
+    tx = chain.make_optimizer(config.optimizer, config.training.duration_mimg)
+    profiles = tracked_profiles(config.ema)
     return jax.eval_shape(
         lambda p: train_step.init_state(p, tx, profiles, seed=0), params
     )

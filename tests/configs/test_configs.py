@@ -176,6 +176,16 @@ def test_configs_are_locked_and_survive_json():
         ("network__add", "sum", "sum"),
         ("optimizer__t_ref", "inf", math.inf),
         ("ema__sigma_rels", "(0.05, 0.2)", (0.05, 0.2)),
+        ("ema__sigma_rels", "0.05,0.2", (0.05, 0.2)),
+        ("ema__sigma_rels", "0.2", (0.2,)),
+        ("training__remat", "true", True),
+        ("training__remat", configs.NO_VALUE, True),
+        ("network__gain", "false", False),
+        ("optimizer__batch_size", "1e2", 100),
+        ("optimizer__batch_size", "32.0", 32),
+        ("data__data_dir", "'/a b'", "/a b"),
+        ("data__data_dir", "3", "3"),
+        ("loss__P_mean", "-0.4", -0.4),
     ],
 )
 def test_overrides_reach_their_field_and_only_it(field, text, value):
@@ -197,12 +207,17 @@ def test_overrides_reach_their_field_and_only_it(field, text, value):
         ("network__norm", "rms_gruop", "Did you mean 'rms_group'"),
         ("network__noise_features", "mp-fourier", "Did you mean 'mp_fourier'"),
         ("network__compute_dtype", "bf16", "Did you mean 'bfloat16'"),
-        ("network__dropout", "high", "is a str, but the field holds a float, now 0.0"),
-        ("network__gain", "yes", "is a str, but the field holds a bool, now True"),
-        ("optimizer__batch_size", "32.5", "is a float, but the field holds a int"),
-        ("network__channel_mult", "3", "is a int, but the field holds a tuple"),
-        ("network__dropout", "None", "is a NoneType, but the field holds a float"),
-        ("optimizer__batch_size", "True", "is a bool, but the field holds a int"),
+        ("network__dropout", "high", "high, but takes a number; it is now 0.0"),
+        ("network__gain", "no", "no, but takes True or False; it is now True"),
+        ("optimizer__batch_size", "32.5", "32.5, but takes a whole number"),
+        ("network__channel_mult", "wide", "wide, but takes a tuple of numbers"),
+        ("ema__sigma_rels", "(0.05, None)", "takes a tuple of numbers"),
+        ("ema__sigma_rels", "('a',)", "takes a tuple of numbers"),
+        ("network__dropout", "None", "None, but takes a number"),
+        ("optimizer__batch_size", "True", "True, but takes a whole number"),
+        ("optimizer__batch_size", "inf", "inf, but takes a whole number"),
+        ("network__dropout", configs.NO_VALUE, "has no value, but takes a number"),
+        ("data__data_dir", configs.NO_VALUE, "has no value, but takes text"),
     ],
 )
 def test_a_mistyped_override_is_told_the_nearest_right_one(field, text, message):
@@ -215,7 +230,8 @@ def test_a_mistyped_override_is_told_the_nearest_right_one(field, text, message)
     ("reference", "error", "message"),
     [
         ("configs/config_h.py", FileNotFoundError, "config_a.py to config_g.py"),
-        ("configs/confg_g.py", FileNotFoundError, "Did you mean 'config_g.py'"),
+        ("configs/confg_g.py", FileNotFoundError, "mean 'configs/config_g.py'"),
+        ("cofigs/config_g.py", FileNotFoundError, "mean 'configs/config_g.py'"),
         ("{g}:digit", ValueError, "Did you mean 'digits'"),
         ("{g}:imagenet512-xxxl", ValueError, "Did you mean 'imagenet512-xxl'"),
         (configs.__file__, ValueError, r"no function get_config\(workload\)"),
@@ -240,10 +256,31 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"network__cat_balance": "2.0"}, r"must lie in \[0, 1\]"),
         ("g", {"optimizer__beta2": "1.5"}, r"must lie in \[0, 1\)"),
         ("g", {"ema__update_every": "0"}, "must be positive"),
-        ("g", {"ema__sigma_rels": "('a',)"}, "ema.sigma_rels has 'a'"),
-        ("g", {"evaluation__sigma_rels": "(0.5,)"}, "evaluation.sigma_rels has 0.5"),
+        ("g", {"evaluation__sigma_rels": "(0.5,)"}, "evaluation.sigma_rels: .* 0.5"),
+        ("g", {"ema__sigma_rels": "(0.05, 0.05)"}, "has 0.05 twice"),
+        ("g", {"ema__sigma_rels": "(0.05, 0.05000000001)"}, "has 0.05 twice"),
+        ("g", {"ema__sigma_rels": "(nan,)"}, "a tuple of numbers"),
+        ("a", {"ema__halflives_mimg": "(1, 1.0)"}, "has 1 twice"),
+        ("a", {"ema__halflives_mimg": "(0,)"}, "positive, finite"),
+        ("g", {"ema__update_every": "41"}, "beyond the 40 steps"),
+        ("g", {"training__duration_mimg": "1e-5"}, "10 images, less than one batch"),
+        ("g", {"optimizer__batch_size": "2048"}, "640 images, less than one batch"),
+        ("g", {"optimizer__alpha_ref": "inf"}, "must be positive and finite"),
+        ("g", {"optimizer__alpha_ref": "nan"}, "alpha_ref=nan, but must be a number"),
+        ("g", {"optimizer__t_ref": "nan"}, "t_ref=nan, but must be a number"),
+        ("g", {"optimizer__rampup_mimg": "inf"}, "must be finite and not negative"),
+        ("g", {"optimizer__eps": "-1e-8"}, "must be finite and not negative"),
+        ("g", {"loss__P_mean": "nan"}, "P_mean=nan, but must be a number"),
+        ("g", {"loss__P_mean": "inf"}, "must be finite"),
+        ("g", {"evaluation__num_sigmas": "0"}, "must be positive and finite"),
+        ("g", {"evaluation__sigma_min": "80"}, "must be below evaluation.sigma_max"),
+        (
+            "g",
+            {"network__attention_resolutions": "16,4"},
+            "has 16, but the levels are 8",
+        ),
         ("g", {"evaluation__num_steps": "1"}, "must be at least 2"),
-        ("g", {"training__duration_mimg": "inf"}, "must be finite"),
+        ("g", {"training__duration_mimg": "inf"}, "must be positive and finite"),
         ("g", {"seed": "-1"}, "must not be negative"),
         (
             "a",
@@ -254,16 +291,20 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
             },
             "multiple of 32",
         ),
-        ("g", {"network__resolution": "5"}, "cannot be halved 1 times"),
+        ("g", {"network__resolution": "5"}, "resolution=5 must be a multiple of 2"),
         ("g", {"network__model_channels": "10"}, "positive multiple of 4"),
-        ("g", {"network__head_channels": "3"}, "divide the channels of every level"),
+        (
+            "g",
+            {"network__head_channels": "3"},
+            "divide the channels of every level, 8, 16",
+        ),
         ("g", {"network__embedding_layers": "3"}, "takes 1 or 2"),
         ("g", {"network__dropout": "1.0"}, r"must lie in \[0, 1\)"),
         ("g", {"network__clamp": "0.0"}, "must be positive"),
         ("g", {"optimizer__alpha_ref": "-0.1"}, "must be positive"),
-        ("g", {"optimizer__rampup_mimg": "-1.0"}, "must not be negative"),
+        ("g", {"optimizer__rampup_mimg": "-1.0"}, "must be finite and not negative"),
         ("g", {"training__parallel": "pjit"}, "is not 'jit' or 'pmap'"),
-        ("g", {"ema__sigma_rels": "(0.05, 0.3)"}, "has 0.3, outside"),
+        ("g", {"ema__sigma_rels": "(0.05, 0.3)"}, "ema.sigma_rels: .* 0.3"),
     ],
 )
 def test_a_combination_without_sense_is_refused_with_its_reason(
@@ -272,6 +313,24 @@ def test_a_combination_without_sense_is_refused_with_its_reason(
     with pytest.raises(ValueError, match=reason) as error:
         load(letter, **overrides)
     assert "\n" not in str(error.value)
+
+
+def test_inf_turns_off_what_has_a_bound():
+    config = load("g", network__clamp="inf", training__snapshot_mimg="inf")
+    assert config.network.clamp == config.training.snapshot_mimg == math.inf
+
+
+def test_fields_chosen_for_another_duration_are_named():
+    longer = load("a", training__duration_mimg="0.01", training__log_mimg="0.001")
+    note = configs.duration_note(longer)
+    assert "optimizer.rampup_mimg=0.00016" in note
+    assert "ema.halflives_mimg=(0.00093,)" in note
+    # Not what the user set, what the letter has otherwise, or at its own duration.
+    assert "log_mimg" not in note and "t_ref" not in note
+    assert "optimizer.t_ref=160.0" in configs.duration_note(
+        load("g", training__duration_mimg="0.01")
+    )
+    assert configs.duration_note(load("a")) == ""
 
 
 # Each change is a switch of its own: one left out of G, one added to an earlier letter.

@@ -55,12 +55,16 @@ G = f"--config={configs.letter_path('g')}:digits"
 @pytest.mark.parametrize(
     ("main", "arguments", "sentence"),
     [
-        (describe.main, ["--config=configs/config_gg.py:digits"], "'config_g.py'"),
+        (
+            describe.main,
+            ["--config=configs/config_gg.py:digits"],
+            "configs/config_g.py'",
+        ),
         (describe.main, [G + "s"], "'digits'"),
         (describe.main, [G, "--config.network.dropuot=0.1"], "'network.dropout'"),
         (describe.main, [G, "--config.network.silu=mp_sliu"], "'mp_silu'"),
         (describe.main, [G, "--config.network.weights=plain"], "App. B.5"),
-        (describe.main, [G, "--config.network.dropout=much"], "holds a float"),
+        (describe.main, [G, "--config.network.dropout=much"], "takes a number"),
         (describe.main, [G, "--dropout=0.1"], "--config.FIELD=VALUE"),
         (describe.main, [G, "--config.workload=cifar10"], "--config=FILE:WORKLOAD"),
         (describe.main, [G, "--devices=0"], "at least 1"),

@@ -20,7 +20,7 @@ def options(**changes):
         "alpha_ref": 0.01,
         "decay": "inverse_sqrt",
         "t_ref": 3.0,  # steps
-        "decay_end_mimg": math.inf,
+        "decay_end_mimg": 0.0,
         "rampup_mimg": 2 * BATCH / 1e6,
         "beta1": 0.9,
         "beta2": 0.99,
@@ -60,7 +60,7 @@ def toy_gradients(step):
 
 def run(opt, gradients, params):
     """[(params, state) after each step]."""
-    tx = chain.make_optimizer(opt)
+    tx = chain.make_optimizer(opt, 1.0)
     state, history = tx.init(params), []
     for each in gradients:
         updates, state = tx.update(each, state, params)
@@ -222,7 +222,9 @@ def test_finite_gradients_are_the_same_to_every_policy():
 
 def test_a_run_can_go_on_under_another_policy():
     """Their states have one layout, and a count goes on."""
-    one, other = (chain.make_optimizer(options(nonfinite=p)) for p in ("zero", "skip"))
+    one, other = (
+        chain.make_optimizer(options(nonfinite=p), 1.0) for p in ("zero", "skip")
+    )
     params = toy_params()
     _, state = one.update(spoil(toy_gradients(0), np.nan), one.init(params), params)
     assert jax.tree.structure(state) == jax.tree.structure(other.init(params))
@@ -269,8 +271,8 @@ def test_projection_touches_kernels_only_and_keeps_their_directions():
 
 
 def test_unprojected_recovers_the_weights_as_adam_left_them():
-    tx = chain.make_optimizer(options(forced_weight_norm=True))
-    plain = chain.make_optimizer(options())
+    tx = chain.make_optimizer(options(forced_weight_norm=True), 1.0)
+    plain = chain.make_optimizer(options(), 1.0)
     params = weight_norm.project(toy_params())
     state, plain_state = tx.init(params), plain.init(params)
     for step in range(6):
@@ -287,7 +289,7 @@ def test_unprojected_recovers_the_weights_as_adam_left_them():
 
 
 def test_without_a_projection_there_is_nothing_to_undo():
-    before_the_first = chain.make_optimizer(options(forced_weight_norm=True))
+    before_the_first = chain.make_optimizer(options(forced_weight_norm=True), 1.0)
     ((params, without),) = run(options(), [toy_gradients(0)], toy_params())
     for state in (without, before_the_first.init(params)):
         recovered = weight_norm.unprojected(params, state)
@@ -304,7 +306,7 @@ def test_forced_normalization_says_so_when_it_is_given_no_weights():
 def test_rate_of_the_chain_is_the_logged_rate():
     """One weight with a constant gradient moves by the rate itself."""
     opt = options()
-    schedule = chain.learning_rate(opt)
+    schedule = chain.learning_rate(opt, 1.0)
     gradients = [{"w": jnp.ones(1)} for _ in range(8)]
     path = [float(p["w"][0]) for p, _ in run(opt, gradients, {"w": jnp.zeros(1)})]
     moved = -np.diff([0.0, *path])
@@ -320,5 +322,16 @@ def test_rate_of_the_chain_is_the_logged_rate():
 def test_the_decay_is_the_one_that_the_config_names(decay, half_way):
     end_nimg = 100 * BATCH
     opt = options(decay=decay, decay_end_mimg=end_nimg / 1e6)
-    found = float(chain.learning_rate(opt)(end_nimg / 2))
+    found = float(chain.learning_rate(opt, 1.0)(end_nimg / 2))
     assert found == pytest.approx(0.01 * half_way, rel=1e-5)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_decay_ends_with_the_run_unless_the_config_says_otherwise(decay):
+    for duration_mimg in (0.5, 2.0):
+        rate = chain.learning_rate(options(decay=decay), duration_mimg)
+        middle, end = (float(rate(f * duration_mimg * 1e6)) for f in (0.5, 1))
+        assert middle == pytest.approx(0.01 / 2, rel=1e-5)
+        assert end == pytest.approx(0, abs=1e-7)
+    earlier = chain.learning_rate(options(decay=decay, decay_end_mimg=0.1), 2.0)
+    assert float(earlier(0.05e6)) == pytest.approx(0.01 / 2, rel=1e-5)

@@ -162,7 +162,7 @@ def test_what_is_wrong_in_a_study_is_said_with_its_file(tmp_path, text, sentence
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "-x", "a/b"])
 def test_a_run_has_a_directory_of_its_own_in_the_study(name):
-    with pytest.raises(ValueError, match="cannot be called"):
+    with pytest.raises(ValueError, match="cannot name its directory"):
         studies.by_seed([RunSpec(name, "x")])
 
 

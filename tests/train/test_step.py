@@ -280,7 +280,7 @@ def test_projecting_last_gives_the_losses_and_averages_of_projecting_first():
     reference_config = f"{configs.letter_path('g')}:digits-tiny"
     opt = configs.load(reference_config).optimizer
     assert opt.forced_weight_norm and opt.batch_size == BATCH
-    tx = chain.make_optimizer(opt)
+    tx = chain.make_optimizer(opt, 1.0)
     weights = {f"{g:.1f}": train_step.power_ema_weight(g) for g in GAMMAS}
     step_fn = jax.jit(train_step.make_train_step(toy_loss, tx, weights))
     params = weight_norm.project(jax.tree.map(jnp.asarray, toy_params()))
@@ -308,7 +308,7 @@ def test_loss_scale_changes_neither_losses_nor_reported_gradients():
     for scale in (1.0, 128.0):
         overrides = {"optimizer.loss_scale": str(scale)}
         opt = configs.load(reference_config, overrides).optimizer
-        tx = chain.make_optimizer(opt)
+        tx = chain.make_optimizer(opt, 1.0)
         step_fn = jax.jit(train_step.make_train_step(toy_loss, tx, {}, scale))
         state = train_step.init_state(toy_params(), tx, {}, seed=0)
         for step in range(4):

@@ -1,0 +1,77 @@
+"""The command line: overrides as absl and ml_collections take them, and JAX's start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import configs
+from experiments import cli
+
+ROOT = Path(__file__).parent.parent.parent
+G = f"--config={configs.letter_path('g')}:digits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["--config.optimizer.alpha_ref=0.1"], "optimizer.alpha_ref", 0.1),
+        (["--config.optimizer.alpha_ref", "0.1"], "optimizer.alpha_ref", 0.1),
+        (["-config.optimizer.alpha_ref=0.1"], "optimizer.alpha_ref", 0.1),
+        (["--config.loss.P_mean", "-1.2"], "loss.P_mean", -1.2),
+        (["--config.data.data_dir="], "data.data_dir", ""),
+        (["--config.data.data_dir=a=b"], "data.data_dir", "a=b"),
+        (["--config.training.remat"], "training.remat", True),
+        (["--config.training.remat", "true"], "training.remat", True),
+        (["--noconfig.network.gain"], "network.gain", False),
+        (["--config.network.gain", "--noconfig.network.gain"], "network.gain", False),
+        (["--noconfig.network.gain", "--config.network.gain"], "network.gain", True),
+    ],
+)
+def test_overrides_are_taken_as_ml_collections_takes_them(arguments, field, value):
+    _, config = cli.parse_config(cli.config_parser(None), [G, *arguments])
+    assert configs.flatten(config)[field] == value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--dropout=0.1"], ["0.1"], ["--noconfig.network.gain=True"], ["--config.=1"]],
+)
+def test_other_arguments_are_refused_by_name(arguments):
+    with pytest.raises(ValueError, match="is not an option of this command") as error:
+        cli.overrides(arguments)
+    assert repr(arguments[0]) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("7,3,7", "names 7 twice"), ("2-1", "the smaller"), ("a", "such as 0-2")],
+)
+def test_seeds_that_make_no_list_are_refused(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cli.seed_list(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "platform"), [("train", "cuda"), ("launch", "tpu")]
+)
+def test_a_jax_that_cannot_start_is_one_sentence(command, platform, tmp_path):
+    if os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/accel0"):
+        pytest.skip("this machine has an accelerator")
+    arguments = [f"--{'run' if command == 'train' else 'runs'}={tmp_path / 'x'}"]
+    arguments += [G] if command == "train" else ["--workload=digits-tiny"]
+    done = subprocess.run(
+        [sys.executable, f"experiments/{command}.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert lines[-1].startswith(f"{command}: JAX cannot start on '{platform}'")
+    assert f"pip install -U 'jax[{platform}" in lines[-1]
+    assert "Traceback" not in done.stderr
