@@ -242,7 +242,7 @@ def _architecture_faults(config: Any) -> Iterator[str]:
 
 
 def _training_faults(config: Any) -> Iterator[str]:
-    opt, loss = config.optimizer, config.loss
+    opt = config.optimizer
     if opt.forced_weight_norm and config.network.weights != "mp":
         yield (
             "optimizer.forced_weight_norm fixes the norm of weights whose norm still "
