@@ -231,12 +231,6 @@ def _architecture_faults(config: Any) -> Iterator[str]:
         )
     if net.embedding_layers not in (1, 2):
         yield f"network.embedding_layers={net.embedding_layers}, but takes 1 or 2."
-    levels = [net.resolution >> i for i in range(halvings + 1)]
-    if lacking := [r for r in net.attention_resolutions if r not in levels]:
-        yield (
-            f"network.attention_resolutions has {lacking[0]!r}, but the levels are "
-            f"{', '.join(map(str, levels))}."
-        )
     if not 0 <= net.dropout < 1:
         yield f"network.dropout={net.dropout}, but must lie in [0, 1)."
 

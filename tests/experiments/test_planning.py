@@ -173,11 +173,11 @@ def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
     ("arguments", "sentence"),
     [
         (["--seeds=0-x"], "such as 0-2"),
-        (["--seeds=1,1"], "one twice"),
+        (["--seeds=1,1"], "names 1 twice"),
         (["--config.network.dropuot=0.1"], "'network.dropout'"),
         (["--study=missing.py"], "no study file missing.py"),
         (["--seeds=99999999999999999999"], "below 2^31"),
-        (["--allow=nosuch"], "no such field"),
+        (["--allow=nosuch"], "no field 'nosuch'"),
         (["--backend=slurm"], "There is no SLURM here"),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         (["--sigma_rel=0.1", "--nimg=inf"], "not a list of numbers"),
         (["--sigma_rel=0.1", "--nimg=1024.5"], "no whole number"),
         (["--sigma_rel=0.1", "--max_error=-1"], "max_error = -1"),
-        (["--sigma_rel=0.1", "--run=zz://x"], "object stores are gs"),
+        (["--sigma_rel=0.1", "--run=zz://x"], "object stores begin with gs://"),
         (["--sigma_rel=0.1", "--run="], "--run is empty"),
         (["--profile=function:none.py:f"], "of a file that is there"),
     ],
