@@ -274,11 +274,6 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"loss__P_mean": "inf"}, "must be finite"),
         ("g", {"evaluation__num_sigmas": "0"}, "must be positive and finite"),
         ("g", {"evaluation__sigma_min": "80"}, "must be below evaluation.sigma_max"),
-        (
-            "g",
-            {"network__attention_resolutions": "16,4"},
-            "has 16, but the levels are 8",
-        ),
         ("g", {"evaluation__num_steps": "1"}, "must be at least 2"),
         ("g", {"training__duration_mimg": "inf"}, "must be positive and finite"),
         ("g", {"seed": "-1"}, "must not be negative"),
