@@ -52,7 +52,7 @@ def evaluate(
     images, labels = sample(config, heldout.inference, best, seeds, on_progress)
     save_grid(images, labels, run.path / "samples.png")
     train, test = (
-        data.load_split(config.data, name, config.evaluation.num_heldout)["image"]
+        data.load_split(config.data, name, config.evaluation.num_heldout, 0)["image"]
         for name in (config.data.train_split, config.data.heldout_split)
     )
     rates = [r["images_per_s"] for r in run.records("speed")]

@@ -48,8 +48,10 @@ class HeldOut:
 
     def __init__(self, denoiser: diffusion.Denoiser, config: Any):
         evaluation, split_name = config.evaluation, config.data.heldout_split
-        split = data.load_split(config.data, split_name, evaluation.num_heldout)
-        _check_shapes(split, config)
+        split = data.load_split(
+            config.data, split_name, evaluation.num_heldout, config.network.num_classes
+        )
+        _check_shape(split["image"].shape[1:], config)
         self.image = np.repeat(split["image"], evaluation.num_sigmas, axis=0)
         self.label = np.repeat(split["label"], evaluation.num_sigmas, axis=0)
         rows = len(self.image)
@@ -86,17 +88,11 @@ class HeldOut:
         }
 
 
-def _check_shapes(split: dict[str, np.ndarray], config: Any) -> None:
+def _check_shape(shape: tuple[int, ...], config: Any) -> None:
     net, name = config.network, config.data.name
-    shape, expected = split["image"].shape[1:], (net.resolution,) * 2 + (net.channels,)
+    expected = (net.resolution, net.resolution, net.channels)
     if shape != expected:
         raise ValueError(
             f"Data set {name!r} has images of shape {shape}, and the network takes "
             f"{expected}; set network.resolution and network.channels to the data's."
-        )
-    classes = int(split["label"].max()) + 1
-    if 0 < net.num_classes < classes:
-        raise ValueError(
-            f"Data set {name!r} has at least {classes} classes, and network.num_classes "
-            f"is {net.num_classes}; raise it, or set 0 for an unconditional network."
         )

@@ -156,6 +156,7 @@ class _Loop:
             self.config.data,
             batch_size=self.batch_size,
             seed=self.config.seed,
+            num_classes=self.config.network.num_classes,
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

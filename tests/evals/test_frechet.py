@@ -87,3 +87,30 @@ def test_fit_is_the_mean_and_unbiased_covariance_in_float64(rng):
 def test_one_feature_vector_is_refused():
     with pytest.raises(ValueError, match="N >= 2"):
         frechet.gaussian_fit(np.zeros((1, 4)))
+
+
+def test_features_that_are_not_finite_are_named():
+    images = np.zeros((5, 2, 2, 1))
+    broken = images.copy()
+    broken[3, 1, 0, 0], broken[4, 0, 0, 0] = np.nan, np.inf
+    rows = "2 of 5 rows of features are not finite, the first of them row 3"
+    with pytest.raises(ValueError, match=f"distance, samples: {rows}"):
+        frechet.pixel_frechet(broken, images)
+    with pytest.raises(ValueError, match=f"distance, reference images: {rows}"):
+        frechet.pixel_frechet(images, broken)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ((0, 0), "mean of the first"),
+        ((0, 1), "covariance of the first"),
+        ((1, 0), "mean of the second"),
+        ((1, 1), "covariance of the second"),
+    ],
+)
+def test_statistics_that_are_not_finite_are_named(place, name):
+    fits = [[np.zeros(2), np.eye(2)], [np.zeros(2), np.eye(2)]]
+    fits[place[0]][place[1]] = fits[place[0]][place[1]] * np.nan
+    with pytest.raises(ValueError, match=f"needs a finite {name} set\\.$"):
+        frechet.frechet_distance(*fits)

@@ -464,7 +464,7 @@ def test_evaluating_a_run_without_snapshots_says_to_train_first(load, tmp_path):
     ("field", "value", "sentence"),
     [
         ("network__resolution", "16", r"images of shape \(8, 8, 1\)"),
-        ("network__num_classes", "5", "at least 10 classes"),
+        ("network__num_classes", "5", "labels must be from 0 to 4"),
     ],
 )
 def test_a_network_that_does_not_fit_the_data_is_refused_before_training(
