@@ -3,18 +3,20 @@
 `load` turns `configs/config_g.py:digits` and overrides into a locked ConfigDict.
 """
 
+import contextlib
 import difflib
-import importlib.util
 import os
 import pathlib
+import reprlib
 from collections.abc import Mapping
 
 import ml_collections
 from absl import flags
 from ml_collections.config_flags import tuple_parser
 
+from configs import config_a
 from configs.workloads import get_workload
-from edm_jax import menu
+from edm_jax import files, menu
 from edm_jax.models import ops
 
 LETTERS = "abcdefg"
@@ -30,22 +32,31 @@ def load(
     word, for a mistyped file, workload, field or value and for a contradiction.
     """
     path, _, workload = reference.partition(":")
-    config = _get_config_function(pathlib.Path(path))(workload or "digits")
+    config = _get_config(pathlib.Path(path), workload or "digits")
     for field, text in (overrides or {}).items():
         _override(config, field, text)
     ops.resolve_network(config)
     return config.lock()
 
 
-def from_json(fields: Mapping) -> ml_collections.ConfigDict:
-    """The locked config of a run's config.json, whose lists are tuples again."""
+def from_json(fields: Mapping, path: files.PathLike) -> ml_collections.ConfigDict:
+    """The locked config of a run's config.json, whose lists are tuples again.
+
+    Raises files.Damaged, naming the file `path`, for fields that make no config.
+    """
 
     def tuples(value):
         if isinstance(value, Mapping):
             return {key: tuples(each) for key, each in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(fields)).lock()
+    config = ml_collections.ConfigDict(tuples(fields))
+    try:
+        _check_form(config)
+        ops.resolve_network(config)
+    except ValueError as error:
+        raise files.Damaged(path, f"is damaged: {error}") from error
+    return config.lock()
 
 
 def letter_path(letter: str) -> pathlib.Path:
@@ -58,7 +69,7 @@ def parent_letter(letter: str) -> str | None:
     return LETTERS[LETTERS.index(letter) - 1] if letter in tuple(LETTERS[1:]) else None
 
 
-def _get_config_function(path: pathlib.Path):
+def _get_config(path: pathlib.Path, workload: str) -> ml_collections.ConfigDict:
     if not path.is_file():
         here = os.path.relpath(pathlib.Path(__file__).parent)
         names = {f"config_{letter}.py": letter for letter in LETTERS}
@@ -68,13 +79,40 @@ def _get_config_function(path: pathlib.Path):
             f"There is no config file {str(path)!r}; this project's are "
             f"{here}/config_a.py to config_g.py.{near}"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no function get_config(workload).")
-    return module.get_config
+    get_config = files.run_python(path).get("get_config")
+    if not callable(get_config):
+        raise files.Damaged(path, "has no function get_config(workload).")
+    is_ours = path.resolve().parent == pathlib.Path(__file__).resolve().parent
+    with contextlib.nullcontext() if is_ours else files.blamed_on(path):
+        config = get_config(workload)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise files.Damaged(path, "returns no ConfigDict from get_config(workload).")
+    try:
+        _check_form(config)
+    except ValueError as error:
+        raise files.Damaged(path, f"makes no config: {error}") from error
+    return config
+
+
+def _check_form(config: Mapping) -> None:
+    """Raises ValueError where a field is missing, or of another type than config A's."""
+    found = flatten(config)
+    for field, example in flatten(config_a.get_config("digits")).items():
+        if field not in found:
+            raise ValueError(f"it has no field {field!r}.")
+        kind, _ = _PARSERS[type(example)]
+        if not _fits(value := found[field], type(example)):
+            raise ValueError(f"{field} is {reprlib.repr(value)}, but takes {kind}.")
+
+
+def _fits(value: object, kind: type) -> bool:
+    if isinstance(value, tuple) and kind is tuple:
+        return all(_fits(each, float) for each in value)
+    # Python's True is an int; JSON writes a whole float as it likes.
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return (
+        is_int if kind is int else isinstance(value, kind) or kind is float and is_int
+    )
 
 
 def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:

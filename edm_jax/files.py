@@ -1,14 +1,18 @@
 """Files that others may have damaged, read; and files written whole or not at all."""
 
+import contextlib
 import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 PathLike = str | os.PathLike[str]
 LIMIT_BYTES = 1 << 30  # of a file that is read whole
+DEPTH = 50  # of nested JSON values: recursive readers stay far from Python's limit
+SOURCE_BYTES = 1 << 20  # of a file of Python
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -65,11 +69,12 @@ def parse_json(raw: bytes) -> Any:
     """The value of a JSON text.
 
     Raises ValueError for anything else, and for what would trip whoever uses the value:
-    nesting beyond Python's stack, whole numbers beyond 64 bits, text that is not valid
-    Unicode.
+    deep nesting, whole numbers beyond 64 bits, text that is not valid Unicode.
     """
     try:
         value = json.loads(raw.decode(), parse_int=_whole)
+        if raw.count(b"[") + raw.count(b"{") > DEPTH and _is_deep(value):
+            raise RecursionError
         if b"\\ud" in raw.lower():  # an escape that may stand for half a character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -77,6 +82,14 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeError:
         raise ValueError("its text is not valid Unicode") from None
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEPTH + 1):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [each for v in inner for each in v if isinstance(each, dict | list)]
+    return bool(level)
 
 
 def _whole(text: str) -> int:
@@ -107,6 +120,30 @@ def read_json(path: PathLike) -> dict[str, Any]:
     raise Damaged(path, f"is damaged: it holds {kind}, not a JSON object.")
 
 
+def run_python(path: PathLike) -> dict[str, Any]:
+    """Runs a user's file of Python, and returns the names that it defines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it cannot be read, or does not run to its end.
+    """
+    source = read_bytes(path, SOURCE_BYTES)
+    names: dict[str, Any] = {"__name__": Path(path).stem, "__file__": os.fspath(path)}
+    with blamed_on(path):
+        code = compile(source, os.fspath(path), "exec", dont_inherit=True)
+        exec(code, names)  # noqa: S102  it is the user's own
+    return names
+
+
+@contextlib.contextmanager
+def blamed_on(path: PathLike) -> Iterator[None]:
+    """Turns whatever a user's code raises, or exits with, into Damaged of its file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise Damaged(path, f"fails: {type(error).__name__}: {error}") from error
+
+
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Writes a file whole or not at all; an OSError names the file."""
     directory, name = os.path.split(os.fspath(path))
@@ -121,16 +158,11 @@ def write_bytes(path: PathLike, data: bytes) -> None:
             os.unlink(temporary)
         except OSError:
             pass
-        if isinstance(error, OSError):
-            raise named(error, path) from None
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(
+                error.errno, os.strerror(error.errno), os.fspath(path)
+            ) from None
         raise
-
-
-def named(error: OSError, path: PathLike) -> OSError:
-    """An error of the system, with the file that it happened to."""
-    if not error.errno:
-        return error
-    return OSError(error.errno, os.strerror(error.errno), os.fspath(path))
 
 
 def write_text(path: PathLike, text: str) -> None:

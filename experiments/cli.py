@@ -115,7 +115,7 @@ def open_run(
         raise FileNotFoundError(
             f"{path} is not a run directory: it has no config.json."
         )
-    config = configs.from_json(recorded)
+    config = configs.from_json(recorded, path / "config.json")
     # The status of a run in training is its trainer's to write.
     return RunDir(path, config, writing=claims.is_free(path)), config
 

@@ -7,12 +7,10 @@ command goes on from there. Several launchers may work on one study.
 """
 
 import argparse
-import contextlib
-import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rich.console
@@ -20,6 +18,7 @@ import rich.table
 
 import configs
 from configs.workloads import get_workload
+from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.menu import suggest
 from edm_jax.studies import RunSpec, by_seed, local, slurm, tpu
@@ -42,7 +41,7 @@ def main() -> None:
     if not runs:
         raise ValueError(f"The study {study} has no runs.")
     plans = planning.plan(
-        study, runs, directory, overrides, options.retry_failed, options.allow
+        runs, directory, overrides, options.retry_failed, options.allow
     )
     # Commands that are printed are all that is.
     for sentence in planning.skipped(plans, directory):
@@ -111,32 +110,23 @@ def load_study(name: str) -> tuple[str, Callable[[str], list[RunSpec]]]:
         path = HERE / "studies" / f"{name}.py"
     if not path.is_file():
         raise FileNotFoundError(f"There is no study file {name}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with _telling(path):
-        spec.loader.exec_module(module)
-    if not hasattr(module, "runs"):
-        raise ValueError(f"{path} has no function runs(workload).")
+    build = files.run_python(path).get("runs")
+    if not callable(build):
+        raise files.Damaged(path, "has no function runs(workload).")
 
     def runs(workload: str) -> list[RunSpec]:
         get_workload(workload)
-        with _telling(path):
-            found = list(module.runs(workload))
-        if not all(isinstance(spec, RunSpec) for spec in found):
-            raise ValueError(f"{path}: runs(workload) returns no list of RunSpec.")
-        return found
+        with files.blamed_on(path):
+            found = build(workload)
+        if not isinstance(found, Sequence) or not all(
+            isinstance(each, RunSpec) for each in found
+        ):
+            raise files.Damaged(
+                path, "must return a list of RunSpec from runs(workload)."
+            )
+        return list(found)
 
     return path.stem, runs
-
-
-@contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Has what a study file raises named by the file."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _dry_run(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:

@@ -12,16 +12,16 @@ to expect from the snapshots' format, relative to a unit weight.
 
 import argparse
 import csv
+import io
 import math
 import re
-import runpy
 import sys
 from pathlib import Path
 
 import rich.progress
 from etils import epath
 
-from edm_jax import ema
+from edm_jax import ema, files
 from edm_jax.cost.disk import human
 from edm_jax.ema import rebuild, snapshots
 from experiments import cli
@@ -154,11 +154,13 @@ def parse_profile(text: str) -> ema.AnyProfile:
 def _load_table(file: str) -> ema.TableProfile:
     if not Path(file).is_file():
         raise ValueError(f"there is no file {file!r}.")
-    with open(file, encoding="utf-8", newline="") as opened:
-        rows = [row for row in csv.reader(opened) if row]
     try:
+        text = files.read_bytes(file).decode()
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         nimg, weight = zip(*[map(float, row) for row in rows], strict=True)
-    except ValueError:
+    except files.Damaged:
+        raise
+    except (ValueError, csv.Error):
         raise ValueError(f"{file} is not made of rows nimg,weight.") from None
     return ema.TableProfile(nimg, weight)
 
@@ -167,13 +169,10 @@ def _load_function(text: str) -> ema.FunctionProfile:
     file, _, name = text.rpartition(":")
     if not Path(file).is_file():
         raise ValueError("write function:FILE.py:NAME, of a file that is there.")
-    try:
-        scope = runpy.run_path(file)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{file} fails: {type(error).__name__}: {error}") from error
-    if name not in scope:
-        raise ValueError(f"{file} has no function {name!r}.")
-    return ema.FunctionProfile(name, scope[name])
+    function = files.run_python(file).get(name)
+    if not callable(function):
+        raise files.Damaged(file, f"has no function {name!r}.")
+    return ema.FunctionProfile(name, function)
 
 
 def _print_plan(job: rebuild.Job, out: epath.Path) -> None:

@@ -18,6 +18,7 @@ from edm_jax.files import Damaged
         (b"[1]", "holds a list"),
         (b"null", "holds null"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deeply"),
         (b'{"a": 1' + b"0" * 400 + b"}", "beyond 64 bits"),
         (b'{"a": "\\ud800"}', "not valid Unicode"),
         (b'{"a": "\xff"}', "not valid Unicode"),

@@ -246,7 +246,7 @@ class FunctionProfile(Profile):
         try:
             returned = np.asarray(self.function(tau), np.float64)
             weight = np.broadcast_to(returned, tau.shape)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(
                 f"The function {self.name!r} of an array of nimg failed: "
                 f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import ml_collections
@@ -9,6 +10,7 @@ import pytest
 
 import configs
 from configs.workloads import WORKLOADS
+from edm_jax import files
 from edm_jax.models import ops, unet
 
 MEBI = 2**20 / 1e6
@@ -160,10 +162,63 @@ def test_configs_are_locked_and_survive_json():
     config = load("a")
     with pytest.raises(AttributeError):
         config.network.depth = 3
-    again = configs.from_json(json.loads(config.to_json()))
+    again = configs.from_json(json.loads(config.to_json()), "config.json")
     assert configs.flatten(again) == configs.flatten(config)
     assert isinstance(again.network.channel_mult, tuple)
     assert again.is_locked
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("network.dropout", "much", "network.dropout is 'much', but takes a number."),
+        ("network.channels", True, "network.channels is True, but takes a whole"),
+        (
+            "network.channel_mult",
+            [1, [2]],
+            "channel_mult is (1, [2]), but takes a tuple",
+        ),
+        ("network.block", ["branch"], "block is ('branch',), but takes text."),
+        ("network", {}, "it has no field 'network.add'."),
+        ("loss", None, "it has no field 'loss.P_mean'."),
+        ("evaluation.num_steps", -1, "num_steps and evaluation.num_samples must be"),
+    ],
+)
+def test_a_recorded_config_that_makes_no_sense_is_refused_by_its_file(
+    field, value, sentence
+):
+    recorded = json.loads(load("a").to_json())
+    group, _, name = field.partition(".")
+    (recorded[group] if name else recorded)[name or group] = value
+    with pytest.raises(files.Damaged, match="^run/config.json is damaged: ") as refusal:
+        configs.from_json(recorded, "run/config.json")
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("def get_config(:", "fails: SyntaxError: invalid syntax"),
+        ("\0", "fails: SyntaxError"),
+        ("import no_such_module", "fails: ModuleNotFoundError"),
+        ("raise SystemExit(0)", "fails: SystemExit: 0"),
+        ("get_config = 3", "has no function get_config(workload)."),
+        ("def get_config(w): return w.digits", "fails: AttributeError"),
+        ("get_config = dict", "fails: ValueError"),
+        ("def get_config(w): return {}", "returns no ConfigDict from"),
+        (
+            "import ml_collections as m\ndef get_config(w): return m.ConfigDict()",
+            "makes no config: it has no field 'data.data_dir'.",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_is_told_in_a_sentence_that_names_it(
+    tmp_path, source, sentence
+):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    with pytest.raises(files.Damaged, match=re.escape(f"{path} {sentence}")):
+        configs.load(f"{path}:digits")
 
 
 @pytest.mark.parametrize(

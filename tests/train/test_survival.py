@@ -13,7 +13,7 @@ import pytest
 from driven_run import BATCH, ROOT
 
 import configs
-from edm_jax import data
+from edm_jax import data, files
 from edm_jax.ema import snapshots
 from edm_jax.train import trainer
 from edm_jax.train.checkpoint import Checkpoints
@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
 
 def checkpoint(run):
     """The last state, and what JSON holds beside it."""
-    config = configs.from_json(json.loads((run / "config.json").read_text()))
+    config = configs.from_json(files.read_json(run / "config.json"), run)
     made = trainer.make_trainer(config, jax.devices()[:1])
     checkpoints = Checkpoints(run / "checkpoints")
     found = checkpoints.restore(made.step.abstract(made.shapes))
