@@ -158,11 +158,16 @@ def write_bytes(path: PathLike, data: bytes) -> None:
             os.unlink(temporary)
         except OSError:
             pass
-        if isinstance(error, OSError) and error.errno:
-            raise OSError(
-                error.errno, os.strerror(error.errno), os.fspath(path)
-            ) from None
+        if isinstance(error, OSError):
+            raise named(error, path) from None
         raise
+
+
+def named(error: OSError, path: PathLike) -> OSError:
+    """An error of the system, with the file that it happened to."""
+    if not error.errno:
+        return error
+    return OSError(error.errno, os.strerror(error.errno), os.fspath(path))
 
 
 def write_text(path: PathLike, text: str) -> None:

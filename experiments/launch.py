@@ -41,7 +41,7 @@ def main() -> None:
     if not runs:
         raise ValueError(f"The study {study} has no runs.")
     plans = planning.plan(
-        runs, directory, overrides, options.retry_failed, options.allow
+        study, runs, directory, overrides, options.retry_failed, options.allow
     )
     # Commands that are printed are all that is.
     for sentence in planning.skipped(plans, directory):

@@ -11,7 +11,7 @@ from typing import Any
 import configs
 from edm_jax.cost import disk
 from edm_jax.runs import claims
-from edm_jax.runs.directory import RunDir, read_state
+from edm_jax.runs.directory import RunDir, read_status
 from edm_jax.studies import RunSpec, slurm
 from edm_jax.studies.task import Task, is_done
 from edm_jax.train import trainer
@@ -25,6 +25,7 @@ TRAIN, RESUME, DONE, FAILED, HELD = "train", "resume", "done", "failed before", 
 class Plan:
     """A run and what a launch does with it; images and bytes are of the whole run."""
 
+    study: str
     spec: RunSpec
     path: Path
     config: Any
@@ -40,6 +41,7 @@ class Plan:
 
 
 def plan(
+    study: str,
     specs: Sequence[RunSpec],
     directory: Path,
     overrides: Mapping[str, str],
@@ -60,11 +62,12 @@ def plan(
             raise ValueError(f"--config.{both[0]} cannot be said of all runs: {how}.")
         spec = dataclasses.replace(spec, overrides={**overrides, **spec.overrides})
         config = configs.load(spec.config, spec.overrides)
-        RunDir(path, config, cli.allowed_fields(allow, config), writing=False)
+        run = RunDir(path, config, cli.allowed_fields(allow, config), writing=False)
         nimg = trainer.total_steps(config) * config.optimizer.batch_size
-        action, note = _action(path, nimg, retry_failed, jobs)
+        # What failed before any step, under another config, is no reason to stop.
+        action, note = _action(path, nimg, retry_failed or run.is_taken_over, jobs)
         stored = _bytes(spec.config, _without_seed(spec))
-        plans.append(Plan(spec, path, config, action, note, nimg, stored))
+        plans.append(Plan(study, spec, path, config, action, note, nimg, stored))
     return plans
 
 
@@ -74,15 +77,14 @@ def _without_seed(spec: RunSpec) -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def _bytes(reference: str, overrides: tuple[tuple[str, str], ...]) -> int:
-    """What a run stores: the same for every seed."""
-    wanted = disk.estimate(configs.load(reference, dict(overrides)))
-    return wanted.snapshots_total + wanted.checkpoints_total
+    """What a run stores at its peak: the same for every seed."""
+    return disk.estimate(configs.load(reference, dict(overrides))).total
 
 
 def _action(
     path: Path, nimg: int, retry_failed: bool, jobs: set[str]
 ) -> tuple[str, str]:
-    status = read_state(path / "status.json")
+    status = read_status(path)
     if is_done(path, nimg):
         return DONE, ""
     if held := claims.holder(path):
@@ -137,6 +139,7 @@ def _commands(each: Plan, allow: str) -> list[list[str]]:
         *(f"--config={each.spec.config}", f"--run={each.path}"),
         *(f"--config.{field}={text}" for field, text in fields),
         *([f"--allow={allow}"] if allow else []),
+        *(f"--study={each.study}", f"--variant={each.spec.variant}"),
     ]
     return [
         [sys.executable, str(HERE / "train.py"), *train],

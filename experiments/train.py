@@ -26,7 +26,7 @@ PREEMPTED = 75  # what the system calls a temporary failure: try again
 def main() -> None:
     """Parse the command line and train."""
     cli.prepare_jax()
-    options, config = cli.parse_config(_parser(), None)
+    options, config = cli.parse_config(parser(), None)
     if cluster := _cluster(options):
         hosts.join(cluster, options.join_timeout_s)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
@@ -44,6 +44,8 @@ def _train(
 ) -> None:
     """Trains in a run directory that this process holds."""
     run = RunDir(path, config, allow, writing=hosts.is_first())
+    if options.study:
+        run.study = {"name": options.study, "variant": options.variant}
 
     def check_disk() -> None:
         print(disk.check(config, run.checkpoints, run.snapshots), file=sys.stderr)
@@ -77,9 +79,10 @@ def _lost(sentence: str) -> None:
     os._exit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.config_parser(__doc__)
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    options = cli.config_parser(__doc__)
+    add = options.add_argument
     add("--run", type=Path, help="run directory (runs/WORKLOAD-LETTER-seedN)")
     add(
         "--allow",
@@ -87,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD,FIELD",
         help="fields that may differ from those the run was begun with",
     )
+    add("--study", metavar="NAME", help="study to record that the run belongs to")
+    add("--variant", default="", metavar="NAME", help="which run of it this is")
     add("--tensorboard", action="store_true", help="also write RUN/tensorboard")
     add("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add(
@@ -105,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         default=300.0,
         help="how long to wait for the other processes (%(default)g)",
     )
-    return parser
+    return options
 
 
 def _cluster(options: argparse.Namespace) -> hosts.Cluster | None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edm_jax import files
 from edm_jax.runs.directory import read_state, write_json
 from edm_jax.runs.provenance import utc_now
 
@@ -68,6 +69,7 @@ class Claim:
 def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, Any]:
     """Claims a run; if somebody holds it, returns the fields of their claim instead."""
     directory = run / "claims"
+    new = [each for each in (run.parent, run, directory) if not each.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
     fields = {
@@ -81,8 +83,8 @@ def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, An
         "expiry_s": expiry_s,
     }
     candidate = directory / f".{name}"
-    write_json(candidate, fields)
     try:
+        write_json(candidate, fields)
         latest = _latest(directory)
         # The file system's clock, not this host's: they may differ.
         if latest and (held := _held(latest, candidate.stat().st_mtime)):
@@ -94,6 +96,9 @@ def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, An
         return _held(path, candidate.stat().st_mtime) or {"by": "another"}
     finally:
         candidate.unlink(missing_ok=True)
+        for each in reversed(new):  # a full disk leaves no empty directory behind
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 @contextlib.contextmanager
@@ -172,10 +177,15 @@ def _enter(candidate: Path, path: Path) -> bool:
     except OSError:
         # Without hard links: an empty file is a claim as well, until it is filled.
         try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(candidate.read_text(encoding="utf-8"))
+            file = open(path, "x", encoding="utf-8")  # noqa: SIM115  closed below
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(candidate.read_text(encoding="utf-8"))
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise files.named(error, path) from None
     return True
 
 
@@ -223,7 +233,7 @@ def _files(directory: Path) -> list[Path]:
     # Not a pattern: the run's path may hold brackets.
     try:
         return list(directory.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -3,9 +3,12 @@
 Files are the interface between commands: comparing and reconstructing read only these.
 """
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +21,8 @@ from etils import epath
 from edm_jax import files
 from edm_jax.runs.provenance import provenance, utc_now
 
-# What may change where a run goes on: where things lie, and how it runs.
+_log = logging.getLogger(__name__)
+# What may change when a run resumes: where things lie, and how it runs.
 FREE = {
     "data.data_dir",
     "training.snapshot_dir",
@@ -30,18 +34,28 @@ FREE = {
     "training.microbatches",
     "training.remat",
 }
-# Time is counted in steps of so many images.
+# A run's time is counted in steps of so many images.
 _NEVER = "optimizer.batch_size"
 
 Differences = dict[str, tuple[Any, Any]]  # {field: (old, new)}
 
 
 class RunDir:
-    """One run's directory, created with its config or opened again with the same one.
+    """One run's directory: created with its config, or opened again with the same one.
 
-    allow: fields that may differ from what it holds. writing: whether this process
-    writes, as one of a run's does. `mirror` takes every record that is logged, too.
-    Raises ValueError naming the changed fields when it holds another config.
+    `mirror` also takes every record that is logged. `study` is the name and the variant
+    of the study that the run belongs to, if this process was told.
+
+    Args:
+        path: The directory.
+        config: The run's resolved config.
+        allow: Fields that may differ from what the directory holds.
+        writing: Whether this process writes, as one process of a run does.
+
+    Raises:
+        ValueError: The directory holds a run of another config; names the fields. One
+            that was never trained is taken over instead.
+        files.Damaged: What says which run this is cannot be read.
     """
 
     def __init__(
@@ -53,29 +67,68 @@ class RunDir:
     ):
         self.path = Path(path)
         self.mirror: Callable[[dict[str, Any]], None] = lambda record: None
+        self.study: dict[str, str] | None = None
         self._writing = writing
-        self._status: dict[str, Any] = {"state": "queued", "stage": "train"}
-        # Damaged, it is written anew; what matters is in the checkpoints.
-        self._status |= read_state(self.path / "status.json")
+        self._status = {"state": "queued", "stage": "train"} | self._read_status()
         self._status_written = 0.0
         resolved = plain(config)
+        recorded, history = self._read_identity()
+        self.is_taken_over = False
+        changed = _differences(_identity(recorded), _identity(resolved))
+        if changed and recorded and not self._was_trained(recorded):
+            self.is_taken_over, recorded, history = True, {}, {}
         # Accepted changes leave the identity as it was: it is still the same run.
-        history = read_json(self.path / "changes.json")
-        self.config_hash = history.get("config_hash") or config_hash(config)
-        if recorded := read_json(self.path / "config.json"):
-            self.config_hash = history.get("config_hash") or _hash(recorded)
-            changed = _differences(_identity(recorded), _identity(resolved))
+        self.config_hash = history.get("config_hash") or _hash(recorded or resolved)
+        self._history = history.get("changes", [])
+        if recorded:
             self._check_changes(changed, allow)
-            if changed and writing:
+            if changed:
                 change = {"nimg": self._status.get("nimg", 0), "changes": changed}
-                changes = [*history.get("changes", []), change]
-                fields = {"config_hash": self.config_hash, "changes": changes}
-                write_json(self.path / "changes.json", fields)
+                self._history = [*self._history, change]
+        self._has_changed = bool(recorded and changed)
         self.snapshots = snapshot_place(self.path, config.training.snapshot_dir)
         if writing:
-            self.snapshots.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "config.json", resolved)
+            self._write_identity(resolved)
+
+    def _read_identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """config.json and changes.json; {} for what there is not yet."""
+        path = self.path / "config.json"
+        remedy = (
+            "Restore it, or delete it to have it written from this command's config."
+        )
+        try:
+            recorded = read_json(path)
+            if not recorded and path.exists():
+                raise files.Damaged(path, "is damaged: it holds no config.")
+        except files.Damaged as error:
+            raise files.Damaged(path, f"{error.reason} {remedy}") from None
+        path = self.path / "changes.json"
+        remedy = (
+            "Restore it, or delete it: the run then counts as another one than before "
+            "its config was changed."
+        )
+        try:
+            history = read_json(path)
+            changes = history.get("changes", [])
+            sound = isinstance(history.get("config_hash", ""), str)
+            if not (sound and isinstance(changes, list)):
+                raise files.Damaged(path, "is damaged: it is no list of changes.")
+        except files.Damaged as error:
+            raise files.Damaged(path, f"{error.reason} {remedy}") from None
+        return recorded, history
+
+    def _was_trained(self, recorded: dict[str, Any]) -> bool:
+        """Whether anything is left of a training, under the config that is recorded."""
+        training = recorded.get("training")
+        root = training.get("snapshot_dir", "") if isinstance(training, dict) else ""
+        for place in (epath.Path(self.checkpoints), snapshot_place(self.path, root)):
+            if place.is_dir() and any(place.iterdir()):
+                return True
+        try:
+            records, faults = self._read_metrics()
+        except files.Damaged:
+            return True
+        return bool(faults) or any(record["step"] > 0 for record in records)
 
     def _check_changes(self, changed: Differences, allow: Sequence[str]) -> None:
         refused = {f: c for f, c in changed.items() if f not in allow or f == _NEVER}
@@ -93,6 +146,27 @@ class RunDir:
             f"directory or restore these fields{accept}."
         )
 
+    def _write_identity(self, resolved: dict[str, Any]) -> None:
+        new = [place for place in (self.path.parent, self.path) if not place.exists()]
+        try:
+            self.snapshots.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.is_taken_over:
+                (self.path / "changes.json").unlink(missing_ok=True)
+            if self._has_changed:
+                self._write_changes()
+            write_json(self.path / "config.json", resolved)
+        except OSError:
+            # A full disk leaves no empty directory behind.
+            for place in (Path(self.snapshots), *reversed(new)):
+                with contextlib.suppress(OSError):
+                    place.rmdir()
+            raise
+
+    def _write_changes(self) -> None:
+        fields = {"config_hash": self.config_hash, "changes": self._history}
+        write_json(self.path / "changes.json", fields)
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -100,6 +174,16 @@ class RunDir:
     @property
     def status(self) -> dict[str, Any]:
         return dict(self._status)
+
+    def _read_status(self) -> dict[str, Any]:
+        # What matters is in the checkpoints.
+        path = self.path / "status.json"
+        try:
+            read_json(path)
+        except files.Damaged as error:
+            if self._writing:
+                _log.warning("%s It is written anew.", error)
+        return read_status(self.path)
 
     def set_status(self, *, now: bool = True, **fields: Any) -> None:
         """Updates status.json; at most once a second unless `now`."""
@@ -110,17 +194,49 @@ class RunDir:
             write_json(self.path / "status.json", self._status)
             self._status_written = time.monotonic()
 
-    def record_provenance(self, **fields: Any) -> None:
-        """Writes what the run is made with now, and when and where it was begun."""
+    def record_provenance(self, nimg: int = 0, **fields: Any) -> None:
+        """Writes what the run is made with now, and when, where and from what it began.
+
+        Args:
+            nimg: The images it was trained on before this start.
+            **fields: More to record.
+        """
         if not self._writing:
             return
+        if self._has_changed and self._history[-1]["nimg"] != nimg:
+            self._history[-1]["nimg"] = nimg
+            self._write_changes()
         path, found = self.path / "provenance.json", provenance() | fields
         names = ("host", "git_commit", "git_changes", "command", "devices")
         start = {name: found.get(name) for name in names}
-        start |= {"time": utc_now(), "nimg": self._status.get("nimg", 0)}
-        starts = [*read_json(path).get("starts", []), start]
+        start |= {"time": utc_now(), "nimg": nimg}
+        before = self._read_provenance(path)
+        starts = [*before.get("starts", []), start]
         found |= {"start_time": starts[0]["time"], "starts": starts}
+        found["study"] = self.study or before.get("study")
         write_json(path, found)
+
+    def _read_provenance(self, path: Path) -> dict[str, Any]:
+        try:
+            before = read_json(path)
+            starts = before.get("starts", [])
+            if not isinstance(starts, list) or not all(
+                isinstance(each, dict) and "time" in each for each in starts
+            ):
+                raise files.Damaged(
+                    path, "is damaged: its starts are no list of starts."
+                )
+        except files.Damaged as error:
+            kept = self._set_aside(path)
+            _log.warning("%s It is begun anew, and kept as %s.", error, kept.name)
+            return {}
+        return before
+
+    def _set_aside(self, path: Path) -> Path:
+        """Renames a damaged file, so that nothing is lost; returns its new path."""
+        names = (f"{path.name}.damaged{i or ''}" for i in itertools.count())
+        aside = next(p for p in map(path.with_name, names) if not p.exists())
+        return path.rename(aside)
 
     def log(self, kind: str, step: int, nimg: int, **values: Any) -> None:
         """Appends one line to metrics.jsonl, whole or not at all."""
@@ -128,33 +244,77 @@ class RunDir:
             return
         record = {"kind": kind, "step": step, "nimg": nimg, **values}
         line = (json.dumps(record) + "\n").encode()
-        with open(self.path / "metrics.jsonl", "ab", buffering=0) as file:
+        path = self.path / "metrics.jsonl"
+        with open(path, "ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             try:
                 if file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
-            except OSError:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
                 file.truncate(size)
-                raise
+                raise files.named(error, path) from None
         self.mirror(record)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The complete lines of a kind, in order."""
-        return [r for r in self._read_metrics() if r["kind"] == kind]
+        """The complete lines of a kind, in order; those that are damaged are left out."""
+        return [r for r in self._read_metrics()[0] if r["kind"] == kind]
 
     def forget_after(self, step: int) -> None:
-        """Drops metrics past a step and a torn last line, before resuming there."""
+        """Drops metrics past a step and a torn last line, before resuming there.
+
+        Where other lines are damaged, says so and keeps the file as it was beside it.
+
+        Raises:
+            ValueError: The file of a run that resumes is missing.
+        """
         if not self._writing:
             return
-        kept = [r for r in self._read_metrics() if r["step"] <= step]
-        text = "".join(json.dumps(r) + "\n" for r in kept)
-        files.write_text(self.path / "metrics.jsonl", text)
-
-    def _read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        if step > 0 and not path.exists():
+            raise ValueError(
+                f"{path} is missing, though the run was trained for {step:,} steps: put "
+                f"it back, or go on without the curves so far after: touch {path}"
+            )
+        records, faults = self._read_metrics()
+        if faults:
+            kept = self._set_aside(path)
+            more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
+            _log.warning(
+                "%s: %s%s. The other %s lines are kept; the file as it was is %s.",
+                path,
+                faults[0],
+                more,
+                f"{len(records):,}",
+                kept.name,
+            )
+        text = "".join(json.dumps(r) + "\n" for r in records if r["step"] <= step)
+        files.write_text(path, text)
+
+    def _read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The readable lines, and what is wrong with the others."""
+        try:
+            lines = files.read_bytes(self.path / "metrics.jsonl").split(b"\n")
+        except FileNotFoundError:
+            return [], []
+        records, faults = [], []
         # What follows the last newline is a line torn by a kill.
-        return [json.loads(line) for line in lines[:-1]]
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                records.append(_record(line))
+            except ValueError as error:
+                faults.append(f"line {number} is damaged ({error})")
+        return records, faults
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """A line of metrics.jsonl; raises ValueError for what is none."""
+    record = files.parse_json(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is no record")  # noqa: TRY004  no wrong type
+    for name, kind in (("kind", str), ("step", int), ("nimg", int)):
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"it has no {name}")  # noqa: TRY004
+    return record
 
 
 def snapshot_place(run: epath.PathLike, root: str) -> epath.Path:
@@ -202,11 +362,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The same of a file that others write, {} where it cannot be read."""
+    """A JSON object that another process writes; {} if it cannot be read now."""
     try:
         return read_json(path)
     except (OSError, ValueError):
         return {}
+
+
+_STATUS = {
+    "state": str,
+    "stage": str,
+    "message": str,
+    "nimg": int,
+    "total_nimg": int,
+    "images_per_s": (int, float),
+}
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """A run's status.json, without fields that are of a wrong type."""
+    return {
+        name: value
+        for name, value in read_state(run / "status.json").items()
+        if isinstance(value, _STATUS.get(name, object))
+    }
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -216,8 +395,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def update_status(run: Path, **fields: Any) -> None:
     """Changes fields of a run's status.json from outside the run."""
-    path = run / "status.json"
-    write_json(path, read_state(path) | fields)
+    write_json(run / "status.json", read_status(run) | fields)
 
 
 def _as_number(value: Any) -> Any:

@@ -13,13 +13,15 @@ _NAME = re.compile(r"\w[\w.=+,-]*")
 class RunSpec:
     """A run of a study: its name there, a config reference, and overrides of it.
 
-    seeds: one run for each; those that a launch asks for take their place.
+    seeds: one run for each, or for each that a launch asks for instead. variant: of a
+    run that `by_seed` made, the name without the seed.
     """
 
     name: str
     config: str
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
+    variant: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ def by_seed(
             name=f"{spec.name}-seed{seed}",
             overrides={**spec.overrides, "seed": str(seed)},
             seeds=(seed,),
+            variant=spec.name,
         )
         for each in rounds
         for spec, seed in zip(specs, each, strict=True)

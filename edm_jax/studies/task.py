@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_jax.runs import claims
-from edm_jax.runs.directory import read_state, update_status
+from edm_jax.runs.directory import read_state, read_status, update_status
 
 LOG = "log.txt"
 FINISHED = ("done", "failed")  # states that a launch leaves as they are
@@ -53,7 +53,7 @@ class Task:
 
     @property
     def status(self) -> dict[str, Any]:
-        return read_state(self.path / "status.json")
+        return read_status(self.path)
 
     @property
     def is_done(self) -> bool:
@@ -120,7 +120,7 @@ def is_done(run: Path, nimg: int = 0) -> bool:
 
     One that stopped early, as its loss no longer fell, is at its end before.
     """
-    status = read_state(run / "status.json")
+    status = read_status(run)
     evaluation = read_state(run / "evaluation.json")
     total = status.get("total_nimg", 0)
     if status.get("state") != "done" or evaluation.get("nimg") != total:

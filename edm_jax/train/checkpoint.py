@@ -24,6 +24,25 @@ _log = logging.getLogger(__name__)
 Agree = Callable[[float], list[float]]
 
 
+def _write_small_arrays_once() -> None:
+    """Has replicas share the writing of large arrays only, and no shardings stored.
+
+    Orbax would cut every array into a part for each device. What is cut into small
+    parts takes several times its room on disk, and longer to write.
+    """
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=2**20, enable_write_sharding_file=False
+    )
+    absl_log = logging.getLogger("absl")  # it warns that a handler is replaced
+    level = absl_log.level
+    absl_log.setLevel(logging.ERROR)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    absl_log.setLevel(level)
+
+
+_write_small_arrays_once()
+
+
 class Restored(NamedTuple):
     """What there was after `step` steps; `extra` is what JSON holds."""
 

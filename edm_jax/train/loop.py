@@ -147,7 +147,7 @@ class _Loop:
         if start == total or self.converged:
             return start
         training = self.config.training
-        self._record_provenance()
+        self._record_provenance(start)
         # Nothing is kept of a start that was killed before its first checkpoint.
         self.run_dir.forget_after(start if start else -1)
         if start == 0:
@@ -271,9 +271,10 @@ class _Loop:
         }
         self.checkpoints.save(step, self.trainer.step.global_arrays(state), extra)
 
-    def _record_provenance(self) -> None:
+    def _record_provenance(self, start: int) -> None:
         params = unet.abstract_params(self.trainer.denoiser.spec)
         self.run_dir.record_provenance(
+            nimg=start * self.batch_size,
             params=unet.count_params(params),
             devices=[device.device_kind for device in jax.devices()],
             runtime=jax.devices()[0].client.platform_version,

@@ -9,15 +9,17 @@ import pytest
 import configs
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, write_json
-from edm_jax.studies import RunSpec, local
-from experiments import cli, launch, planning
+from edm_jax.studies import RunSpec, by_seed, local
+from experiments import cli, launch, planning, train
 
 G = f"{configs.letter_path('g')}:digits-tiny"
 
 
 def planned(directory, *names, retry_failed=False, overrides=None, allow=""):
     specs = [RunSpec(name, G) for name in names]
-    return planning.plan(specs, directory, overrides or {}, retry_failed, allow)
+    return planning.plan(
+        "study", specs, directory, overrides or {}, retry_failed, allow
+    )
 
 
 def actions(*arguments, **options):
@@ -60,7 +62,8 @@ def test_planning_writes_nothing(tmp_path):
 
 
 def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_path):
-    make(tmp_path, "b", state="preempted", nimg=320)
+    path = make(tmp_path, "b", state="preempted", nimg=320)
+    (path / "checkpoints" / "20").mkdir(parents=True)
     changed = {"optimizer.beta1": "0.8"}
     with pytest.raises(ValueError, match=r"optimizer.beta1 is 0.9 there and 0.8 here"):
         planned(tmp_path, "a", "b", overrides=changed)
@@ -73,11 +76,32 @@ def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_pat
     assert json.loads((tmp_path / "b" / "changes.json").read_text())["changes"]
 
 
+def test_what_failed_before_any_step_is_trained_with_the_corrected_config(tmp_path):
+    make(tmp_path, "a", state="failed", message="no such data")
+    assert actions(tmp_path, "a") == {"a": "failed before"}
+    plans = planned(tmp_path, "a", overrides={"optimizer.beta1": "0.8"})
+    assert plans[0].action == "train"
+    (task,) = planning.open_runs(plans, "")
+    assert task.status["state"] == "queued"
+    assert (
+        json.loads((task.path / "config.json").read_text())["optimizer"]["beta1"] == 0.8
+    )
+
+
+def test_training_is_told_its_study_and_variant(tmp_path):
+    specs = by_seed([RunSpec("g-long", G, seeds=(0, 3))])
+    plans = planning.plan("ladder", specs, tmp_path, {}, False, "")
+    for plan, task in zip(plans, planning.open_runs(plans, ""), strict=True):
+        assert plan.path.name in ("g-long-seed0", "g-long-seed3")
+        options = cli.parse_config(train.parser(), task.commands[0][2:])[0]
+        assert (options.study, options.variant) == ("ladder", "g-long")
+
+
 def test_what_is_said_of_all_runs_is_of_no_field_that_the_study_sets(tmp_path):
     specs = [RunSpec("a", G, {"optimizer.beta1": "0.8"}), RunSpec("b", G)]
     for field in ("optimizer.beta1", "optimizer.beta2"):
         try:
-            plans = planning.plan(specs, tmp_path, {field: "0.5"}, False, "")
+            plans = planning.plan("s", specs, tmp_path, {field: "0.5"}, False, "")
         except ValueError as error:
             assert field == "optimizer.beta1" and "the study sets that" in str(error)
         else:

@@ -1,5 +1,6 @@
 """What a run directory promises: identity, whole files, a log that resumes cleanly."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 import pytest
 
 import configs
-from edm_jax.runs import directory
+from edm_jax.runs import claims, directory
 from edm_jax.runs.directory import RunDir
 
 REFERENCE = str(configs.letter_path("g")) + ":digits-tiny"
@@ -22,6 +23,13 @@ def config(**overrides):
 @pytest.fixture
 def run(tmp_path):
     return RunDir(tmp_path / "study" / "run", config())
+
+
+@pytest.fixture
+def trained(run):
+    """A run that has a checkpoint."""
+    (run.checkpoints / "12").mkdir(parents=True)
+    return run
 
 
 def log_steps(run, *steps):
@@ -46,7 +54,8 @@ def test_the_same_config_opens_a_run_again(run):
     assert again.status["state"] == "preempted" and again.status["nimg"] == 160
 
 
-def test_a_changed_config_is_refused_with_every_changed_field_named(run):
+def test_a_changed_config_is_refused_with_every_changed_field_named(trained):
+    run = trained
     before = (run.path / "config.json").read_bytes()
     changed = config(optimizer__alpha_ref="0.5", network__channel_mult="(1,)")
     with pytest.raises(ValueError) as refusal:
@@ -190,6 +199,154 @@ def test_provenance_has_versions_and_keeps_the_first_start(run, monkeypatch):
     assert second["devices"] == ["cpu", "cpu"]
 
 
+def test_a_start_states_the_images_that_the_run_resumed_from(run):
+    run.set_status(nimg=320)  # the last that was trained before a kill
+    run.record_provenance(nimg=0)
+    run.record_provenance(nimg=192)
+    starts = directory.read_json(run.path / "provenance.json")["starts"]
+    assert [start["nimg"] for start in starts] == [0, 192]
+
+
+def test_a_run_records_the_study_it_belongs_to_and_keeps_it(run):
+    run.record_provenance()
+    path = run.path / "provenance.json"
+    assert directory.read_json(path)["study"] is None
+    run.study = {"name": "ladder", "variant": "g"}
+    run.record_provenance()
+    again = RunDir(run.path, config())  # resumed by hand
+    again.record_provenance()
+    assert directory.read_json(path)["study"] == {"name": "ladder", "variant": "g"}
+
+
+# Damaged files
+
+
+@pytest.fixture
+def warnings(caplog):
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"[]", b"7", b'{"kind": "train", "nimg": 48}', b"\xff", b"[" * 100_000],
+)
+def test_a_damaged_line_costs_that_line_alone_and_is_kept_aside(run, warnings, line):
+    log_steps(run, 1, 2)
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    log_steps(run, 4)
+    damaged = path.read_bytes()
+    assert steps_of(run) == [1, 2, 4]
+    run.forget_after(4)
+    lines = path.read_text().splitlines()
+    assert [json.loads(text)["step"] for text in lines] == [1, 2, 4]
+    (said,) = warnings()
+    assert said.startswith(f"{path}: line 3 is damaged (")
+    assert said.endswith(
+        "The other 3 lines are kept; the file as it was is metrics.jsonl.damaged."
+    )
+    assert (run.path / "metrics.jsonl.damaged").read_bytes() == damaged
+
+
+def test_metrics_that_vanished_are_not_gone_on_without(run):
+    log_steps(run, 1, 2)
+    path = run.path / "metrics.jsonl"
+    path.unlink()
+    run.forget_after(-1)  # a run that starts
+    path.unlink()
+    with pytest.raises(ValueError, match=f"put it back, or .*: touch {path}"):
+        run.forget_after(2)
+    path.touch()
+    run.forget_after(2)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"starts": 7}', '{"starts": [1]}'])
+def test_a_damaged_provenance_is_begun_anew_and_kept_aside(run, warnings, content):
+    path = run.path / "provenance.json"
+    path.write_text(content)
+    run.record_provenance(params=1)
+    assert len(directory.read_json(path)["starts"]) == 1
+    (said,) = warnings()
+    assert said.startswith(str(path)) and said.endswith(
+        "kept as provenance.json.damaged."
+    )
+    assert (run.path / "provenance.json.damaged").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["config.json", "changes.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_run_that_cannot_tell_which_it_is_says_what_to_do(run, name, content):
+    log_steps(run, 1)
+    (run.path / name).write_text(content)
+    with pytest.raises(
+        ValueError, match=f"{name} is damaged: .* Restore it, or delete"
+    ):
+        RunDir(run.path, config())
+    (run.path / name).unlink()
+    RunDir(run.path, config())
+
+
+@pytest.mark.parametrize("name", ["config.json", "changes.json"])
+def test_an_object_of_another_form_is_damage_too(run, name):
+    (run.path / name).write_text("{}" if name == "config.json" else '{"changes": 7}')
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        RunDir(run.path, config())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"state": '])
+def test_a_damaged_status_is_told_and_written_anew(run, warnings, content):
+    (run.path / "status.json").write_text(content)
+    assert RunDir(run.path, config()).status["state"] == "queued"
+    (said,) = warnings()
+    assert "status.json is damaged" in said and said.endswith("It is written anew.")
+
+
+def test_fields_of_a_status_that_are_of_a_wrong_type_are_left_out(run):
+    odd = {"state": 7, "nimg": "many", "images_per_s": [], "stage": "train", "x": 1}
+    directory.write_json(run.path / "status.json", odd)
+    assert directory.read_status(run.path) == {"stage": "train", "x": 1}
+
+
+# A directory that was never trained in
+
+
+@pytest.mark.parametrize("left", ["nothing", "a probe of step 0", "a torn line"])
+def test_a_run_that_failed_before_its_first_step_is_taken_over(run, left):
+    run.set_status(state="failed", message="no data")
+    if left != "nothing":
+        run.log("heldout", 0, 0, loss_per_element=1.0)
+    if left == "a torn line":
+        with open(run.path / "metrics.jsonl", "a") as file:
+            file.write('{"kind": "tr')
+    new = config(optimizer__alpha_ref="0.5", optimizer__batch_size="32")
+    again = RunDir(run.path, new)
+    assert again.is_taken_over and recorded(again).to_dict() == new.to_dict()
+    assert again.config_hash == directory.config_hash(new)
+    assert not (run.path / "changes.json").exists()
+
+
+@pytest.mark.parametrize("left", ["metrics", "a checkpoint", "a snapshot", "damage"])
+def test_a_run_of_which_anything_is_left_is_not_taken_over(run, tmp_path, left):
+    if left == "metrics":
+        log_steps(run, 1)
+    elif left == "damage":
+        (run.path / "metrics.jsonl").write_text("?\n")
+    else:
+        place = run.checkpoints if left == "a checkpoint" else run.snapshots
+        (place / "12").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        RunDir(run.path, config(optimizer__alpha_ref="0.5"))
+
+
+def test_snapshots_that_lie_elsewhere_count_as_training(run, tmp_path):
+    where = {"training__snapshot_dir": str(tmp_path / "large")}
+    moved = RunDir(run.path, config(**where))
+    (moved.snapshots / "a.safetensors").touch()
+    other = {"training__snapshot_dir": str(tmp_path / "other"), "seed": "3"}
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        RunDir(run.path, config(**other))
+
+
 # Changes of the config
 
 
@@ -197,7 +354,8 @@ def recorded(run):
     return configs.from_json(directory.read_json(run.path / "config.json"), run.path)
 
 
-def test_an_allowed_change_is_recorded_and_the_run_keeps_its_identity(run):
+def test_an_allowed_change_is_recorded_and_the_run_keeps_its_identity(trained):
+    run = trained
     run.set_status(state="running", nimg=160)
     new = config(optimizer__nonfinite="skip")
     again = RunDir(run.path, new, allow=["optimizer.nonfinite", "data"])
@@ -211,7 +369,8 @@ def test_an_allowed_change_is_recorded_and_the_run_keeps_its_identity(run):
     }
 
 
-def test_after_an_allowed_change_the_new_config_is_the_run_s(run):
+def test_after_an_allowed_change_the_new_config_is_the_run_s(trained):
+    run = trained
     new = config(optimizer__nonfinite="skip")
     RunDir(run.path, new, allow=["optimizer.nonfinite"])
     before = (run.path / "changes.json").read_bytes()
@@ -221,7 +380,8 @@ def test_after_an_allowed_change_the_new_config_is_the_run_s(run):
         RunDir(run.path, config())
 
 
-def test_allowed_changes_are_recorded_one_after_the_other(run):
+def test_allowed_changes_are_recorded_one_after_the_other(trained):
+    run = trained
     run.set_status(nimg=16)
     first = {"optimizer__nonfinite": "skip"}
     RunDir(run.path, config(**first), allow=["optimizer.nonfinite"])
@@ -236,7 +396,8 @@ def test_allowed_changes_are_recorded_one_after_the_other(run):
     ]
 
 
-def test_a_refusal_says_what_to_allow_and_doing_so_is_accepted(run):
+def test_a_refusal_says_what_to_allow_and_doing_so_is_accepted(trained):
+    run = trained
     new = config(optimizer__alpha_ref="0.5", network__dropout="0.2", seed="3")
     with pytest.raises(ValueError) as refusal:
         RunDir(run.path, new, allow=["seed"])
@@ -249,7 +410,8 @@ def test_a_refusal_says_what_to_allow_and_doing_so_is_accepted(run):
     RunDir(run.path, new, allow=fields.split(","))
 
 
-def test_the_batch_size_of_a_run_never_changes(run):
+def test_the_batch_size_of_a_run_never_changes(trained):
+    run = trained
     before = (run.path / "config.json").read_bytes()
     new = config(optimizer__batch_size="32", seed="3")
     for allow in ([], ["optimizer.batch_size"], ["optimizer.batch_size", "seed"]):
@@ -282,7 +444,29 @@ def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
     assert not (run.path / "changes.json").exists()
 
 
+def test_a_change_is_dated_by_the_checkpoint_that_the_run_resumes_from(trained):
+    trained.set_status(nimg=320)
+    new = config(optimizer__nonfinite="skip")
+    again = RunDir(trained.path, new, allow=["optimizer.nonfinite"])
+    again.record_provenance(nimg=192)
+    (change,) = directory.read_json(trained.path / "changes.json")["changes"]
+    assert change["nimg"] == 192
+
+
 # A full disk, and processes that do not write
+
+
+def test_a_full_disk_leaves_no_empty_directory(small_disk):
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    path = small_disk / "study" / "run"
+    for make in (lambda: RunDir(path, config()), lambda: claims.take(path, "me")):
+        with pytest.raises(OSError, match="No space left") as full:
+            make()
+        assert full.value.filename.startswith(str(path))
+        assert list(small_disk.iterdir()) == [filler]
 
 
 def assert_log_is_whole_and_goes_on(run):
@@ -299,7 +483,7 @@ def test_a_line_that_a_full_disk_does_not_take_is_not_there_at_all(small_disk):
     directory.write_json(run.path / "small.json", {"a": 1})
     filler, pages = small_disk / "filler", 2 * 4096
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - pages))
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device: .*metrics.jsonl"):
         for step in range(1, 1000):
             run.log("train", step, step * 16, loss=[1 / step] * 7)
     assert 20 < len(steps_of(run)) == len(mirrored) < 999
@@ -351,7 +535,8 @@ def test_a_process_that_does_not_write_writes_nothing(tmp_path):
     assert run.config_hash == directory.config_hash(config())
 
 
-def test_a_process_that_does_not_write_leaves_a_run_as_it_is(run):
+def test_a_process_that_does_not_write_leaves_a_run_as_it_is(trained):
+    run = trained
     log_steps(run, 1, 2)
     run.set_status(state="running", nimg=32)
 
