@@ -1,20 +1,26 @@
 """Snapshots of the original code, PREFIX-{kimg}-{sigma_rel}.pkl, taken over as a run.
 
-What the pickles hold is checked and stored as snapshots of this project's own, once; from
-there on it is a run like every other.
+Each pickle is checked and copied, once, into a snapshot of this project's own format;
+from then on the run is like any other.
 """
 
 import dataclasses
+import glob
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 import configs
 from configs.workloads import WORKLOADS
 from edm_jax import ema, original
+from edm_jax.cost.disk import human
 from edm_jax.ema import snapshots
+from edm_jax.models import ops
 from edm_jax.runs.directory import RunDir, read_json, write_json
 from experiments import cli
 
@@ -22,23 +28,36 @@ SUFFIX = ".pkl"
 
 
 def find(path: Path) -> list[Path]:
-    """The pickles that a path means: one file, a pattern, or a directory's own."""
-    if path.suffix == SUFFIX and "*" in path.name:
-        found = sorted(path.parent.glob(path.name))
-        if not found:
-            raise FileNotFoundError(f"There is no file like {path}.")
-        return found
-    if path.suffix == SUFFIX:
+    """The pickles that a path means: one file, a pattern with *, or a directory's own."""
+    if path.is_dir():
+        return sorted(path.glob(f"*{SUFFIX}"))
+    if path.suffix != SUFFIX:
+        return []
+    if path.exists() or "*" not in path.name:
         return [path]
-    return sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else []
+    # The other characters of patterns stand for themselves.
+    pattern = glob.escape(path.name).replace("[*]", "*")
+    if not (found := sorted(path.parent.glob(pattern))):
+        raise FileNotFoundError(f"There is no file like {path}.")
+    return found
 
 
 def take_over(path: Path, files: list[Path], reference: str) -> Path:
-    """The run directory of these pickles, made or completed.
+    """Copies the snapshots that a run made of them does not hold yet.
 
-    reference: the config that says what data they are of, '' to tell by their sizes.
-    Raises ValueError for files of several networks, or damaged ones, by name.
+    Args:
+        path: what the user named.
+        files: the pickles that it means.
+        reference: the config of the data they were trained on; '' infers it from sizes.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        ValueError: the files belong to several networks, hold no average, or one of them
+            is damaged; or the disk has no room.
     """
+    files = _averages(path, files)
     prefixes = sorted({original.name_of(file)[0] for file in files})
     if len(prefixes) > 1:
         raise ValueError(
@@ -46,23 +65,67 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
             f"those of one, such as --run='{path}/{prefixes[0]}-*{SUFFIX}'."
         )
     name = prefixes[0] if len(files) > 1 else files[0].name.removesuffix(SUFFIX)
-    network = original.load(files[0]).network
-    run = RunDir(Path("runs") / f"original-{name}", _config(network, reference))
+    first = original.load(files[0])
+    run = _open(Path("runs") / f"original-{name}", _config(first, reference))
     memory = run.path / "originals.json"
     taken = read_json(memory)
-    missing = [file for file in files if taken.get(file.name) != _identity(file)]
+    missing = [
+        file
+        for file in files
+        if taken.get(file.name) != _identity(file)
+        or not (run.snapshots / _meta(run, file).filename).exists()
+    ]
     if missing:
-        print(
-            f"Taking over snapshots of the original code: {run.path}", file=sys.stderr
-        )
+        _check_space(run, missing)
+        print(f"Copying snapshots of the original code to {run.path}", file=sys.stderr)
         with cli.progress_bar() as bar:
             for file in bar.track(missing, description="snapshots"):
-                _store(run, file, network)
+                _store(run, file, first.settings)
                 taken[file.name] = _identity(file)
                 write_json(memory, taken)
+        _tell_what_is_kept(run)
     last = max(original.name_of(file)[1] for file in files)
     run.set_status(state="done", nimg=last, total_nimg=last)
     return run.path
+
+
+def _averages(path: Path, files: list[Path]) -> list[Path]:
+    """The files that hold an average; says which were left out, and why."""
+    if files == [path]:
+        foreign = []
+    else:
+        foreign = [file for file in files if not original.is_named(file)]
+    named = [file for file in files if file not in foreign]
+    empty = [file for file in named if original.name_of(file)[1] == 0]
+    for left_out, reason in (
+        (empty, "stored at 0 images, before there was an average"),
+        (foreign, "not named PREFIX-KIMG-SIGMA_REL.pkl"),
+    ):
+        if left_out:
+            names = ", ".join(file.name for file in left_out[:4])
+            more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
+            print(f"Left out: {names}{more} ({reason}).", file=sys.stderr)
+    found = [file for file in named if file not in empty]
+    if not found:
+        raise ValueError(
+            f"{path} holds no average: its snapshots were stored at 0 images, before "
+            "training; name later ones."
+            if empty
+            else f"{path} holds no snapshot named PREFIX-KIMG-SIGMA_REL.pkl."
+        )
+    return found
+
+
+def _open(place: Path, config: ml_collections.ConfigDict) -> RunDir:
+    try:
+        return RunDir(place, config)
+    except ValueError as error:
+        difference = str(error).partition(". ")[0]
+        raise ValueError(
+            f"{difference}. It was made of other snapshots, or by another version: "
+            f"remove it with `rm -r {shlex.quote(str(place))}`, then run the same "
+            "command again."
+        ) from error
 
 
 def _identity(file: Path) -> list[Any]:
@@ -71,17 +134,28 @@ def _identity(file: Path) -> list[Any]:
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _config(
-    network: original.OriginalNetwork, reference: str
-) -> ml_collections.ConfigDict:
-    """Config G with the network's sizes as the file tells them.
+def _config(first: original.Original, reference: str) -> ml_collections.ConfigDict:
+    """Config G with the network and the scale of its data as the file tells them.
 
-    Which lengths there are, the snapshots say: files may be added.
+    Raises ValueError for a network that config G cannot be.
     """
-    config = configs.load(reference or _guess(network))
+    found = first.settings
+    config = configs.load(reference or _guess(found.network))
     with config.unlocked():
-        config.network.update(dataclasses.asdict(network))
+        config.network.update(dataclasses.asdict(found.network))
+        config.loss.sigma_data = found.sigma_data
+        if not found.half_precision:
+            config.network.compute_dtype = "float32"
+        if first.latents is not None:
+            scale, bias = first.latents
+            # The pipeline's (raw - raw_mean) / raw_std * 0.5 is their raw * scale + bias.
+            statistics = {"raw_mean": -bias / scale, "raw_std": 0.5 / scale}
+            for field, row in statistics.items():
+                known = config.data[field]
+                if len(known) != len(row) or not np.allclose(row, known, 1e-5, 1e-5):
+                    config.data[field] = tuple(row.tolist())
         config.title = "snapshots of the original code"
+    ops.resolve_network(config)
     return config
 
 
@@ -100,16 +174,44 @@ def _guess(network: original.OriginalNetwork) -> str:
     )
 
 
-def _store(run: RunDir, file: Path, network: original.OriginalNetwork) -> None:
+def _meta(run: RunDir, file: Path, rounded: str = "") -> ema.SnapshotMeta:
+    """What the copy of a pickle says of itself."""
+    _, nimg, sigma_rel = original.name_of(file)
+    try:
+        return ema.SnapshotMeta(
+            profile=ema.PowerProfile(sigma_rel),
+            nimg=nimg,
+            update_interval=2048,  # the paper's batch: the files do not say
+            config_hash=run.config_hash,
+            # Stored as float32, since the Fourier frequencies are divided by 2 pi.
+            rounded=rounded,
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _store(run: RunDir, file: Path, settings: original.Settings) -> None:
     loaded = original.load(file)
-    if loaded.network != network:
+    if loaded.settings != settings:
         raise ValueError(f"{file} is of another network than the files beside it.")
-    meta = ema.SnapshotMeta(
-        profile=ema.PowerProfile(loaded.sigma_rel),
-        nimg=loaded.nimg,
-        update_interval=2048,  # the paper's batch: the files do not say
-        config_hash=run.config_hash,
-        # Stored as float32, since the Fourier frequencies are divided by 2 pi.
-        rounded=loaded.dtype,
+    meta = _meta(run, file, loaded.dtype)
+    snapshots.write(run.snapshots, loaded.params(), meta)
+
+
+def _check_space(run: RunDir, files: list[Path]) -> None:
+    needed = sum(file.stat().st_size for file in files)
+    free = shutil.disk_usage(run.path).free
+    if needed > free:
+        raise ValueError(
+            f"Copies of {len(files)} snapshots take {human(needed)}, and {run.path} has "
+            f"{human(free)} free: make room, or name fewer with --run='PREFIX-*{SUFFIX}'."
+        )
+
+
+def _tell_what_is_kept(run: RunDir) -> None:
+    copies = [path.stat().length for path in run.snapshots.iterdir()]
+    print(
+        f"Kept for later commands: {len(copies)} snapshots, {human(sum(copies))}, in "
+        f"{run.path}; to remove them: rm -r {shlex.quote(str(run.path))}",
+        file=sys.stderr,
     )
-    snapshots.write(run.snapshots, loaded.params, meta)

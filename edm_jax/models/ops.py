@@ -152,6 +152,9 @@ def resolve_network(config: Any) -> unet.UNetSpec:
         channel_mult=tuple(net.channel_mult),
         blocks_per_level=net.blocks_per_level,
         attention_resolutions=tuple(net.attention_resolutions),
+        noise_channels=net.noise_channels or net.model_channels,
+        embedding_channels=net.embedding_channels
+        or net.model_channels * max(net.channel_mult),
         head_channels=net.head_channels,
         block=_pick(_BLOCK, net, "block"),
         ops=ops,
@@ -177,6 +180,12 @@ def _size_faults(config: Any) -> Iterator[str]:
     for field in ("channels", "head_channels", "blocks_per_level"):
         if net[field] < 1:
             yield f"network.{field}={net[field]}, but must be at least 1."
+    for field in ("noise_channels", "embedding_channels"):
+        if net[field] < 0 or net[field] % 2:
+            yield (
+                f"network.{field}={net[field]}, but must be an even number; 0 follows "
+                "network.model_channels."
+            )
     if net.num_classes < 0:
         yield f"network.num_classes={net.num_classes}; 0 is the unconditional network."
     for field in ("residual_balance", "embedding_balance", "cat_balance"):
@@ -216,11 +225,15 @@ def _architecture_faults(config: Any) -> Iterator[str]:
             "multiple of 4."
         )
     widths = [net.model_channels * mult for mult in net.channel_mult]
-    if any(width % min(net.head_channels, width) for width in widths):
-        yield (
-            f"network.head_channels={net.head_channels} must divide the channels of "
-            f"every level, {', '.join(map(str, widths))}."
-        )
+    for level, width in enumerate(widths):
+        heads = max(width // net.head_channels, 1)
+        attends = net.resolution >> level in net.attention_resolutions
+        if width % heads and (attends or level == halvings):
+            yield (
+                f"network.head_channels={net.head_channels} makes {heads} heads of a "
+                f"level's {width} channels, and {heads} does not divide {width}: choose "
+                "another."
+            )
     groups = [min(32, width // 4) for width in widths]
     if net.norm != "none" and any(w % g for w, g in zip(widths, groups, strict=True)):
         yield (

@@ -57,6 +57,8 @@ class UNetSpec:
     channel_mult: tuple[int, ...]
     blocks_per_level: int
     attention_resolutions: tuple[int, ...]
+    noise_channels: int
+    embedding_channels: int
     head_channels: int
     block: Callable[..., nn.Module]
     ops: Ops
@@ -70,10 +72,6 @@ class UNetSpec:
     io_dtype: Any  # of the input and output convolutions
     logvar: bool
     remat: bool = False  # blocks are computed again for the backward pass
-
-    @property
-    def embedding_channels(self) -> int:
-        return self.model_channels * max(self.channel_mult)
 
 
 class Branch(nn.Module):
@@ -114,13 +112,14 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         ops = self.spec.ops
         n, h, w, channels = x.shape
-        head = min(self.spec.head_channels, channels)
+        heads = max(channels // self.spec.head_channels, 1)
+        head = channels // heads
         y = x if ops.cosine_attention else ops.norm(name="norm")(x)
         qkv = ops.layer(3 * channels, 1, name="qkv")(y)
-        heads = qkv.reshape(n, h * w, 3, channels // head, head)
+        qkv = qkv.reshape(n, h * w, 3, heads, head)
         if ops.cosine_attention:
-            heads = layers.pixel_norm(heads)
-        q, k, v = (part.squeeze(2) for part in jnp.split(heads, 3, axis=2))
+            qkv = layers.pixel_norm(qkv)
+        q, k, v = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
         precision = layers.float32_precision(x, ops.precision)
         einsum = functools.partial(jnp.einsum, precision=precision)
         logits = einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32)
@@ -195,7 +194,10 @@ class MainPathBlock(Block):
 
 
 class Embedding(nn.Module):
-    """(N,) noise level and (N, classes) label -> (N, 4 mc), in float32 (App. B.1)."""
+    """(N,) noise level and (N, classes) label -> (N, embedding_channels), in float32.
+
+    4 mc channels in the paper (App. B.1).
+    """
 
     spec: UNetSpec
 
@@ -203,7 +205,7 @@ class Embedding(nn.Module):
     def __call__(self, c_noise: Array, label: Array | None) -> Array:
         spec, ops = self.spec, self.spec.ops
         features = spec.embedding_channels
-        emb = ops.noise_features(spec.model_channels, name="noise_features")(c_noise)
+        emb = ops.noise_features(spec.noise_channels, name="noise_features")(c_noise)
         emb = ops.layer(features, 1, name="noise0")(emb)
         if spec.embedding_layers == 2:
             emb = ops.layer(features, 1, name="noise1")(ops.silu(emb))

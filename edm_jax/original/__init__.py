@@ -4,42 +4,81 @@ Needs NumPy alone, and runs nothing that a file holds.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edm_jax.original.mapping import OriginalNetwork, name_of, to_params
-from edm_jax.original.reader import read
+import numpy as np
 
-__all__ = ["Original", "OriginalNetwork", "load", "name_of"]
+from edm_jax.files import Damaged
+from edm_jax.original import mapping, reader, settings
+from edm_jax.original.mapping import OriginalNetwork, is_named, name_of
+from edm_jax.original.pickles import Refused
+from edm_jax.original.settings import Settings
+
+__all__ = ["Original", "OriginalNetwork", "Settings", "is_named", "load", "name_of"]
 
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """A snapshot: float32 params (nested dict), their network, and its EMA profile.
+    """A snapshot whose names, shapes and settings are known; its weights are on disk.
 
-    nimg is the number of images trained on, sigma_rel the relative width of the
-    power-function profile.
+    Attributes:
+        settings: the network, and what its preconditioning says.
+        latents: (scale, bias) by channel, where the snapshot's encoder has them.
+        nimg: images trained on.
+        sigma_rel: relative width of the power-function profile.
+        dtype: the coarsest format among the stored tensors.
     """
 
-    params: dict[str, Any]
-    network: OriginalNetwork
+    path: str
+    settings: Settings
+    latents: tuple[np.ndarray, np.ndarray] | None
     nimg: int
     sigma_rel: float
-    dtype: str  # coarsest format among the stored tensors
+    dtype: str
+    _tensors: mapping.Tensors
+    _places: list[mapping.Slot]
+
+    def params(self) -> dict[str, Any]:
+        """The weights, a nested dict of views of the file, in the stored format.
+
+        The Fourier features are float32, and exact; widen the others before computing.
+        Raises ValueError where weights are not finite.
+        """
+        with _naming(self.path):
+            return mapping.to_params(self._tensors, self._places)
 
 
 def load(path: str | os.PathLike[str]) -> Original:
-    """The snapshot PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl of the original code.
+    """Opens a snapshot PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl of the original code.
 
-    Raises ValueError for another name, a damaged or hostile file, and a network that is
-    not config G's; FileNotFoundError for no file.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the name has another form, the file is damaged or hostile, or its
+            network computes something else than config G's.
     """
     _, nimg, sigma_rel = name_of(path)
-    tensors = read(path)
-    try:
-        params, network = to_params(tensors)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from None
+    stored = reader.read(path)
+    tensors = stored.tensors
+    with _naming(path):
+        network = mapping.infer(tensors)
+        places = mapping.fit(tensors, network)
+        found = settings.read(stored, network)
+        latents = settings.latents(stored, network.channels)
     half = any(tensor.dtype.itemsize < 4 for tensor in tensors.values())
     dtype = "float16" if half else "float32"
-    return Original(params, network, nimg, sigma_rel, dtype)
+    name = os.fspath(path)
+    return Original(name, found, latents, nimg, sigma_rel, dtype, tensors, places)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Puts the file's name before what is wrong with it."""
+    try:
+        yield
+    except Refused as refused:
+        raise Damaged(path, str(refused)) from None
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None

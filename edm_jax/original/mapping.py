@@ -22,13 +22,13 @@ Tensors = Mapping[str, np.ndarray]
 HEAD_CHANNELS = 64
 LOGVAR_FEATURES = 128
 _BLOCK0 = re.compile(r"unet\.enc\.([0-9]+)x\1_block0(?=\.conv_res1\.weight\Z)")
-_ADVICE = ": name a snapshot of a config-G network of the original code."
+ADVICE = ": name a snapshot of a config-G network of the original code."
 _NAME = re.compile(r"(.+)-([0-9]{7,})-([0-9]\.[0-9]{3})\.pkl")
 
 
 @dataclasses.dataclass(frozen=True)
 class OriginalNetwork:
-    """The size of a config-G network, in the words of a config's `network` fields."""
+    """A config-G network, in the words of a config's `network` fields."""
 
     resolution: int
     channels: int
@@ -37,7 +37,14 @@ class OriginalNetwork:
     channel_mult: tuple[int, ...]
     blocks_per_level: int
     attention_resolutions: tuple[int, ...]
+    noise_channels: int = 0  # 0: model_channels
+    embedding_channels: int = 0  # 0: those of the widest level
     head_channels: int = HEAD_CHANNELS
+    residual_balance: float = 0.3
+    embedding_balance: float = 0.5
+    cat_balance: float = 0.5
+    clamp: float = 256.0
+    dropout: float = 0.0
 
 
 class Slot(NamedTuple):
@@ -48,11 +55,16 @@ class Slot(NamedTuple):
     path: str
 
 
-def name_of(path: str | os.PathLike[str]) -> tuple[str, int, float]:
-    """(prefix, nimg, sigma_rel) that the name of a snapshot tells.
+def is_named(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a snapshot, as `name_of` takes it."""
+    return _NAME.fullmatch(Path(path).name) is not None
 
-    Such a name is PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl, and kimg is nimg // 1000 of an
-    nimg that is a multiple of 1024. Raises ValueError for another form.
+
+def name_of(path: str | os.PathLike[str]) -> tuple[str, int, float]:
+    """(prefix, nimg, sigma_rel) of a snapshot, by its name.
+
+    The name is PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl; kimg is nimg // 1000, and nimg a
+    multiple of 1024. Raises ValueError for another form.
     """
     name = Path(path).name
     match = _NAME.fullmatch(name)
@@ -65,37 +77,48 @@ def name_of(path: str | os.PathLike[str]) -> tuple[str, int, float]:
     return prefix, -(-int(kimg) * 1000 // 1024) * 1024, float(sigma_rel)
 
 
-def to_params(tensors: Tensors) -> tuple[dict[str, Any], OriginalNetwork]:
-    """The float32 parameters (a nested dict) of flat names -> arrays, and their size.
+def fit(tensors: Tensors, network: OriginalNetwork) -> list[Slot]:
+    """The place of every tensor, all of which belong to a network of that size.
 
-    Raises ValueError where a tensor is missing, is not finite, has another shape than
-    in a config-G network of this size, or is one that no such network has.
+    Raises ValueError where a tensor is missing, has another shape than in such a
+    network, or has no place in it.
     """
-    network = infer(tensors)
+    found, unused = list(slots(network)), dict(tensors)
+    for slot in found:
+        tensor = unused.pop(slot.name, None)
+        if tensor is None or tensor.shape != slot.shape:
+            state = "is missing" if tensor is None else f"has shape {tensor.shape}"
+            raise ValueError(
+                f"The tensor {slot.name!r} {state}, where {slot.shape} belongs{ADVICE}"
+            )
+    for name, tensor in unused.items():
+        raise ValueError(
+            f"The tensor {name!r} of shape {tensor.shape} has no place in a config-G "
+            f"network{ADVICE}"
+        )
+    return found
+
+
+def to_params(tensors: Tensors, places: list[Slot]) -> dict[str, Any]:
+    """The parameters, a nested dict in this project's layout.
+
+    They are views of the tensors, in the stored format; the Fourier features are float32,
+    since float16 would round them once more when they are divided by 2 pi. Raises
+    ValueError for a tensor with numbers that are not finite.
+    """
     params: dict[str, Any] = {}
-    unused = dict(tensors)
-    for slot in slots(network):
+    for slot in places:
         *parents, leaf = slot.path.split("/")
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        tensor = unused.pop(slot.name, None)
-        if tensor is None or tensor.shape != slot.shape:
-            found = "is missing" if tensor is None else f"has shape {tensor.shape}"
-            raise ValueError(
-                f"The tensor {slot.name!r} {found}, where {slot.shape} belongs{_ADVICE}"
-            )
+        tensor = tensors[slot.name]
         if not np.isfinite(tensor).all():
             raise ValueError(
-                f"The tensor {slot.name!r} holds numbers that are not finite{_ADVICE}"
+                f"The tensor {slot.name!r} holds numbers that are not finite{ADVICE}"
             )
-        node[leaf] = arrange(slot, tensor).astype(np.float32, order="C")
-    for name, tensor in unused.items():
-        raise ValueError(
-            f"The tensor {name!r} of shape {tensor.shape} has no place in a config-G "
-            f"network{_ADVICE}"
-        )
-    return params, network
+        node[leaf] = arrange(slot, tensor)
+    return params
 
 
 def infer(tensors: Tensors) -> OriginalNetwork:
@@ -104,32 +127,38 @@ def infer(tensors: Tensors) -> OriginalNetwork:
     def widths(name: str, dims: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != dims:
             raise ValueError(
-                f"There is no tensor {name!r} of {dims} dimensions{_ADVICE}"
+                f"There is no tensor {name!r} of {dims} dimensions{ADVICE}"
             )
         return tensors[name].shape
 
-    (features,) = widths("unet.emb_fourier.freqs", 1)
+    (noise,) = widths("unet.emb_fourier.freqs", 1)
+    (logvar,) = widths("logvar_fourier.freqs", 1)
+    if logvar != LOGVAR_FEATURES:
+        raise ValueError(
+            f"The network has logvar_channels = {logvar}, but only {LOGVAR_FEATURES} is "
+            f"accepted{ADVICE}"
+        )
+    embedding, _ = widths("unet.emb_noise.weight", 2)
     blocks = {int(match[1]): match[0] for match in map(_BLOCK0.match, tensors) if match}
     resolutions = sorted(blocks, reverse=True)
     levels = [widths(f"{blocks[r]}.conv_res1.weight", 4)[0] for r in resolutions]
-    if not levels or any(width % features for width in levels):
+    if not levels:
+        raise ValueError(f"The encoder has no blocks{ADVICE}")
+    middle = f"unet.dec.{resolutions[-1]}x{resolutions[-1]}_in0"
+    if f"{middle}.emb_gain" in tensors and f"{middle}.attn_qkv.weight" not in tensors:
         raise ValueError(
-            f"The encoder has levels of {levels} channels, which should be multiples of "
-            f"the {features} noise features{_ADVICE}"
+            f"The block {middle!r} has no attention, which means that it has fewer "
+            f"channels than a head; only networks with attention there are accepted{ADVICE}"
         )
-    if any(width % min(HEAD_CHANNELS, width) for width in levels):
-        raise ValueError(
-            f"The encoder has levels of {levels} channels, which attention heads of "
-            f"{HEAD_CHANNELS} do not divide{_ADVICE}"
-        )
+    unit = math.gcd(*levels)
     first = blocks[resolutions[0]].removesuffix("0")
     labelled = "unet.emb_label.weight" in tensors
     return OriginalNetwork(
         resolution=resolutions[0],
         channels=widths("unet.out_conv.weight", 4)[0],
         num_classes=widths("unet.emb_label.weight", 2)[1] if labelled else 0,
-        model_channels=features,
-        channel_mult=tuple(width // features for width in levels),
+        model_channels=unit,
+        channel_mult=tuple(width // unit for width in levels),
         blocks_per_level=next(
             i
             for i in itertools.count()
@@ -138,14 +167,16 @@ def infer(tensors: Tensors) -> OriginalNetwork:
         attention_resolutions=tuple(
             r for r in resolutions if f"{blocks[r]}.attn_qkv.weight" in tensors
         ),
+        noise_channels=0 if noise == unit else noise,
+        embedding_channels=0 if embedding == max(levels) else embedding,
     )
 
 
 def slots(network: OriginalNetwork) -> Iterator[Slot]:
     """Every tensor of such a network, as the original code names and shapes it."""
-    features = network.model_channels
-    first = features * network.channel_mult[0]
-    embedding = features * max(network.channel_mult)
+    widths = [network.model_channels * mult for mult in network.channel_mult]
+    first, features = widths[0], network.noise_channels or network.model_channels
+    embedding = network.embedding_channels or max(widths)
     side = f"{network.resolution}x{network.resolution}"
     kernels = {
         "unet.emb_noise": ((embedding, features), "unet/embedding/noise0"),

@@ -6,6 +6,7 @@ file; a budget of operations bounds the time and memory that everything else can
 """
 
 import pickletools
+import re
 import struct
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ MODULE_DICT = "torch.nn.modules.container.ModuleDict"
 PARAMETER = "torch._utils._rebuild_parameter"
 TENSOR = "torch._utils._rebuild_tensor_v2"
 STORAGE = "torch.storage._load_from_bytes"
+NDARRAY, DTYPE = "numpy.ndarray", "numpy.dtype"
+RECONSTRUCT = "numpy.core.multiarray._reconstruct"
+SCALAR = "numpy.core.multiarray.scalar"
+FROMBUFFER = "numpy.core.numeric._frombuffer"
 DICTS = frozenset({"collections.OrderedDict", "dnnlib.util.EasyDict"})
 OBJECTS = DICTS | {
     *(MODULE, MODULE_DICT, PARAMETER, TENSOR, STORAGE),
-    *("numpy.ndarray", "numpy.dtype"),
-    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *(NDARRAY, DTYPE, RECONSTRUCT, SCALAR, FROMBUFFER),
 }
 STORAGES = {"torch.HalfStorage": "<f2", "torch.FloatStorage": "<f4"}
 
@@ -72,7 +76,7 @@ def stream(data: memoryview, budget: Budget) -> Any:
     machine = _Machine(data, budget, OBJECTS)
     result = machine.run()
     if machine.at != len(data):
-        raise Refused("goes on after the end of its pickle")
+        raise Refused("has bytes after the end of its pickle")
     return result
 
 
@@ -210,9 +214,11 @@ class _Machine:
         else:
             module, attribute = self.line(), self.line()
         name = f"{module}.{attribute}"
-        if name not in self.names:
+        # NumPy 2 renamed its package.
+        known = re.sub(r"\Anumpy\._core\.", "numpy.core.", name)
+        if known not in self.names:
             _foreign(f"names the global {name!r}")
-        self.push(Global(name))
+        self.push(Global(known))
 
     def call(self, _: None) -> None:
         args, callee = self.pop(tuple), self.pop(Global)
@@ -258,6 +264,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., None], Any]] = {
     "SHORT_BINBYTES": (_Machine.binary, "<B"),
     "BINBYTES": (_Machine.binary, "<I"),
     "BINBYTES8": (_Machine.binary, "<Q"),
+    "BYTEARRAY8": (_Machine.binary, "<Q"),
     "SHORT_BINUNICODE": (_Machine.text, "<B"),
     "BINUNICODE": (_Machine.text, "<I"),
     "BINUNICODE8": (_Machine.text, "<Q"),

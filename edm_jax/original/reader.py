@@ -1,88 +1,130 @@
-"""From a snapshot of the original code to flat names and arrays, without PyTorch.
+"""From a snapshot of the original code to named modules and arrays, without PyTorch.
 
 Modules are walked through their dicts of parameters, buffers and modules; the source
 text beside them stays unread. A tensor is a nested stream of its own (a legacy
-torch.save), whose every claim is checked against the bytes that exist.
+torch.save), and each of its claims is checked against the bytes that exist.
 """
 
 import math
 import mmap
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm_jax.files import Damaged, open_regular
 from edm_jax.original import pickles
 from edm_jax.original.pickles import Budget, Global, Node, Refused
 
 _MAX_DIMS = 8
 _MAX_NAME = 255
+_GROUPS = ("_parameters", "_buffers", "_modules")
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The averaged weights of a snapshot, by names such as 'unet.out_conv.weight'.
+class Module(NamedTuple):
+    """A module of the pickled network: its class's name and what it remembers.
 
-    Shapes and dtypes are as stored (float16, or float32), the arrays read-only views of
-    the file. Nothing in the file is imported, called or executed. Raises ValueError for
-    a file that is damaged, hostile or no snapshot, FileNotFoundError for none.
+    state is the object's own dict, parameters and settings alike, as inert values.
     """
-    with open(path, "rb") as file:
+
+    class_name: str
+    state: dict[Any, Any]
+
+
+class Stored(NamedTuple):
+    """What a snapshot holds.
+
+    tensors: the averaged weights by names such as 'unet.out_conv.weight', read-only
+    views of the file in the stored format (float16, or float32).
+    modules: the network's modules by name; the network itself is ''.
+    encoder: the state of the encoder of its images; {} where it tells none.
+    """
+
+    tensors: dict[str, np.ndarray]
+    modules: dict[str, Module]
+    encoder: dict[Any, Any]
+
+
+def read(path: str | os.PathLike[str]) -> Stored:
+    """Reads a snapshot; nothing in the file is imported, called or executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, hostile or not a snapshot.
+    """
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         # An empty file cannot be mapped.
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     try:
         return _read(memoryview(data))
     except Refused as refused:
-        raise ValueError(f"{os.fspath(path)} {refused}") from None
+        raise Damaged(path, str(refused)) from None
 
 
-def _read(data: memoryview) -> dict[str, np.ndarray]:
+def _read(data: memoryview) -> Stored:
     budget = Budget()
     root = pickles.stream(data, budget)
     if not isinstance(root, dict) or "ema" not in root:
         raise Refused("holds no averaged weights", "name a snapshot that does")
-    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     size = 0
-    for name, node in _tensors(root["ema"], budget):
-        if name in arrays:
-            raise Refused(f"holds two tensors {name!r}")
-        arrays[name] = _tensor(name, node, budget)
-        size += arrays[name].nbytes
-        if size > len(data):
-            raise Refused("holds tensors that share their storage")
-    return arrays
+    modules: dict[str, Module] = {}
+    for name, module in _modules(root["ema"], budget):
+        if name in modules:
+            raise Refused(f"holds two modules {name!r}")
+        modules[name] = module
+    for prefix, module in modules.items():
+        for name, node in _members(prefix, module.state):
+            if name in tensors:
+                raise Refused(f"holds two tensors {name!r}")
+            tensors[name] = _tensor(name, node, budget)
+            size += tensors[name].nbytes
+            if size > len(data):
+                raise Refused("holds tensors that share their storage")
+    encoder = root.get("encoder")
+    known = isinstance(encoder, Node) and encoder.name == pickles.MODULE
+    return Stored(tensors, modules, _state(encoder, "encoder").state if known else {})
 
 
-def _tensors(root: Any, budget: Budget) -> Iterator[tuple[str, Any]]:
+def _modules(root: Any, budget: Budget) -> Iterator[tuple[str, Module]]:
     # The budget and the length of names bound what cycles and shared modules can ask.
     pending = [("", root)]
     while pending:
-        prefix, module = pending.pop()
-        state = _state(module, prefix)
-        for group in ("_parameters", "_buffers", "_modules"):
-            members = state.get(group)
+        prefix, node = pending.pop()
+        module = _state(node, prefix)
+        yield prefix, module
+        for group in _GROUPS:
+            members = module.state.get(group)
             if not isinstance(members, dict):
                 raise Refused(f"holds a module {prefix!r} without a dict {group!r}")
             budget.spend(1 + len(members))
-            for key, member in members.items():
-                name = f"{prefix}.{key}" if prefix else str(key)
-                if len(name) > _MAX_NAME:
-                    raise Refused(f"nests its modules too deeply at {name[:40]!r}")
-                if member is None:  # PyTorch's word for a member that is not there
-                    continue
-                if group == "_modules":
-                    pending.append((name, member))
-                else:
-                    yield name, member
+        pending += reversed([*_named(prefix, module.state["_modules"])])
 
 
-def _state(module: Any, name: str) -> dict[Any, Any]:
+def _members(prefix: str, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The tensors of a module itself, under their whole names."""
+    yield from _named(prefix, state["_parameters"])
+    yield from _named(prefix, state["_buffers"])
+
+
+def _named(prefix: str, members: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for key, member in members.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if len(name) > _MAX_NAME:
+            raise Refused(f"nests its modules too deeply at {name[:40]!r}")
+        if member is not None:  # PyTorch's word for a member that is absent
+            yield name, member
+
+
+def _state(module: Any, name: str) -> Module:
     match module:
         case Node(pickles.MODULE, (dict() as meta,)) if type(meta.get("state")) is dict:
-            return meta["state"]
+            name = meta.get("class_name")
+            return Module(name if isinstance(name, str) else "", meta["state"])
         case Node(pickles.MODULE_DICT, (), dict() as state):
-            return state
+            return Module("ModuleDict", state)
     raise Refused(f"holds a module {name!r} of an unknown form")
 
 

@@ -1,20 +1,15 @@
-"""The command that rebuilds averages, and snapshots of the original code in the commands."""
+"""The command that rebuilds averages."""
 
-import json
 import sys
 
-import jax
 import numpy as np
-import oracle_original
-import pickle_writer
 import pytest
 
 import configs
-from edm_jax import ema, original
+from edm_jax import ema
 from edm_jax.ema import snapshots
-from edm_jax.original import mapping
 from edm_jax.runs.directory import RunDir
-from experiments import cli, evaluate, reconstruct, sample
+from experiments import cli, reconstruct, sample
 
 DIGITS = f"{configs.letter_path('g')}:digits"
 
@@ -218,160 +213,3 @@ def test_an_object_store_serves_as_run_and_as_out(monkeypatch, capsys, trained, 
     assert [each.path.name for each in found] == [
         "power-0.120-000000032768.safetensors"
     ]
-
-
-NET = original.OriginalNetwork(
-    resolution=8,
-    channels=1,
-    num_classes=10,
-    model_channels=32,
-    channel_mult=(1, 2),
-    blocks_per_level=1,
-    attention_resolutions=(4,),
-)
-
-
-@pytest.fixture
-def pickles(tmp_path):
-    """Snapshots of the original code, of one small network at two times."""
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for kimg in (1048, 2097):
-        for std in (0.05, 0.10):
-            made = {
-                slot.name: rng.standard_normal(slot.shape).astype(np.float16)
-                for slot in mapping.slots(NET)
-            }
-            # Gains of 1 make sampling chaotic.
-            gains = [name for name, leaf in made.items() if not leaf.ndim]
-            made |= dict.fromkeys(gains, np.float16(0.25))
-            name = f"edm2-digits-{kimg:07d}-{std:.3f}.pkl"
-            tensors[name] = made
-            data = pickle_writer.snapshot(pickle_writer.tree(made))
-            (tmp_path / name).write_bytes(data)
-    return tmp_path, tensors
-
-
-def test_the_originals_snapshots_are_rebuilt_like_others(
-    monkeypatch, capsys, pickles, tmp_path
-):
-    directory, tensors = pickles
-    monkeypatch.chdir(tmp_path)
-    command = [f"--run={directory}", f"--config={DIGITS}", "--sigma_rel=0.05,0.07"]
-    run(monkeypatch, reconstruct.main, *command)
-    made = tmp_path / "runs" / "original-edm2-digits"
-    config = json.loads((made / "config.json").read_text())
-    assert config["network"]["attention_resolutions"] == [4]
-    (stored,) = made.glob("reconstructed/power-0.050-*")
-    params, meta = snapshots.read(stored)
-    assert meta.nimg == 2097152
-    expected, _ = mapping.to_params(tensors["edm2-digits-0002097-0.050.pkl"])
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, expected))
-    # What they lost as float16 is not forgotten.
-    assert "rounding 2.1e-04" in capsys.readouterr().out.splitlines()[0]
-    run(monkeypatch, reconstruct.main, *command)
-    assert "Taking over" not in capsys.readouterr().err
-
-
-def test_a_pickle_added_or_replaced_is_taken_over(
-    monkeypatch, capsys, pickles, tmp_path
-):
-    directory, tensors = pickles
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "some").mkdir()
-    names = sorted(tensors)
-    for name in names[:2]:
-        (directory / name).rename(tmp_path / "some" / name)
-    command = [f"--run={tmp_path}/some", f"--config={DIGITS}", "--sigma_rel=0.05"]
-    run(monkeypatch, reconstruct.main, *command)
-    for name in names[2:]:
-        (directory / name).rename(tmp_path / "some" / name)
-    run(monkeypatch, reconstruct.main, *command)
-    made = tmp_path / "runs" / "original-edm2-digits"
-    assert len(list(made.glob("snapshots/*"))) == 4
-    assert len(list(made.glob("reconstructed/*"))) == 2  # at the end of each time
-    other = {name: leaf + np.float16(1) for name, leaf in tensors[names[2]].items()}
-    data = pickle_writer.snapshot(pickle_writer.tree(other))
-    (tmp_path / "some" / names[2]).write_bytes(data)
-    run(monkeypatch, reconstruct.main, *command)
-    (stored,) = made.glob("reconstructed/power-0.050-*2097152*")
-    expected, _ = mapping.to_params(other)
-    found = snapshots.read(stored)[0]
-    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
-
-
-def test_a_network_that_no_workload_has_asks_for_its_config(
-    monkeypatch, capsys, pickles, tmp_path
-):
-    monkeypatch.chdir(tmp_path)
-    directory, _ = pickles
-    for path in directory.glob("*.pkl"):
-        if "0001048-0.050" not in path.name:
-            path.unlink()
-    tensors = {
-        slot.name: np.ones(slot.shape, np.float16)
-        for slot in mapping.slots(original.OriginalNetwork(8, 2, 3, 16, (1,), 1, ()))
-    }
-    (path,) = directory.glob("*.pkl")
-    path.write_bytes(pickle_writer.snapshot(pickle_writer.tree(tensors)))
-    said = refused(
-        monkeypatch, capsys, reconstruct.main, f"--run={path}", "--sigma_rel=0.05"
-    )
-    assert "8x8x2, 3 classes" in said and "--config=" in said
-
-
-def test_a_pickle_that_cannot_be_trusted_is_refused_by_name(
-    monkeypatch, capsys, pickles, tmp_path
-):
-    directory, _ = pickles
-    monkeypatch.chdir(tmp_path)
-    bad = directory / "edm2-digits-0001048-0.050.pkl"
-    bad.write_bytes(b"\x80\x04cos\nsystem\n(Vecho\ntR.")
-    command = [f"--run={directory}", f"--config={DIGITS}", "--sigma_rel=0.05"]
-    said = refused(monkeypatch, capsys, reconstruct.main, *command)
-    assert bad.name in said and "do not trust this file" in said
-
-
-def test_snapshots_of_two_networks_are_not_mixed(
-    monkeypatch, capsys, pickles, tmp_path
-):
-    directory, _ = pickles
-    monkeypatch.chdir(tmp_path)
-    (directory / "edm2-other-0001048-0.050.pkl").write_bytes(b"")
-    command = [f"--run={directory}", "--sigma_rel=0.05"]
-    said = refused(monkeypatch, capsys, reconstruct.main, *command)
-    assert "edm2-digits, edm2-other" in said and "edm2-digits-*.pkl" in said
-
-
-@pytest.mark.slow
-def test_one_pickle_is_sampled_and_evaluated_as_the_original_layout_says(
-    monkeypatch, capsys, pickles, tmp_path
-):
-    directory, tensors = pickles
-    monkeypatch.chdir(tmp_path)
-    name = "edm2-digits-0002097-0.100.pkl"
-    command = [f"--run={directory / name}", f"--config={DIGITS}"]
-    run(monkeypatch, sample.main, *command, "--seeds=0-3", f"--out={tmp_path}/samples")
-    found = np.load(tmp_path / "samples" / "samples.npz")
-    # The last step of the sampler returns the denoised image: follow it in the original
-    # layout with an independent network.
-    from edm_jax.diffusion import samplers
-
-    noise = samplers.initial_noise([0, 1, 2, 3], (8, 8, 1))
-
-    def denoise(x, sigma):
-        label = np.eye(10)[[0, 1, 2, 3]]
-        image, _ = oracle_original.denoise(
-            tensors[name], np.asarray(x).transpose(0, 3, 1, 2), np.asarray(sigma), label
-        )
-        return image.transpose(0, 2, 3, 1)
-
-    expected = samplers.heun(denoise, noise, samplers.sigma_steps(32))
-    config = configs.load(DIGITS)
-    raw = np.asarray(expected) / 0.5 * config.data.raw_std[0] + config.data.raw_mean[0]
-    np.testing.assert_allclose(found["image"], raw, atol=0.02)
-    run(monkeypatch, evaluate.main, *command)
-    run_dir = tmp_path / "runs" / f"original-{name.removesuffix('.pkl')}"
-    result = json.loads((run_dir / "evaluation.json").read_text())
-    assert [point["sigma_rel"] for point in result["sweep"]] == [0.1]
-    assert "held-out loss" in capsys.readouterr().out

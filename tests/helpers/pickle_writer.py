@@ -1,5 +1,6 @@
 """Snapshots of the original code, made by hand: objects to opcodes, one by one."""
 
+import re
 import struct
 
 import numpy as np
@@ -30,6 +31,8 @@ def dump(value):
             return Code(
                 bytes([0x8A, size]) + value.to_bytes(size, "little", signed=True)
             )
+        case float():
+            return Code(b"G" + struct.pack(">d", value))
         case str():
             data = value.encode()
             return Code(b"X" + struct.pack("<I", len(data)) + data)
@@ -66,19 +69,24 @@ def easy(pairs):
     return Code(called("dnnlib.util.EasyDict", opcode=b"\x81") + dump(pairs)[1:])
 
 
-def module(parameters=EMPTY, modules=EMPTY, **buffers):
+def module(
+    parameters=EMPTY, modules=EMPTY, name="", says=None, source=RECALLED, **buffers
+):
+    """A module of the class `name`, with the attributes that it `says`."""
     members = {
         "_parameters": ordered(parameters),
         "_buffers": buffers,
         "_non_persistent_buffers_set": Code(b"\x8f(" + dump("resample") + b"\x90"),
         "_modules": modules,
         "training": False,
+        **(says or {}),
     }
-    return persistent(members)
+    return persistent(members, source, name)
 
 
-def persistent(state, source=RECALLED):
-    meta = {"type": "class", "version": 6, "module_src": source, "state": state}
+def persistent(state, source=RECALLED, name=""):
+    meta = {"type": "class", "version": 6, "module_src": source, "class_name": name}
+    meta["state"] = state
     return called("torch_utils.persistence._reconstruct_persistent_obj", easy(meta))
 
 
@@ -130,15 +138,67 @@ def snapshot(ema, **others):
     return pickled(root)
 
 
-def tree(tensors):
-    """Nested modules of flat names -> arrays."""
-    parts, modules = {}, {}
+DEFAULTS = {
+    "sigma_data": 0.5,
+    "use_fp16": True,
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "channels_per_head": 64,
+    "dropout": 0,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "clip_act": 256,
+    "resample_filter": [1, 1],
+}
+
+
+def tree(tensors, path="", whole=None, **given):
+    """Nested modules of flat names -> arrays; `given` is what the network was made with."""
+    whole, parts, modules = whole or tensors, {}, {}
     for name, value in tensors.items():
         head, dot, rest = name.partition(".")
         (modules.setdefault(head, {}) if dot else parts)[rest or head] = value
     buffers = {k: tensor(v) for k, v in parts.items() if k in ("freqs", "phases")}
     weights = {k: parameter(v) for k, v in parts.items() if k not in buffers}
-    subs = {k: tree(v) for k, v in modules.items()}
-    if not parts and all("x" in k for k in modules):  # enc and dec
+    subs = {
+        k: tree(v, f"{path}.{k}"[not path :], whole, **given)
+        for k, v in modules.items()
+    }
+    if path in ("unet.enc", "unet.dec"):
         return module_dict(subs)
-    return module(weights, subs, **buffers)
+    name, says = _class(path, tensors, whole, DEFAULTS | given)
+    if path in ("", "unet"):
+        says["_init_kwargs"] = easy(given)
+    return module(weights, subs, name, says, **buffers)
+
+
+def _class(path, tensors, whole, given):
+    """The class of the module at a path, and what an object of it remembers."""
+
+    def pick(*names):
+        return {name: given[name] for name in names}
+
+    if path == "":
+        says = pick("sigma_data", "use_fp16")
+        if "unet.out_conv.weight" in whole:
+            label = whole.get("unet.emb_label.weight", np.zeros((0, 0)))
+            sides = [re.match(r"unet\.enc\.(\d+)x\d+_conv\.", name) for name in whole]
+            side = max(int(match[1]) for match in sides if match)
+            says |= {"img_resolution": side, "label_dim": label.shape[1]}
+            says["img_channels"] = whole["unet.out_conv.weight"].shape[0]
+        return "Precond", says
+    if path == "unet":
+        return "UNet", pick("label_balance", "concat_balance")
+    if "emb_linear.weight" not in tensors:
+        return "MPFourier" if path.endswith("_fourier") else "MPConv", {}
+    channels = len(tensors["emb_linear.weight"])
+    heads = max(channels // given["channels_per_head"], 1)
+    kind = path.rpartition("_")[2]
+    says = {
+        "out_channels": channels,
+        "flavor": path.split(".")[1],
+        "resample_mode": kind if kind in ("up", "down") else "keep",
+        "num_heads": heads if "attn_qkv.weight" in tensors else 0,
+    }
+    names = ("resample_filter", "dropout", "res_balance", "attn_balance", "clip_act")
+    return "Block", says | pick(*names)

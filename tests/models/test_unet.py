@@ -288,3 +288,14 @@ def test_every_block_draws_its_own_dropout(monkeypatch):
     monkeypatch.setattr(layers, "dropout", lambda x, *args: salts.append(args[2]) or x)
     unet.abstract_params(spec_of("d"))
     assert len(salts) == len(set(salts)) == 10
+
+
+def test_widths_of_noise_and_embedding_follow_the_network_or_are_their_own():
+    widths = {"network.noise_channels": "6", "network.embedding_channels": "10"}
+    shapes = unet.abstract_params(spec_of("g", overrides=widths))["unet"]
+    assert shapes["embedding"]["noise0"]["kernel"].shape == (6, 10)
+    assert shapes["embedding"]["label"]["kernel"].shape == (10, 10)
+    block = shapes["dec_4x4_in0"]["branch"]
+    assert block["emb_linear"]["kernel"].shape == (10, 16)
+    shapes = unet.abstract_params(spec_of("g"))["unet"]
+    assert shapes["embedding"]["noise0"]["kernel"].shape == (8, 16)

@@ -1,0 +1,71 @@
+"""NumPy arrays and numbers in a pickle, from inert nodes, with every claim checked.
+
+Protocol 4 and older store an array as numpy.core.multiarray._reconstruct and a state,
+protocol 5 as numpy.core.numeric._frombuffer; NumPy 2 calls the package numpy._core.
+"""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from edm_jax.original import pickles
+from edm_jax.original.pickles import Global, Node, Refused
+
+_MAX_DIMS = 8
+_DTYPE = re.compile("b1|[iu][1248]|f[248]")
+
+
+def decode(value: Any) -> Any:
+    """A node of a NumPy array or number as an array; any other value as it is.
+
+    The array is a read-only view of the file. Raises Refused where type, shape and
+    order do not describe the bytes that are there.
+    """
+    match value:
+        case Node(
+            pickles.RECONSTRUCT,
+            (Global(pickles.NDARRAY), *_),
+            (int(), shape, dtype, bool(fortran), memoryview() as data),
+        ):
+            return _array(data, dtype, shape, "F" if fortran else "C")
+        case Node(pickles.FROMBUFFER, (memoryview() as data, dtype, shape, order)):
+            return _array(data, dtype, shape, order)
+        case Node(
+            pickles.FROMBUFFER, (memoryview() as data, dtype, shape, "K", tuple(axes))
+        ):
+            array = _array(data, dtype, shape, "C")
+            whole = all(type(axis) is int for axis in axes)
+            if whole and sorted(axes) == list(range(array.ndim)):
+                return array.transpose(axes)
+        case Node(pickles.SCALAR, (dtype, memoryview() as data)):
+            return _array(data, dtype, (), "C")
+        case Node(pickles.RECONSTRUCT | pickles.FROMBUFFER | pickles.SCALAR):
+            pass
+        case _:
+            return value
+    raise Refused("holds a NumPy array of an unknown form")
+
+
+def _array(data: memoryview, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    form = _dtype(dtype)
+    if type(shape) is not tuple or order not in ("C", "F"):
+        raise Refused("holds a NumPy array of an unknown form")
+    sizes = [n for n in shape if type(n) is int and 1 <= n <= len(data)]
+    known = len(sizes) == len(shape) <= _MAX_DIMS
+    if not known or math.prod(sizes) * form.itemsize != len(data):
+        raise Refused(
+            f"gives a NumPy array of {len(data)} bytes another shape than they have"
+        )
+    return np.ndarray(shape, form, data, order=order)
+
+
+def _dtype(node: Any) -> np.dtype:
+    """The type of numbers; byte order is part of it, objects and records are not."""
+    match node:
+        case Node(pickles.DTYPE, (str(code), *_), state) if _DTYPE.fullmatch(code):
+            match state:
+                case (int(), "<" | ">" | "|" as order, None, None, None, *_):
+                    return np.dtype(code).newbyteorder(order)
+    raise Refused("holds a NumPy array whose elements are not plain numbers")

@@ -1,0 +1,241 @@
+"""What a pickled network says of itself beside its weights.
+
+Two networks with the same weights compute different functions where their heads,
+balances or bounds differ. Every such attribute is read as it was when the snapshot was
+written, and used; or refused by name.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from edm_jax.original import arrays
+from edm_jax.original.mapping import ADVICE, HEAD_CHANNELS, OriginalNetwork
+from edm_jax.original.reader import Module, Stored
+
+# What a constructor takes where its caller names nothing else.
+_DEFAULTS = {
+    "sigma_data": 0.5,
+    "use_fp16": True,
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "dropout": 0,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "clip_act": 256,
+    "resample_filter": [1, 1],
+}
+# These are told by the names and shapes of the weights, or the blocks' numbers of heads.
+_SIZES = {
+    *("img_resolution", "img_channels", "label_dim", "model_channels", "num_blocks"),
+    *("channel_mult", "channel_mult_noise", "channel_mult_emb", "attn_resolutions"),
+    *("channels_per_head", "logvar_channels"),
+}
+_BLOCK = re.compile(r"unet\.(enc|dec)\.[0-9]+x[0-9]+_(?!conv\Z)([^.]+)")
+
+
+class Settings(NamedTuple):
+    """A network whose every word is known, and what its preconditioning says.
+
+    half_precision: whether it computes in float16 where a device is fast at that.
+    """
+
+    network: OriginalNetwork
+    sigma_data: float
+    half_precision: bool
+
+
+def read(stored: Stored, network: OriginalNetwork) -> Settings:
+    """The settings of a pickled network of a known size.
+
+    Raises:
+        ValueError: the network computes what no network here can. The sentence names
+            the attribute, its value and what is accepted.
+    """
+    said = _Attributes(stored.modules)
+    said.check_classes()
+    said.check_only("", "img_resolution", network.resolution)
+    said.check_only("", "img_channels", network.channels)
+    said.check_only("", "label_dim", network.num_classes)
+    blocks = {n: m for n in stored.modules if (m := _BLOCK.fullmatch(n))}
+    for name, match in blocks.items():
+        side, kind = match.groups()
+        said.check_only(name, "flavor", side)
+        said.check_only(name, "resample_filter", [1, 1])
+        keep = kind not in ("down", "up")
+        said.check_only(name, "resample_mode", "keep" if keep else kind)
+    balance = said.common(blocks, "res_balance", _BALANCE)
+    if balance != said.common(blocks, "attn_balance", _BALANCE):
+        said.refuse(said.attending[0], "attn_balance", f"the res_balance, {balance:g},")
+    precise = said.value("", "use_fp16")
+    if not isinstance(precise, bool):
+        said.refuse("", "use_fp16", "True or False")
+    changes = {
+        "head_channels": said.head_channels(stored.tensors),
+        "residual_balance": balance,
+        "embedding_balance": said.number("unet", "label_balance", _BALANCE),
+        "cat_balance": said.number("unet", "concat_balance", _BALANCE),
+        "clamp": said.common(blocks, "clip_act", _BOUND),
+        "dropout": said.common(blocks, "dropout", _RATE),
+    }
+    sigma_data = said.number("", "sigma_data", _POSITIVE)
+    return Settings(dataclasses.replace(network, **changes), sigma_data, precise)
+
+
+def latents(stored: Stored, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, bias), float64 (channels,), that the encoder applies to raw latents.
+
+    None where the snapshot's encoder has no such arrays. Raises ValueError where they
+    are not one finite number per channel.
+    """
+    rows = []
+    for key in ("scale", "bias"):
+        if key not in stored.encoder:
+            return None
+        row = arrays.decode(stored.encoder[key])
+        fits = isinstance(row, np.ndarray) and row.shape in ((channels,), (1,), ())
+        if (
+            not fits
+            or not np.isfinite(row).all()
+            or key == "scale"
+            and np.any(row <= 0)
+        ):
+            raise ValueError(
+                f"The encoder's {key!r} is {_shown(row)}, but only an array of "
+                f"{channels} numbers, one per channel, is accepted{ADVICE}"
+            )
+        rows.append(np.broadcast_to(row.astype(np.float64), (channels,)))
+    return rows[0], rows[1]
+
+
+class _Kind(NamedTuple):
+    words: str
+    accepts: Callable[[float], bool]
+
+
+_BALANCE = _Kind("a number from 0 to 1", lambda x: 0 <= x <= 1)
+_RATE = _Kind("a number from 0 to below 1", lambda x: 0 <= x < 1)
+_POSITIVE = _Kind("a number above 0", lambda x: 0 < x < math.inf)
+_BOUND = _Kind("a number above 0, or None,", lambda x: x > 0)
+
+
+class _Attributes:
+    """The attributes of modules, by module and name."""
+
+    def __init__(self, modules: Mapping[str, Module]):
+        self._modules = modules
+        makers = [modules[name].state for name in ("unet", "") if name in modules]
+        found = [state.get("_init_kwargs") for state in makers]
+        self._given = [given for given in found if isinstance(given, dict)]
+        for given in self._given:
+            for key in given.keys() - _DEFAULTS.keys() - _SIZES:
+                raise ValueError(
+                    f"The network was made with {str(key)!r}, a setting that the "
+                    f"original code does not have{ADVICE}"
+                )
+        suffix = ".attn_qkv"
+        self.attending = [n.removesuffix(suffix) for n in modules if n.endswith(suffix)]
+
+    def check_classes(self) -> None:
+        """Raises ValueError for a class that the original code does not have there."""
+        for name, module in self._modules.items():
+            wanted = _class_of(name)
+            if module.class_name != wanted:
+                raise ValueError(
+                    f"The class of {_place(name)} is {module.class_name[:60]!r}, but "
+                    f"only {wanted!r} is accepted{ADVICE}"
+                )
+
+    def value(self, name: str, key: str) -> Any:
+        """An attribute, or what its constructor was given."""
+        states = [self._modules[name].state] if name in self._modules else []
+        for state in (*states, *self._given):
+            if key in state:
+                found = arrays.decode(state[key])
+                number = isinstance(found, np.ndarray) and not found.ndim
+                return found.item() if number else found
+        if self._given and key in _DEFAULTS:
+            return _DEFAULTS[key]
+        raise ValueError(f"There is no attribute {key!r} of {_place(name)}{ADVICE}")
+
+    def check_only(self, name: str, key: str, wanted: Any) -> None:
+        """Raises ValueError where an attribute has another value."""
+        found = self.value(name, key)
+        found = list(found) if isinstance(found, tuple) else found
+        if type(found) is not type(wanted) or found != wanted:
+            self.refuse(name, key, repr(wanted))
+
+    def number(self, name: str, key: str, kind: _Kind) -> float:
+        """A number of some kind; None, where a bound may be None, is infinite."""
+        found = self.value(name, key)
+        if found is None and kind is _BOUND:
+            return math.inf
+        real = type(found) in (int, float) and abs(found) < 1e30 or found == math.inf
+        if not real or not kind.accepts(found):
+            self.refuse(name, key, kind.words)
+        return float(found)
+
+    def common(self, names: Mapping[str, Any], key: str, kind: _Kind) -> float:
+        """The number that all blocks have."""
+        first, *others = names
+        wanted = self.number(first, key, kind)
+        for name in others:
+            if self.number(name, key, kind) != wanted:
+                self.refuse(name, key, f"{wanted:g}, as in {first!r},")
+        return wanted
+
+    def head_channels(self, tensors: Mapping[str, np.ndarray]) -> int:
+        """Channels of a head; a block has as many heads as these fit into its own.
+
+        The published width where that gives the blocks' numbers of heads, else the
+        largest that does.
+        """
+        low, high, widest = 1, math.inf, 1
+        for name in self.attending:
+            heads = self.value(name, "num_heads")
+            channels = tensors[f"{name}.attn_qkv.weight"].shape[1]
+            if type(heads) is not int or heads < 1 or channels % heads:
+                self.refuse(name, "num_heads", f"a divisor of its {channels} channels")
+            low = max(low, channels // (heads + 1) + 1)
+            if heads > 1:  # a block with fewer channels than a head has one, too
+                high = min(high, channels // heads)
+            widest = max(widest, channels)
+        if low > high:
+            self.refuse(self.attending[0], "num_heads", "one that follows from a width")
+        return HEAD_CHANNELS if low <= HEAD_CHANNELS <= high else int(min(high, widest))
+
+    def refuse(self, name: str, key: str, accepted: str) -> NoReturn:
+        raise ValueError(
+            f"The attribute {key!r} of {_place(name)} is "
+            f"{_shown(self.value(name, key))}, but only {accepted} is accepted{ADVICE}"
+        )
+
+
+def _class_of(name: str) -> str:
+    """The class that a module of that name has in the original code."""
+    if name in ("", "unet"):
+        return "UNet" if name else "Precond"
+    if name in ("unet.enc", "unet.dec"):
+        return "ModuleDict"
+    if _BLOCK.fullmatch(name):
+        return "Block"
+    return "MPFourier" if name.endswith("_fourier") else "MPConv"
+
+
+def _place(name: str) -> str:
+    return repr(name) if name else "the network"
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence; never deeper than itself, which might have no end."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)[:60]
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, list) and all(type(each) in (int, float) for each in value):
+        return repr(value[:8])[:60]
+    return "of another kind"
