@@ -121,8 +121,9 @@ def _named(prefix: str, members: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
 def _state(module: Any, name: str) -> Module:
     match module:
         case Node(pickles.MODULE, (dict() as meta,)) if type(meta.get("state")) is dict:
-            name = meta.get("class_name")
-            return Module(name if isinstance(name, str) else "", meta["state"])
+            class_name = meta.get("class_name")
+            known = isinstance(class_name, str)
+            return Module(class_name if known else "", meta["state"])
         case Node(pickles.MODULE_DICT, (), dict() as state):
             return Module("ModuleDict", state)
     raise Refused(f"holds a module {name!r} of an unknown form")

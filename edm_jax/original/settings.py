@@ -174,8 +174,10 @@ class _Attributes:
         found = self.value(name, key)
         if found is None and kind is _BOUND:
             return math.inf
-        real = type(found) in (int, float) and abs(found) < 1e30 or found == math.inf
-        if not real or not kind.accepts(found):
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            self.refuse(name, key, kind.words)
+        # Whole numbers in a pickle may be larger than any float.
+        if not kind.accepts(found) or 1e30 < found < math.inf:
             self.refuse(name, key, kind.words)
         return float(found)
 

@@ -343,8 +343,16 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ),
         ("g", {"network__resolution": "5"}, "resolution=5 must be a multiple of 2"),
         ("g", {"network__model_channels": "10"}, "positive multiple of 4"),
-        ("g", {"network__head_channels": "3"}, "makes 5 heads of a level's 16 channels"),
-        ("g", {"network__noise_channels": "3"}, "noise_channels=3, but must be an even"),
+        (
+            "g",
+            {"network__head_channels": "3"},
+            "makes 5 heads of a level's 16 channels",
+        ),
+        (
+            "g",
+            {"network__noise_channels": "3"},
+            "noise_channels=3, but must be an even",
+        ),
         ("g", {"network__embedding_layers": "3"}, "takes 1 or 2"),
         ("g", {"network__dropout": "1.0"}, r"must lie in \[0, 1\)"),
         ("g", {"network__clamp": "0.0"}, "must be positive"),
