@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import backend

@@ -1,10 +1,11 @@
-"""Files that others may have damaged, read; and files written whole or not at all."""
+"""Reads files that may be damaged, and writes files whole or not at all."""
 
 import contextlib
 import errno
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +28,7 @@ class Damaged(ValueError):
     """A file that does not hold what it should; `path` is which, `reason` is why."""
 
     def __init__(self, path: PathLike, reason: str):
-        super().__init__(f"{os.fspath(path)} {reason}")
+        super().__init__(printable(f"{os.fspath(path)} {reason}"))
         self.path, self.reason = path, reason
 
 
@@ -44,12 +45,18 @@ def open_regular(path: PathLike) -> IO[bytes]:
         raise
     except OSError as error:
         raise Damaged(path, f"cannot be read ({error.strerror}).") from error
+    if kind := kind_of(descriptor):
+        os.close(descriptor)
+        raise Damaged(path, f"is {kind}, not a file.")
+    return open(descriptor, "rb")
+
+
+def kind_of(descriptor: int) -> str:
+    """What an open file is, such as 'a directory'; '' for a regular file."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return open(descriptor, "rb")
-    os.close(descriptor)
-    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special")
-    raise Damaged(path, f"is {kind}, not a file.")
+        return ""
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "special")
 
 
 def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:
@@ -65,14 +72,16 @@ def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:
             raise Damaged(path, f"cannot be read ({error.strerror}).") from error
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_json(raw: bytes, unique: bool = False) -> Any:
     """The value of a JSON text.
 
     Raises ValueError for anything else, and for what would trip whoever uses the value:
-    deep nesting, whole numbers beyond 64 bits, text that is not valid Unicode.
+    deep nesting, whole numbers beyond 64 bits, text that is not valid Unicode; with
+    `unique`, also for an object that holds a name twice.
     """
+    pairs = _unique if unique else None
     try:
-        value = json.loads(raw.decode(), parse_int=_whole)
+        value = json.loads(raw.decode(), parse_int=_whole, object_pairs_hook=pairs)
         if raw.count(b"[") + raw.count(b"{") > DEPTH and _is_deep(value):
             raise RecursionError
         if b"\\ud" in raw.lower():  # an escape that may stand for half a character
@@ -96,6 +105,14 @@ def _whole(text: str) -> int:
     if len(text) > 20 or abs(value := int(text)) >= 2**63:
         raise ValueError("it holds a number beyond 64 bits")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it holds {name[:60]!r} twice")
+    return found
 
 
 def read_json(path: PathLike) -> dict[str, Any]:

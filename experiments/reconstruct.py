@@ -5,9 +5,11 @@
     python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=halflife:0.002
 
 One pass over the snapshots makes every target, each a safetensors file that says what it
-was made of; after Ctrl-C or a kill the same command goes on, a few seconds back. Prints what each
-target cost in accuracy: `fit` is the relative error of its profile, `rounding` the error
-to expect from the snapshots' format, relative to a unit weight.
+was made of. After Ctrl-C or a kill the same command resumes from a few seconds before.
+Prints the errors of each target: `fit` is the relative error of its profile, `rounding`
+the error to expect from the snapshots' format, relative to a unit weight. Damaged
+snapshots, and targets that the snapshots cannot express, are left out and named; the
+exit status is 0 where at least one target was made, else 2.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from edm_jax.ema import rebuild, snapshots
 from experiments import cli
 
 _NUMBER = r"\d*\.?\d+(?:[eE][+-]?\d+)?"
-PROFILES = """a profile that is no power function; may be given several times:
+PROFILES = """a profile other than a power function; may be given several times:
 halflife:MIMG[,RAMPUP] (traditional, in millions of images; RAMPUP 0.05, inf for none),
 uniform:FROM[-TO] (in images), table:FILE.csv (rows of nimg,weight), function:FILE.py:NAME
 (weights of an array of nimg)"""
@@ -45,8 +47,8 @@ def main() -> None:
     stored, run = cli.find_snapshots(options)
     out = epath.Path(options.out or run / "reconstructed")
     job = rebuild.prepare(stored, request)
-    for damaged in job.left_out:
-        print(f"Left out: {damaged}", file=sys.stderr)
+    for reason in (*job.left_out, *job.plan.refused):
+        print(f"Left out: {files.printable(str(reason))}", file=sys.stderr)
     if options.dry_run:
         _print_plan(job, out)
         return
@@ -60,13 +62,13 @@ def main() -> None:
             bar.update(task, completed=done, total=total)
 
         def on_damage(error: ema.Damaged, again: rebuild.Job) -> None:
-            bar.console.print(f"Left out, and solved again: {error}", soft_wrap=True)
+            print(f"Left out, and solved again: {error}", file=sys.stderr)
             bar.update(task, completed=0, total=again.plan.bytes_to_read)
 
         job, paths = rebuild.run(stored, request, out, on_progress, on_damage, job)
         bar.update(task, completed=job.plan.bytes_to_read)
     for path, solution in zip(paths, job.plan.solutions, strict=True):
-        print(f"{path}: {_errors(solution)}")
+        print(f"{files.printable(str(path))}: {_errors(solution)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--profile", action="append", default=[], help=PROFILES)
     parser.add_argument(
-        "--nimg", default="", help="at these times, 4096,8192 (the last snapshot's)"
+        "--nimg",
+        default="",
+        help="at these times, such as 4096,8192 (the last snapshot's)",
     )
     parser.add_argument("--out", help="directory (RUN/reconstructed)")
     parser.add_argument(
@@ -91,10 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max_error",
         type=float,
         default=ema.MAX_ERROR,
-        help="refuse targets with an error beyond it (%(default)s)",
+        help="leave out targets with a larger error (%(default)s)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="refuse no target, whatever its error"
+        "--force", action="store_true", help="make every target, whatever its error"
     )
     parser.add_argument(
         "--strict",
@@ -112,7 +116,9 @@ def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfi
     profiles = [ema.PowerProfile(s) for s in lengths]
     profiles += [parse_profile(text) for text in options.profile]
     if not profiles:
-        raise ValueError("Name a target: --sigma_rel=0.05,0.13 or --profile=....")
+        raise ValueError(
+            "Name a target, such as --sigma_rel=0.05,0.13 or --profile=uniform:4096."
+        )
     times = [_whole(t) for t in cli.number_list("--nimg", options.nimg)] or [None]
     targets = [(nimg, profile) for nimg in times for profile in profiles]
     return list(dict.fromkeys(targets))
@@ -120,7 +126,7 @@ def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfi
 
 def _whole(nimg: float) -> int:
     if nimg != int(nimg) or nimg < 1:
-        raise ValueError(f"--nimg={nimg:g} is no whole number of images.")
+        raise ValueError(f"--nimg={nimg:g} is not a whole number of images above 0.")
     return int(nimg)
 
 
@@ -146,8 +152,8 @@ def parse_profile(text: str) -> ema.AnyProfile:
     except ValueError as error:
         raise ValueError(f"--profile={text!r}: {error}") from error
     raise ValueError(
-        f"--profile={text!r} is none of halflife:MIMG, uniform:FROM-TO, "
-        "table:FILE.csv and function:FILE.py:NAME."
+        f"--profile={text!r}: write halflife:MIMG, uniform:FROM-TO, table:FILE.csv or "
+        "function:FILE.py:NAME."
     )
 
 
@@ -161,7 +167,7 @@ def _load_table(file: str) -> ema.TableProfile:
     except files.Damaged:
         raise
     except (ValueError, csv.Error):
-        raise ValueError(f"{file} is not made of rows nimg,weight.") from None
+        raise ValueError(f"the rows of {file} are not pairs nimg,weight.") from None
     return ema.TableProfile(nimg, weight)
 
 
@@ -180,12 +186,12 @@ def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
     plan, paths = job.plan, job.paths(out)
     print(f"{len(paths)} targets:")
     for k, (path, solution) in enumerate(zip(paths, plan.solutions, strict=True)):
-        print(f"  [{k}] {path}: {_errors(solution)}")
+        print(f"  [{k}] {files.printable(str(path))}: {_errors(solution)}")
     print(f"{len(plan.sources)} inputs, and the coefficient of each for every target:")
     heads = "".join(f"{f'[{k}]':>13}" for k in range(len(paths)))
     print(f"  {'':40} {'dtype':>9}{heads}")
     for source, row in zip(plan.sources, plan.coefficients, strict=True):
-        name = Path(source.name).name
+        name = files.printable(Path(source.name).name)
         print(f"  {name:40} {source.dtype!s:>9}" + "".join(f"{x:13.4e}" for x in row))
     print(
         f"{human(plan.bytes_to_read)} to read, {human(job.bytes_to_write)} to write, "

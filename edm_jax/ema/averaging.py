@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
+from edm_jax import tree as nested
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.posthoc import Target
 from edm_jax.ema.profiles import PowerProfile
@@ -199,7 +200,7 @@ def restore(
 def to_dict(tree: Any) -> dict[str, Any]:
     """Any pytree as a nested dict, named by its keys, fields and indices."""
     names, leaves, _ = _named_leaves(tree)
-    return snapshots.unflatten(dict(zip(names, leaves, strict=True)))
+    return nested.unflatten(dict(zip(names, leaves, strict=True)))
 
 
 def gather(leaf: Any) -> np.ndarray:

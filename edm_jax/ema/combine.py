@@ -1,4 +1,4 @@
-"""One pass over stored averages that makes every target's sum at once.
+"""One pass over stored averages that adds up every target at once.
 
 Threads take one chunk of elements each, read it from every source in blocks, check it,
 and add it up in float64. Memory is a few blocks, whatever the size of the network.
@@ -52,6 +52,7 @@ class Plan:
     sources: Sequence[Source]
     solutions: list[Solution]
     coefficients: np.ndarray  # (sources, targets)
+    refused: Sequence[str] = ()  # a sentence for each target that was left out
 
     @property
     def size(self) -> int:
@@ -72,9 +73,17 @@ def combine(
 ) -> Generator[int, None, None]:
     """Adds up the chunks asked for, and yields the number of each once it is stored.
 
-    store(start, values (targets, elements) of dtype) is called by several threads, in
-    rising order within a chunk. Raises Damaged where a source is not what was written,
-    ValueError where weights are not finite, or too large for the dtype.
+    Args:
+        plan: what to add up.
+        chunks: numbers of the chunks, of `snapshots.CHUNK` elements each.
+        store: takes (start, values (targets, elements) of dtype). Several threads call
+            it, in rising order within a chunk.
+        on_progress: takes the bytes read so far and in all.
+        dtype: of the sums that are stored; they are taken in float64.
+
+    Raises:
+        Damaged: a source is not as it was written.
+        ValueError: weights are not finite, or too large for the dtype.
     """
     local = all(source.local for source in plan.sources)
     threads = _THREADS if local else _REMOTE_THREADS
@@ -139,7 +148,7 @@ class _Worker:
         for source, row, hasher in zip(self._sources, raw, hashers, strict=True):
             source.read(start, row)
             hasher.update(snapshots.as_bytes(row))
-        with np.errstate(invalid="ignore", over="ignore"):  # it is looked for below
+        with np.errstate(invalid="ignore", over="ignore"):  # checked below
             for low in range(0, stop - start, self._tile):
                 high = min(low + self._tile, stop - start)
                 first = 0
@@ -181,11 +190,12 @@ class _Worker:
                 self._verify(source, start // snapshots.CHUNK)
                 name = _name_at(source.table, start + int(np.argmax(bad)))
                 raise ValueError(
-                    f"{source.name} holds weights that are not finite ({name}): leave "
-                    "it and later ones out."
+                    f"{source.name} holds weights that are not finite ({name}), so the "
+                    "training diverged before it was stored: move it and all later "
+                    "snapshots to another directory."
                 )
         raise ValueError(
-            f"The sums are too large for {self._dtype}: ask for float32 results."
+            f"The averages are too large for {self._dtype}: store them as float32."
         )
 
 
@@ -202,12 +212,12 @@ class Tree:
         self._starts = np.cumsum([0, *(len(leaf) for leaf in self._leaves)])
         self.dtype = np.dtype(np.float64)
         if not self._leaves:
-            raise ValueError(f"{name} holds no weights at all.")
+            raise ValueError(f"{name} holds no weights.")
         for key, leaf in zip(self.table, self._leaves, strict=True):
             if leaf.dtype.kind not in "fV":
                 raise ValueError(
-                    f"{name} holds {leaf.dtype} in {key} and no floating-point numbers: "
-                    "leave it out."
+                    f"{name} holds {leaf.dtype} in {key}, which is not a floating-point "
+                    "format: average the weights alone."
                 )
         dtypes = {leaf.dtype for leaf in self._leaves}
         double = self.dtype in dtypes

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import fsspec
 import xxhash
 from etils import epath
 
-from edm_jax.files import Damaged
+from edm_jax.files import Damaged, open_regular, parse_json
 
 Table = dict[str, tuple[int, ...]]  # names in the order of the data, and their shapes
 
@@ -26,6 +26,8 @@ ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1
 CHECKSUM = "header_checksum"
 NO_DIGEST = "0" * 16
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+_MAX_DIMENSIONS = 32
+_AGAIN = "copy it again or move it away."
 
 assert sys.byteorder == "little", "safetensors files are little-endian"
 
@@ -61,67 +63,93 @@ def encode(table: Table, code: str, words: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def read_header(path: epath.Path) -> Header:
-    """Parses and checks a file's header, if it has a checksum by that too.
+def read_header(
+    path: epath.Path, refuse: Callable[[dict[str, str]], str] = lambda words: ""
+) -> Header:
+    """Parses and checks a file's header, including its checksum where it has one.
 
-    Raises Damaged, and FileNotFoundError where there is no file.
+    Args:
+        path: the file.
+        refuse: returns why the file's free words rule it out, '' where they do not. It
+            is asked before anything that another format might lay out differently.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        Damaged: it is not a safetensors file, or not as it was written.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"There is no snapshot at {path}.")
-    if path.is_dir():
-        raise Damaged(path, "is a directory and no snapshot: name a file.")
-    again = "move it away or copy it again."
-    file_bytes, length = path.stat().length, bytearray(8)
-    read_range(path, 0, memoryview(length))
-    count = int.from_bytes(length, "little")
+    file_bytes, start = _size(path), bytearray(8)
+    read_range(path, 0, memoryview(start))
+    count = int.from_bytes(start, "little")
     if file_bytes < 8 or count > min(file_bytes - 8, _HEADER_LIMIT):
-        reason = f"{file_bytes} bytes, of which the header has {count}"
-        raise Damaged(path, f"is damaged or no safetensors file ({reason}): {again}")
+        reason = f"{file_bytes} bytes, with a header of {count}"
+        raise _not_safetensors(path, reason)
     raw = bytearray(count)
     read_range(path, 8, memoryview(raw))
     try:
-        header = json.loads(raw)
-        words = header.pop("__metadata__", {})
-        table, data_bytes = _places(header)
-        codes = {entry["dtype"] for entry in header.values()}
-        digest = str(words.get(CHECKSUM, ""))
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        reason = f"is damaged or no safetensors file ({error}): {again}"
-        raise Damaged(path, reason) from error
+        header = parse_json(bytes(raw), unique=True)
+        words = _words(header)
+    except ValueError as error:
+        raise _not_safetensors(path, error) from error
+    digest = words.get(CHECKSUM, "")
     blank = bytes(raw).replace(_field(digest), _field(NO_DIGEST))
     if digest and xxhash.xxh3_64_hexdigest(blank) != digest:
-        raise Damaged(path, f"has a damaged snapshot header (its checksum): {again}")
-    if file_bytes != 8 + count + data_bytes:
-        wanted = 8 + count + data_bytes
-        reason = f"is damaged: it has {file_bytes} bytes and not {wanted}; {again}"
+        reason = f"has a damaged header, which does not match its checksum: {_AGAIN}"
+        raise Damaged(path, reason)
+    if reason := refuse(words):
+        raise Damaged(path, reason)
+    try:
+        table, codes, data_bytes = _places(header)
+    except ValueError as error:
+        raise _not_safetensors(path, error) from error
+    wanted = 8 + count + data_bytes
+    if file_bytes != wanted:
+        reason = f"is damaged: it has {file_bytes} bytes instead of {wanted}; {_AGAIN}"
         raise Damaged(path, reason)
     return Header(words, table, codes, 8 + count, data_bytes)
 
 
+def _size(path: epath.Path) -> int:
+    """Bytes of a file; raises FileNotFoundError, and Damaged for anything else."""
+    missing = FileNotFoundError(f"There is no snapshot at {path}.")
+    if is_local(path):
+        try:
+            with open_regular(path) as file:
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise missing from None
+    if not path.exists():
+        raise missing
+    if path.is_dir():
+        raise Damaged(path, "is a directory, not a file.")
+    return path.stat().length
+
+
+def _not_safetensors(path: epath.Path, reason: object) -> Damaged:
+    return Damaged(path, f"is damaged or not a safetensors file ({reason}): {_AGAIN}")
+
+
 def read_range(path: epath.Path, offset: int, out: memoryview) -> int:
-    """Fills `out` from byte `offset` on; returns how many bytes there were."""
+    """Fills `out` from byte `offset` on; returns how many bytes there were.
+
+    Raises FileNotFoundError and, for a local path that is not a readable file, Damaged.
+    """
     if not is_local(path):
         # An exact range: a file object of an object store would read ahead.
         fs, name = fsspec.core.url_to_fs(os.fspath(path))
         data = fs.cat_file(name, start=offset, end=offset + len(out))
         out[: len(data)] = data
         return len(data)
-    file, done = os.open(path, os.O_RDONLY), 0
-    try:
+    done = 0
+    with open_regular(path) as file:
         while done < len(out):
-            count = os.preadv(file, [out[done:]], offset + done)
+            try:
+                count = os.preadv(file.fileno(), [out[done:]], offset + done)
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror})."
+                raise Damaged(path, reason) from error
             if not count:
                 break
             done += count
-    finally:
-        os.close(file)
     return done
 
 
@@ -131,7 +159,7 @@ def is_local(path: epath.Path) -> bool:
 
 
 def partial_path(path: epath.Path) -> str:
-    """Where a file lies until it is whole: beside its name, where that can be."""
+    """Where a file lies until it is whole: beside its name where that is local."""
     if is_local(path):
         return os.fspath(path.with_name(f".{path.name}.partial"))
     name = xxhash.xxh3_64_hexdigest(os.fspath(path).encode())
@@ -151,14 +179,47 @@ def _field(digest: str) -> bytes:
     return f'"{CHECKSUM}":"{digest}"'.encode()
 
 
-def _places(header: dict[str, Any]) -> tuple[Table, int]:
-    """Names and shapes in the order of the data, and its bytes."""
-    position, table = 0, {}
-    for name, entry in sorted(header.items(), key=lambda x: x[1]["data_offsets"]):
-        shape = tuple(int(n) for n in entry["shape"])
-        start, stop = entry["data_offsets"]
-        count = math.prod(shape) * ITEMSIZE[entry["dtype"]]
-        if min(shape, default=0) < 0 or start != position or stop - start != count:
-            raise ValueError(f"the place of {name} is wrong")
+def _words(header: Any) -> dict[str, str]:
+    """Takes the free words out of a header; raises ValueError where they are no texts."""
+    words = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(words, dict) or not all(
+        isinstance(value, str) for value in words.values()
+    ):
+        raise ValueError("its __metadata__ is not an object of texts")
+    return words
+
+
+def _places(header: dict[str, Any]) -> tuple[Table, set[str], int]:
+    """Names and shapes in the order of the data, their formats, and the data's bytes."""
+    entries = [(*_entry(name, each), name) for name, each in header.items()]
+    position, table, codes = 0, {}, set()
+    for start, stop, shape, code, name in sorted(entries, key=lambda each: each[:2]):
+        count = math.prod(shape) * ITEMSIZE[code]
+        if start != position or stop - start != count:
+            raise ValueError(f"the place of {_short(name)} is wrong")
         table[name], position = shape, stop
-    return table, position
+        codes.add(code)
+    return table, codes, position
+
+
+def _entry(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], str]:
+    """Start, stop, shape and format of an array; raises ValueError naming it."""
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [start, stop]}:
+            sizes = [start, stop, *shape]
+            # A bool is an int to Python.
+            if all(type(size) is int and size >= 0 for size in sizes):
+                if code not in ITEMSIZE:
+                    known = ", ".join(ITEMSIZE)
+                    raise ValueError(
+                        f"{_short(name)} has the format {_short(code)}, not {known}"
+                    )
+                # NumPy makes no others, even where one dimension is 0.
+                elements = math.prod(max(size, 1) for size in shape)
+                if len(shape) <= _MAX_DIMENSIONS and elements < 2**60:
+                    return start, stop, tuple(shape), code
+    raise ValueError(f"the entry of {_short(name)} is not a dtype, shape and place")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")

@@ -1,4 +1,5 @@
-"""What lets a kill lose little: partial files, a note of what is whole, one writer."""
+"""What makes a killed job resume: partial files, a note of which chunks are whole in
+them, and a lock."""
 
 import contextlib
 import fcntl
@@ -13,6 +14,7 @@ import numpy as np
 import xxhash
 from etils import epath
 
+from edm_jax import files
 from edm_jax.ema import snapshots
 from edm_jax.ema.container import partial_path
 from edm_jax.ema.meta import SnapshotMeta
@@ -21,7 +23,7 @@ from edm_jax.ema.snapshots import Writer
 
 
 class Sink:
-    """Takes sums to the writers, and keeps the checksums of what is whole."""
+    """Hands sums to the writers, and keeps the checksums of the chunks that are whole."""
 
     def __init__(self, writers: dict[int, Writer], done: dict[int, dict[str, str]]):
         self._writers, self.done = writers, done  # checksums by chunk and target
@@ -61,24 +63,26 @@ class Journal:
         self._written = time.monotonic()
 
     def read(self) -> dict[int, dict[str, str]]:
-        """Checksums by chunk and target; none where the journal is of another job."""
+        """Checksums by chunk and target; none where the journal is damaged, or that of
+        another job."""
         try:
-            with open(self._path, encoding="utf-8") as file:
-                found = json.load(file)
+            found = files.read_json(self._path)
         except (OSError, ValueError):
             return {}
-        if found.get("job") != self._key:
+        if found.get("job") != self._key or found.get("checksum") != _checksum(found):
             return {}
         return {int(chunk): digests for chunk, digests in found["chunks"].items()}
 
     def write(self, sink: Sink, every: float = 0.0) -> None:
-        """Notes what is whole, once it is on the disk; at most `every` so many seconds."""
+        """Notes which chunks are whole, once they are on the disk; at most once in
+        `every` seconds."""
         if time.monotonic() - self._written < every:
             return
         sink.sync()
         temporary = f"{self._path}.new"
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"job": self._key, "chunks": sink.done}, file)
+            note = {"job": self._key, "chunks": sink.done}
+            json.dump(note | {"checksum": _checksum(note)}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._path)
@@ -89,6 +93,12 @@ class Journal:
             os.unlink(self._path)
 
 
+def _checksum(note: dict[str, Any]) -> str:
+    """Of what a journal says: what matches it was written by this code."""
+    chunks = json.loads(json.dumps(note.get("chunks")))  # its keys become texts
+    return xxhash.xxh3_64_hexdigest(json.dumps(chunks, sort_keys=True).encode())
+
+
 def _identity(meta: SnapshotMeta) -> dict[str, Any]:
     fields = {"profile": to_fields(meta.profile), "versions": dict(meta.versions)}
     return vars(meta) | fields
@@ -96,7 +106,7 @@ def _identity(meta: SnapshotMeta) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(out: epath.Path) -> Iterator[None]:
-    """Keeps other processes from writing there meanwhile."""
+    """Keeps other processes from writing to `out` meanwhile."""
     name = partial_path(out / "reconstruct.lock")
     os.makedirs(os.path.dirname(name), exist_ok=True)
     while True:
@@ -106,8 +116,8 @@ def locked(out: epath.Path) -> Iterator[None]:
         except OSError:
             os.close(file)
             raise ValueError(
-                f"Another process is writing to {out}: wait for it, or choose another "
-                "directory."
+                f"Another process is writing to {out}: wait until it ends, or choose "
+                "another directory."
             ) from None
         # The holder before may have removed the file that was opened here.
         with contextlib.suppress(FileNotFoundError):

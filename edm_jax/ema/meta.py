@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from edm_jax import tree
 from edm_jax.ema import container
 from edm_jax.ema.container import Header, Table
 from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
-from edm_jax.files import Damaged
+from edm_jax.files import Damaged, parse_json
 
 FORMAT = "edm_jax.snapshot"
 FORMAT_VERSION = 2
@@ -25,6 +27,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_WHOLE = "[0-9]{1,19}"
 _PACKAGES = ("edm_jax", "jax", "flax", "optax", "numpy")
 
 
@@ -48,7 +51,7 @@ class SnapshotMeta:
     format ('float32', 'float16' or 'bfloat16'), rounded a coarser one that the weights
     went through before, versions the libraries that wrote it; ancestry is how it was
     made of others, for one that was. Raises ValueError for nimg or update_interval
-    below 1 and for another dtype.
+    below 1 or beyond 64 bits, and for another dtype.
     """
 
     profile: AnyProfile
@@ -61,16 +64,18 @@ class SnapshotMeta:
     ancestry: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.nimg < 1 or self.update_interval < 1:
-            raise ValueError(
-                f"nimg = {self.nimg} and update_interval = {self.update_interval} of a "
-                "snapshot must both be at least 1 image."
-            )
-        if self.dtype not in DTYPES or self.rounded not in (*DTYPES, ""):
-            raise ValueError(
-                f"Snapshots cannot be stored as {self.dtype!r}: choose one of "
-                f"{', '.join(DTYPES)}."
-            )
+        for name in ("nimg", "update_interval"):
+            if not 1 <= (value := getattr(self, name)) < 2**63:
+                raise ValueError(
+                    f"{name} = {value} of a snapshot must be at least 1 image and fit "
+                    "in 64 bits."
+                )
+        for dtype in (self.dtype, self.rounded or self.dtype):
+            if dtype not in DTYPES:
+                raise ValueError(
+                    f"Snapshots cannot be stored as {dtype[:60]!r}: choose one of "
+                    f"{', '.join(DTYPES)}."
+                )
 
     @property
     def filename(self) -> str:
@@ -111,40 +116,59 @@ def encode(
     return container.encode(table, _CODES[meta.dtype], words)
 
 
+def refuse(words: dict[str, str]) -> str:
+    """Why a file with these words is not a snapshot of this format; '' where it is."""
+    if words.get("format") != FORMAT or container.CHECKSUM not in words:
+        return "is not a snapshot of edm_jax: move it away."
+    version = words.get("format_version", "")
+    if version == str(FORMAT_VERSION):
+        return ""
+    found = f"has snapshot format {version[:20]}, and this edm_jax reads format "
+    newer = re.fullmatch(_WHOLE, version) and int(version) > FORMAT_VERSION
+    advice = "update edm_jax" if newer else "read it with the edm_jax that wrote it"
+    return f"{found}{FORMAT_VERSION}: {advice}."
+
+
 def parse(
     path: epath.Path, header: Header
 ) -> tuple[SnapshotMeta, tuple[str, ...], int]:
     """What `encode` was given: meta, checksums, chunk. Raises Damaged naming the file."""
     words = header.words
-    if words.get("format") != FORMAT or container.CHECKSUM not in words:
-        raise Damaged(path, "is not a snapshot of edm_jax: move it away.")
-    if words.get("format_version") != str(FORMAT_VERSION):
-        version = words.get("format_version")
-        raise Damaged(
-            path,
-            f"has snapshot format {version}, this edm_jax reads format "
-            f"{FORMAT_VERSION}: read it with the version that wrote it.",
-        )
     try:
-        meta = _parse_meta(words)
+        meta = SnapshotMeta(
+            profile=from_fields(_json(words, "profile", dict)),
+            nimg=_whole(words, "nimg"),
+            update_interval=_whole(words, "update_interval"),
+            config_hash=words["config_hash"],
+            dtype=words["dtype"],
+            rounded=words["rounded"],
+            versions=_json(words, "versions", dict),
+            ancestry=_json(words, "ancestry", dict, type(None)),
+        )
         if header.codes - {_CODES[meta.dtype]}:
-            raise ValueError("mixed formats")
-        return meta, tuple(json.loads(words["checksums"])), int(words["chunk"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise Damaged(
-            path,
-            f"has a damaged snapshot header ({error}): move it away or copy it again.",
-        ) from error
-
-
-def _parse_meta(words: dict[str, str]) -> SnapshotMeta:
-    return SnapshotMeta(
-        profile=from_fields(json.loads(words["profile"])),
-        nimg=int(words["nimg"]),
-        update_interval=int(words["update_interval"]),
-        config_hash=words["config_hash"],
-        dtype=words["dtype"],
-        rounded=words["rounded"],
-        versions=json.loads(words["versions"]),
-        ancestry=json.loads(words["ancestry"]),
+            raise ValueError("its arrays have other formats than its dtype")
+        tree.unflatten(header.table)  # refuses names that no nested dict has
+        digests = _json(words, "checksums", list)
+        return meta, tuple(map(str, digests)), _whole(words, "chunk")
+    except KeyError as error:
+        reason = f"{error} is missing"
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+    raise Damaged(
+        path,
+        f"has a damaged snapshot header ({reason}): copy it again or move it away.",
     )
+
+
+def _json(words: dict[str, str], name: str, *kinds: type) -> Any:
+    """The JSON value of a word; raises ValueError for one of no such kind."""
+    value = parse_json(words[name].encode(), unique=True)
+    if type(value) not in kinds:
+        raise ValueError(f"its {name} is a {type(value).__name__}")
+    return value
+
+
+def _whole(words: dict[str, str], name: str) -> int:
+    if not re.fullmatch(_WHOLE, words[name]):
+        raise ValueError(f"its {name} is {words[name][:60]!r}, not a whole number")
+    return int(words[name])

@@ -3,6 +3,8 @@
 NumPy only; `combine` reads each snapshot once, whatever the number of targets.
 """
 
+import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -33,70 +35,106 @@ def make_plan(
     stored: Sequence[tuple[float, PowerProfile, Source]],
     targets: Sequence[tuple[float, AnyProfile]],
     max_error: float = MAX_ERROR,
+    partial: bool = False,
 ) -> Plan:
-    """Solves for targets (nimg, profile) from stored averages (nimg, profile, source).
+    """Solves for targets from stored averages.
 
     A target uses what was stored up to its time; sources that nothing uses are left
-    out. Raises ValueError for a target whose error would be beyond max_error, saying
-    what can be had, and where nothing usable is stored.
+    out.
+
+    Args:
+        stored: (nimg, profile, source) of each average.
+        targets: (nimg, profile) of each target.
+        max_error: the error, of fit and rounding, beyond which a target is refused.
+        partial: leave refused targets out of the plan, where others remain.
+
+    Raises:
+        ValueError: a target is refused, with the range that the averages can express;
+            or nothing usable is stored.
     """
     if not max_error > 0:
-        raise ValueError(f"max_error = {max_error}, but must be above 0.")
-    _check_times(stored, targets)
+        raise ValueError(f"max_error = {max_error}: choose a number above 0.")
+    if not stored:
+        raise ValueError(
+            "There are no snapshots of power-function profiles to reconstruct from: "
+            "train with ema.sigma_rels set."
+        )
+    refused = {
+        k: said for k, each in enumerate(targets) if (said := _untimely(stored, each))
+    }
     solutions: list[Any] = [None] * len(targets)
     coefficients = np.zeros((len(stored), len(targets)))
-    for nimg in {nimg for nimg, _ in targets}:
+    for nimg in {targets[k][0] for k in range(len(targets)) if k not in refused}:
         rows = [i for i, (t, _, _) in enumerate(stored) if t <= nimg]
-        columns = [k for k, (t, _) in enumerate(targets) if t == nimg]
+        columns = [
+            k for k, (t, _) in enumerate(targets) if t == nimg and k not in refused
+        ]
         basis = [stored[i][:2] for i in rows]
         roundoff = [stored[i][2].unit_roundoff for i in rows]
         solved = solver.solve(basis, [targets[k] for k in columns], roundoff)
+        advice = functools.cache(functools.partial(_advice, basis, roundoff, max_error))
         for k, solution in zip(columns, solved, strict=True):
-            if not solution.error <= max_error:
-                raise ValueError(_refusal(basis, roundoff, solution, max_error))
-            coefficients[rows, k], solutions[k] = solution.coefficients, solution
+            if solution.error <= max_error:
+                coefficients[rows, k], solutions[k] = solution.coefficients, solution
+                continue
+            # One range serves all power functions, but each rampup has its own.
+            profile = solution.profile
+            kind = PowerProfile(0.1) if isinstance(profile, PowerProfile) else profile
+            refused[k] = (
+                f"The snapshots cannot express {profile.label} at nimg = {nimg:.0f}: its "
+                f"error would be {solution.error:.2g}, and {max_error:g} is allowed. "
+                f"{advice(nimg, kind)}"
+            )
+    sentences = [refused[k] for k in sorted(refused)]
+    kept = [k for k in range(len(targets)) if k not in refused]
+    if sentences and not (partial and kept):
+        raise ValueError(sentences[0])
     used = np.flatnonzero(coefficients.any(axis=1)).tolist()
     sources = [stored[i][2] for i in used]
-    kinds = Counter(tuple(source.table.items()) for source in sources)
-    usual, _ = kinds.most_common(1)[0]
-    for source in sources:
-        if tuple(source.table.items()) != usual:
-            raise ValueError(
-                f"{source.name} holds other weights than the snapshots beside it: give "
-                "those of one network."
-            )
-    plan = Plan(sources, solutions, coefficients[used])
-    if not plan.size:
-        raise ValueError(f"{sources[0].name} holds no weights at all.")
-    return plan
+    _check_alike(sources)
+    return Plan(
+        sources,
+        [solutions[k] for k in kept],
+        coefficients[used][:, kept],
+        sentences,
+    )
 
 
 def from_files(
     stored: Iterable[Snapshot],
     targets: Sequence[tuple[float, AnyProfile]],
     max_error: float = MAX_ERROR,
+    partial: bool = False,
 ) -> Plan:
-    """`make_plan` for snapshots on disk; those of other than power functions are left out.
+    """`make_plan` for the snapshots on disk that hold power functions.
 
-    Raises ValueError also for snapshots of different configs, or reconstructed ones.
+    Raises ValueError also for snapshots of different configs, for reconstructed ones,
+    and for two of one profile at one time.
     """
-    entries, hashes = [], {}
+    entries, hashes, names = [], {}, {}
     for snapshot in stored:
         profile, meta = snapshot.meta.profile, snapshot.meta
         if meta.ancestry is not None:
             raise ValueError(
-                f"{snapshot.name} is itself reconstructed, and not what a run stored: "
-                "move it away."
+                f"{snapshot.name} is a reconstruction, not a snapshot that a run stored: "
+                "move it to another directory."
             )
         if isinstance(profile, PowerProfile):
+            other = names.setdefault((meta.nimg, profile), snapshot.name)
+            if other != snapshot.name:
+                raise ValueError(
+                    f"{other} and {snapshot.name} hold the same profile at the same "
+                    "time: move one of them to another directory."
+                )
             hashes.setdefault(meta.config_hash, snapshot.name)
             entries.append((float(meta.nimg), profile, snapshot))
     if len(hashes) > 1:
         which = ", ".join(f"{h} of {name}" for h, name in sorted(hashes.items()))
         raise ValueError(
-            f"The snapshots come from different configs ({which}): give those of one run."
+            f"The snapshots come from different configs ({which}): keep those of one run "
+            "in the directory."
         )
-    return make_plan(entries, targets, max_error)
+    return make_plan(entries, targets, max_error, partial)
 
 
 def reconstruct(
@@ -108,10 +146,17 @@ def reconstruct(
 ) -> dict[Target, Reconstruction]:
     """Averaged weights of every target at nimg (the last snapshot's), in memory.
 
-    stored is a directory or a list of snapshots; targets are σ_rel or profiles. 4 bytes
-    per weight and target. Raises ValueError where nothing usable is left, for a damaged
-    snapshot, for snapshots of different configs, and for a target whose error would be
-    beyond max_error (math.inf takes what can be had).
+    Takes 4 bytes of memory per weight and target.
+
+    Args:
+        stored: a directory, or a list of snapshots.
+        targets: σ_rel or profiles.
+        nimg: the time of the averages, in the unit of the snapshots.
+        max_error: the error beyond which a target is refused; math.inf refuses none.
+        on_progress: takes the bytes read so far and in all.
+
+    Raises:
+        ValueError: as `from_files`; Damaged, a ValueError, for a damaged snapshot.
     """
     if isinstance(stored, (str, os.PathLike)):
         stored = snapshots.list_snapshots(stored)
@@ -179,53 +224,66 @@ def in_memory(
     return [snapshots.split(row, plan.sources[0].table) for row in rows]
 
 
-def _check_times(
+def _check_alike(sources: Sequence[Source]) -> None:
+    """Raises ValueError unless all hold the same weights, some at least."""
+    kinds = Counter(tuple(source.table.items()) for source in sources)
+    usual, _ = kinds.most_common(1)[0]
+    for source in sources:
+        if tuple(source.table.items()) != usual:
+            raise ValueError(
+                f"{source.name} holds weights of other names or shapes than the "
+                "snapshots beside it: move it to another directory."
+            )
+    if not any(math.prod(shape) for _, shape in usual):
+        raise ValueError(f"{sources[0].name} holds no weights.")
+
+
+def _untimely(
     stored: Sequence[tuple[float, PowerProfile, Source]],
-    targets: Sequence[tuple[float, AnyProfile]],
-) -> None:
-    if not stored:
-        raise ValueError(
-            "There are no snapshots of power-function profiles to reconstruct from: "
-            "train with ema.sigma_rels set."
+    target: tuple[float, AnyProfile],
+) -> str:
+    """Why no snapshots could express a target at its time; '' where they might."""
+    times = [t for t, _, _ in stored]
+    first, last = min(times), max(times)
+    nimg, profile = target
+    if nimg > last:
+        return (
+            f"{profile.label} at nimg = {nimg:.0f} is after the last snapshot, at "
+            f"{last:.0f}: ask for {last:.0f} or less."
         )
-    first, last = min(t for t, _, _ in stored), max(t for t, _, _ in stored)
-    for nimg, _ in targets:
-        if nimg > last:
-            raise ValueError(
-                f"nimg = {nimg:.0f} is after the last snapshot, at {last:.0f}, and no "
-                f"average of the snapshots reaches it; ask for {last:.0f} or less."
-            )
-        if nimg < first:
-            raise ValueError(
-                f"There is no snapshot at or before nimg = {nimg:.0f}: the first is at "
-                f"{first:.0f}."
-            )
+    if nimg < first:
+        return (
+            f"{profile.label} at nimg = {nimg:.0f} is before the first snapshot, at "
+            f"{first:.0f}: ask for {first:.0f} or more."
+        )
+    try:
+        profile.edges(nimg)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-def _refusal(
+def _advice(
     basis: Sequence[solver.Stored],
     roundoff: Sequence[float],
-    solution: Solution,
     max_error: float,
+    nimg: float,
+    profile: AnyProfile,
 ) -> str:
-    """Why a target is refused, and what the snapshots can express instead."""
-    nimg, profile = solution.nimg, solution.profile
-    times = sorted({t for t, _ in basis})
-    said = (
-        f"The snapshots cannot express {profile.label} at nimg = {nimg:.0f}: its error "
-        f"would be {solution.error:.2g}, and {max_error:g} is allowed."
-    )
-    if times[-1] < nimg:
-        return f"{said} The last snapshot before that time is at {times[-1]:.0f}: ask for that."
+    """What the snapshots can express instead of a profile of such a kind."""
+    last = max(t for t, _ in basis)
+    if last < nimg:
+        return (
+            f"The last snapshot before that time is at {last:.0f}: ask for that time."
+        )
     found = solver.expressible_range(basis, (nimg, profile), roundoff, max_error)
     if found is None:
-        return f"{said} Of {len(basis)} snapshots nothing else can be made there: store more."
+        return f"{len(basis)} snapshots express no other length there: store more."
     low, high = (decimal(round(value, 6)) for value in found)
     if profile.kind == "traditional":
-        return f"{said} Half-lives from {low} to {high} million images can be had."
-    edges = ""
-    if profile.kind != "power":
-        edges = ", and windows that start and end at snapshots"
+        return f"They can express half-lives from {low} to {high} million images."
+    windows = ", and windows that start and end at snapshots"
     return (
-        f"{said} Power functions of sigma_rel from {low} to {high} can be had{edges}."
+        f"They can express power functions of sigma_rel from {low} to {high}"
+        f"{'' if profile.kind == 'power' else windows}."
     )

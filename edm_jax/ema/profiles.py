@@ -270,7 +270,7 @@ class FunctionProfile(Profile):
 AnyProfile = (
     PowerProfile | TraditionalProfile | UniformProfile | TableProfile | FunctionProfile
 )
-_KINDS: dict[str, type] = {
+_KINDS: dict[str, Any] = {
     each.kind: each
     for each in (
         PowerProfile,
@@ -291,12 +291,26 @@ def to_fields(profile: AnyProfile) -> dict[str, Any]:
 
 def from_fields(fields: dict[str, Any]) -> AnyProfile:
     """The profile that `to_fields` wrote; raises ValueError for anything else."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    kind = fields.pop("kind", None)
-    try:
-        return _KINDS[str(kind)](**fields)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"there is no profile {kind!r} of {fields}") from error
+    rest = dict(fields)
+    if (kind := _KINDS.get(str(rest.pop("kind", None)))) is None:
+        raise ValueError(f"its profile is none of {', '.join(_KINDS)}")
+    types = {f.name: f.type for f in dataclasses.fields(kind) if f.name != "function"}
+    for name in types.keys() ^ rest.keys():
+        raise ValueError(f"the fields of its {kind.kind} profile are not {[*types]}")
+    for name, value in rest.items():
+        if not _is_a(types[name], value):
+            raise ValueError(f"the {name} of its {kind.kind} profile has a wrong type")
+    return kind(**rest)
+
+
+def _is_a(annotation: Any, value: Any) -> bool:
+    """Whether a JSON value fits a field's annotation."""
+    if annotation == tuple[float, ...]:
+        return isinstance(value, list) and all(_is_a(float, each) for each in value)
+    # Not isinstance: a bool is an int to Python.
+    numeric = annotation in (float, float | None) and type(value) in (int, float)
+    absent = annotation == float | None and value is None
+    return numeric or absent or (annotation is str and isinstance(value, str))
 
 
 def decimal(value: float) -> str:

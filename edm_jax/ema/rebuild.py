@@ -1,12 +1,11 @@
 """Reconstructed networks as files: resumable after a kill, with their full ancestry."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,14 @@ from edm_jax.files import Damaged, PathLike
 
 METHOD = "post-hoc EMA (Karras et al., arXiv 2312.02696, App. C, Alg. 3)"
 JOURNAL_SECONDS = 2.0
-_WORDS = ("method", "left_out")  # of an ancestry
 
 
 @dataclass(frozen=True)
 class Request:
     """What to rebuild: targets (nimg, profile), None being the last snapshot's nimg.
 
-    dtype is the format of the outputs, max_error the error beyond which a target is
-    refused, strict refuses a damaged snapshot instead of leaving it out.
+    dtype is the format of the outputs, and max_error the error beyond which a target is
+    left out. strict refuses a damaged snapshot instead of leaving it out.
     """
 
     targets: Sequence[tuple[int | None, AnyProfile]]
@@ -64,7 +62,9 @@ class Job:
 def prepare(directory: PathLike, request: Request) -> Job:
     """Lists the snapshots of a directory and solves; reads their headers only.
 
-    Raises what `posthoc.from_files` raises, and Damaged where `strict`.
+    Targets that the snapshots cannot express are left out: `plan.refused` says why.
+    Raises what `posthoc.from_files` raises, also where that leaves no target, and
+    Damaged for a damaged snapshot where `strict`.
     """
     listing = snapshots.scan(directory)
     if request.strict and listing.damaged:
@@ -75,16 +75,17 @@ def prepare(directory: PathLike, request: Request) -> Job:
 def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) -> Job:
     if not stored and left_out:
         raise left_out[0]
-    # A snapshot left out does not move the time that is meant.
+    # "The last" stays the last that was stored, even where that one is damaged.
     last = max([posthoc.last_nimg(stored), *map(_nimg_of, left_out)])
     targets = [(last if t is None else t, profile) for t, profile in request.targets]
     try:
-        plan = posthoc.from_files(stored, targets, request.max_error)
+        plan = posthoc.from_files(stored, targets, request.max_error, partial=True)
     except ValueError as refusal:
         if not left_out:
             raise
-        said = "; ".join(map(str, left_out))
-        raise ValueError(f"{said} Without: {refusal}") from refusal
+        said = " ".join(map(str, left_out[:3]))
+        more = f" So are {len(left_out) - 3} more." if len(left_out) > 3 else ""
+        raise ValueError(f"{said}{more} Without them: {refusal}") from refusal
     first = plan.sources[0]
     assert isinstance(first, Snapshot)
     metas = [
@@ -101,14 +102,14 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
     (name, count), *_ = Counter(meta.filename for meta in metas).most_common(1)
     if count > 1:
         raise ValueError(
-            f"Two of the targets would both be stored as {name}: ask for them in two "
-            "commands, with an --out of its own for each."
+            f"Two of the targets would be stored as {name}: make them in two commands, "
+            "with a different --out."
         )
     return Job(plan, metas, stored, left_out, request.dtype)
 
 
 def _nimg_of(damaged: Damaged) -> int:
-    """The time in a damaged file's name, its header being no witness; 0 for none."""
+    """The time that a damaged file has in its name; 0 for none."""
     found = re.search(r"-(\d{12})\.safetensors$", os.fspath(damaged.path))
     return int(found[1]) if found else 0
 
@@ -123,18 +124,27 @@ def run(
 ) -> tuple[Job, list[epath.Path]]:
     """Writes a file for every target to `out`; returns the job as done, and the paths.
 
-    Files that are there and made of the same are kept. A kill leaves partial files and
-    a journal, from which the same call goes on. A snapshot found damaged on the way is
-    left out and the rest solved again, unless `strict`; on_damage hears of it. job is
-    what `prepare` made of the request, where that was asked for before. Raises as
-    `prepare`, and ValueError where `out` holds the snapshots themselves, or another
-    process is writing to it.
+    Outputs made before of the same snapshots are kept. A kill leaves partial files and
+    a journal, from which the same call resumes.
+
+    Args:
+        directory: of the snapshots.
+        request: what to rebuild.
+        out: directory of the outputs.
+        on_progress: takes the bytes read so far and in all.
+        on_damage: takes a snapshot that was found damaged while reading, and the job
+            solved again without it. Not called where `strict`: that raises.
+        job: what `prepare` returned for the request, to save listing again.
+
+    Raises:
+        ValueError: as `prepare`; or `out` holds the snapshots themselves, or another
+            process is writing to it.
     """
     out = epath.Path(out)
     if _place(out) == _place(directory):
         raise ValueError(
-            f"{out} holds the snapshots themselves: choose another directory for what "
-            "is made of them."
+            f"{out} holds the snapshots themselves: choose another directory for the "
+            "outputs."
         )
     job = job or prepare(directory, request)
     with locked(out):
@@ -142,7 +152,7 @@ def run(
 
 
 def _place(directory: PathLike) -> str:
-    """Where a directory is, by whatever name."""
+    """A name that a directory has in whatever way it is spelled."""
     name = os.fspath(directory).rstrip("/")
     return os.path.realpath(name) if is_local(epath.Path(directory)) else name
 
@@ -174,6 +184,9 @@ def check_space(job: Job, out: PathLike) -> None:
     free = shutil.disk_usage(place).free
     if epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ValueError(f"{out} is a file: choose a directory for the outputs.")
+    for path in job.paths(out):
+        if path.is_dir():
+            raise ValueError(f"{path} is a directory: move it away, or choose another.")
     if job.bytes_to_write > free:
         raise ValueError(
             f"The outputs take {job.bytes_to_write / 1e9:.3g} GB, and {place} has "
@@ -235,7 +248,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
                 sink.seal(chunk)
                 journal.write(sink, every=JOURNAL_SECONDS)
         journal.write(sink)
-    except ValueError:  # Damaged among them: to go on would end the same way
+    except ValueError:  # Damaged among them: resuming would end the same way
         for writer in writers.values():
             writer.discard()
         journal.remove()
@@ -249,7 +262,7 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
     for writer in writers.values():
         writer.finish()
     journal.remove()
-    if is_local(out):  # what other targets left, whose journal this one replaced
+    if is_local(out):  # left by a job whose journal this one replaced
         for stale in Path(out).glob(".*.safetensors.partial"):
             stale.unlink()
     return paths
@@ -267,13 +280,19 @@ def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:
     if found.ancestry is None or meta.ancestry is None:
         return False
     same = replace(found, profile=meta.profile, ancestry=meta.ancestry) == meta
-    profiles = [json.dumps(to_fields(each.profile)) for each in (found, meta)]
-    before, now = dict(found.ancestry), dict(meta.ancestry)
-    rows = [each.pop("inputs") for each in (before, now)]
-    coefficients = [np.array([i["coefficient"] for i in row]) for row in rows]
-    kept = [[{**i, "coefficient": None} for i in row] for row in rows]
-    words = [{k: v for k, v in each.items() if k in _WORDS} for each in (before, now)]
-    if not (same and profiles[0] == profiles[1] and kept[0] == kept[1]):
+    if not same or to_fields(found.profile) != to_fields(meta.profile):
         return False
-    change = np.abs(coefficients[0] - coefficients[1]).sum()
-    return words[0] == words[1] and bool(change <= 1e-9 * now["sum_abs"])
+    try:
+        (before, words), (now, wanted) = map(_parts, (found.ancestry, meta.ancestry))
+        change = np.abs(before - now).sum()
+    except (KeyError, TypeError, ValueError, AttributeError):  # another's ancestry
+        return False
+    return words == wanted and bool(change <= 1e-9 * meta.ancestry["sum_abs"])
+
+
+def _parts(ancestry: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
+    """The coefficients of an ancestry, and what must be the same in two of them."""
+    coefficients = [each["coefficient"] for each in ancestry["inputs"]]
+    inputs = [{**each, "coefficient": None} for each in ancestry["inputs"]]
+    words = [ancestry[word] for word in ("method", "left_out")]
+    return np.array(coefficients, np.float64), (inputs, words)

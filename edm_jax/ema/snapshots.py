@@ -10,17 +10,18 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 from etils import epath
 
+from edm_jax import tree
 from edm_jax.ema import container
 from edm_jax.ema.container import NO_DIGEST, Table
-from edm_jax.ema.meta import DTYPES, SnapshotMeta, encode, parse
-from edm_jax.files import Damaged, PathLike
+from edm_jax.ema.meta import DTYPES, SnapshotMeta, encode, parse, refuse
+from edm_jax.files import Damaged, PathLike, kind_of
 
 CHUNK = 2**20  # elements under one checksum
 
@@ -69,24 +70,30 @@ class Snapshot:
         Raises Damaged where the file ends before.
         """
         offset = self.data_start + start * self.dtype.itemsize
-        count = container.read_range(self.path, offset, as_bytes(out))
+        try:
+            count = container.read_range(self.path, offset, as_bytes(out))
+        except FileNotFoundError:
+            reason = "was removed while it was being read: put it back."
+            raise Damaged(self.path, reason) from None
         if count < out.nbytes:
-            raise Damaged(self.path, "ends too soon: it was cut since it was opened.")
+            reason = "was cut short while it was being read: copy it again."
+            raise Damaged(self.path, reason)
 
     def verify(self, chunk: int, digest: str) -> None:
         """Raises Damaged where a chunk read has another checksum than the one written."""
         if digest != self.digests[chunk]:
             raise Damaged(
                 self.path,
-                f"is damaged: elements {chunk * CHUNK} to {(chunk + 1) * CHUNK} are not "
-                "what was written; copy it again or leave it out.",
+                f"is damaged: elements {chunk * CHUNK} to {(chunk + 1) * CHUNK} do not "
+                "match their checksum; copy it again or move it away.",
             )
 
 
 class Writer:
     """A snapshot being written in chunks, in any order; it appears whole or not at all.
 
-    resume goes on with the partial file of a writer of the same meta and table.
+    resume continues the partial file of a writer of the same meta and table. Raises
+    ValueError where something that is not a file has the partial file's name.
     """
 
     def __init__(
@@ -104,6 +111,12 @@ class Writer:
         whole = resume and os.path.exists(self._partial)
         whole = whole and os.path.getsize(self._partial) == total
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
+        if kind := kind_of(self._file):
+            os.close(self._file)
+            raise ValueError(
+                f"{self._partial} is {kind}, not a file: remove it, then run the same "
+                "command again."
+            )
         if not whole:
             os.truncate(self._file, 0)
             os.truncate(self._file, total)
@@ -135,7 +148,7 @@ class Writer:
         return self.path
 
     def close(self) -> None:
-        """Leaves the partial file for a writer that goes on."""
+        """Leaves the partial file for a writer that resumes."""
         os.close(self._file)
 
     def discard(self) -> None:
@@ -212,8 +225,8 @@ def cast(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
 def read(path: PathLike) -> tuple[Params, SnapshotMeta]:
     """The weights of a snapshot, float32 in a nested dict, and its header.
 
-    Raises Damaged, a ValueError, for a file that is damaged or no snapshot,
-    FileNotFoundError for none.
+    Raises Damaged, a ValueError, for a file that is damaged or not a snapshot, and
+    FileNotFoundError where there is no file.
     """
     snapshot = open_snapshot(path)
     raw = np.empty(snapshot.size, snapshot.dtype)
@@ -230,20 +243,21 @@ def split(row: np.ndarray, table: Table) -> Params:
     for name, shape in table.items():
         stop = start + math.prod(shape)
         flat[name], start = row[start:stop].reshape(shape), stop
-    return unflatten(flat)
+    return tree.unflatten(flat)
 
 
 class Listing(NamedTuple):
-    """The snapshots of a directory, by nimg and then by name, and what is none."""
+    """The snapshots of a directory, by nimg and then by name, and the files that are
+    none."""
 
     snapshots: list[Snapshot]
     damaged: list[Damaged]
 
 
 def scan(directory: PathLike) -> Listing:
-    """Every .safetensors file of a directory, told by its header.
+    """Reads the header of every .safetensors file of a directory.
 
-    Raises FileNotFoundError for no such directory.
+    Raises FileNotFoundError where there is no such directory.
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
@@ -254,10 +268,15 @@ def scan(directory: PathLike) -> Listing:
             return open_snapshot(path)
         except Damaged as error:
             return error
-        except OSError as error:  # a directory, a dangling link, no permission
+        except OSError as error:  # a dangling link, an object store's fault
             return Damaged(path, f"cannot be read ({error.strerror or error}).")
 
-    paths = sorted(p for p in directory.glob("*.safetensors") if p.name[0] != ".")
+    # Not glob: in epath the directory's own name would be part of the pattern.
+    paths = sorted(
+        path
+        for path in directory.iterdir()
+        if path.name.endswith(".safetensors") and path.name[0] != "."
+    )
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         found = list(pool.map(attempt, paths))
     good = [each for each in found if isinstance(each, Snapshot)]
@@ -266,7 +285,7 @@ def scan(directory: PathLike) -> Listing:
 
 
 def list_snapshots(directory: PathLike) -> list[Snapshot]:
-    """As scan, and raises Damaged, a ValueError, for the first file that is none."""
+    """The snapshots that `scan` finds; raises Damaged for the first file that is none."""
     found, damaged = scan(directory)
     if damaged:
         raise damaged[0]
@@ -276,40 +295,23 @@ def list_snapshots(directory: PathLike) -> list[Snapshot]:
 def open_snapshot(path: PathLike) -> Snapshot:
     """The header of a snapshot; its weights stay where they are. Raises as read does."""
     path = epath.Path(path)
-    header = container.read_header(path)
+    header = container.read_header(path, refuse)
     meta, digests, chunk = parse(path, header)
     size = header.data_bytes // DTYPES[meta.dtype].itemsize
     if chunk != CHUNK or len(digests) != -(-size // CHUNK):
-        raise Damaged(path, "has checksums of other chunks: copy it again.")
+        reason = "has checksums for chunks of another size: copy it again."
+        raise Damaged(path, reason)
     return Snapshot(path, meta, header.table, header.data_start, digests)
 
 
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
+def flatten(params: Params) -> dict[str, Any]:
     """Nested dict of arrays -> {'outer/inner': array}.
 
-    Raises ValueError for a name that is empty or holds '/'.
+    Raises ValueError for a name that is empty, holds '/' or is '__metadata__'.
     """
-    flat = {}
-    for name, value in params.items():
-        if not name or "/" in name or name == "__metadata__":
-            raise ValueError(
-                f"{prefix}{name!r}: a name must not be empty, hold '/' or be "
-                "'__metadata__'."
-            )
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value if hasattr(value, "shape") else np.array(value)
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """{'outer/inner': array} -> nested dict of arrays: the inverse of flatten."""
-    params: Params = {}
-    for path, array in flat.items():
-        *outer, name = path.split("/")
-        node = params
-        for key in outer:
-            node = node.setdefault(key, {})
-        node[name] = array
-    return params
+    if "__metadata__" in params:
+        raise ValueError("No weights can be stored under the name '__metadata__'.")
+    return {
+        name: leaf if hasattr(leaf, "shape") else np.array(leaf)
+        for name, leaf in tree.flatten(params).items()
+    }

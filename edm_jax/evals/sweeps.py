@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm_jax import tree
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.posthoc import Reconstruction
 from edm_jax.ema.profiles import PowerProfile
@@ -186,7 +187,7 @@ class Sweeps:
                 other = snapshots.flatten(made.params)
                 for group in [group for group, each in missing if each == s]:
                     mixed = whole | {name: other[name] for name in groups[group]}
-                    loss = self._heldout.loss(snapshots.unflatten(mixed))
+                    loss = self._heldout.loss(tree.unflatten(mixed))
                     self._remember(self._key(nimg, group, fixed, s), loss)
                     done += 1
                     self._report("groups of weights", done, len(missing))

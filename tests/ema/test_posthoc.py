@@ -244,7 +244,7 @@ def test_snapshots_of_two_configs_are_not_mixed(tmp_path):
 
 def test_a_reconstruction_is_no_snapshot_of_a_run(tmp_path):
     snapshots.write(tmp_path, tree(), meta(1024, ancestry={"inputs": []}))
-    with pytest.raises(ValueError, match="is itself reconstructed"):
+    with pytest.raises(ValueError, match="is a reconstruction, not a snapshot"):
         ema.reconstruct(tmp_path, [0.05])
 
 
@@ -255,15 +255,15 @@ def test_a_snapshot_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"{path.name} holds weights that are not fin"):
         ema.reconstruct(tmp_path, [0.1], **force)
     snapshots.write(tmp_path, {"w": np.ones(4)}, meta(2048))
-    with pytest.raises(ValueError, match=f"{path.name} holds other weights"):
+    with pytest.raises(ValueError, match=f"{path.name} holds weights of other names"):
         ema.reconstruct(tmp_path, [0.1], **force)
 
 
 @pytest.mark.parametrize(
     ("profile", "said"),
     [
-        (ema.PowerProfile(0.004), r"sigma_rel from 0\.0\d+ to 0\.2\d+ can be had\.$"),
-        (ema.TraditionalProfile(1e-5), "Half-lives from .* million images can be had"),
+        (ema.PowerProfile(0.004), r"sigma_rel from 0\.0\d+ to 0\.2\d+\.$"),
+        (ema.TraditionalProfile(1e-5), r"half-lives from .* million images\.$"),
         (ema.UniformProfile(1000, 1001), "start and end at snapshots"),
     ],
 )
@@ -275,11 +275,11 @@ def test_what_cannot_be_expressed_is_refused_with_what_can(profile, said):
     assert forced[profile].solution.error > ema.MAX_ERROR
 
 
-def test_the_range_that_a_refusal_names_can_be_had():
+def test_the_range_that_a_refusal_names_is_expressed_and_no_more():
     stored, _ = walk(updates=256, count=32, units=2)
-    with pytest.raises(ValueError, match="can be had") as error:
+    with pytest.raises(ValueError, match="They can express") as error:
         ema.reconstruct_trees(as_trees(stored), [0.004])
-    words = str(error.value).split()
+    words = str(error.value).rstrip(".").split()
     low, high = (float(words[words.index(word) + 1]) for word in ("from", "to"))
     ema.reconstruct_trees(as_trees(stored), [low, high])
     for outside in (low - 0.001, high + 0.001):
@@ -295,7 +295,7 @@ def test_a_time_between_snapshots_names_the_one_before(tmp_path):
 
 def test_a_time_before_the_first_snapshot_is_refused(tmp_path):
     snapshots.write(tmp_path, tree(), meta(1024))
-    with pytest.raises(ValueError, match="the first is at 1024"):
+    with pytest.raises(ValueError, match="before the first snapshot, at 1024"):
         ema.reconstruct(tmp_path, [0.1], nimg=1000)
 
 

@@ -239,7 +239,7 @@ def test_a_damaged_header_at_the_end_does_not_move_the_time_either(tmp_path):
     for sigma_rel in TRACKED:
         flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors", 40)
     with pytest.raises(
-        ValueError, match="power-0.050.*power-0.100.* Without: "
+        ValueError, match="power-0.050.*power-0.100.* Without them: "
     ) as error:
         rebuild.run(stored, request(0.07), tmp_path / "out")
     assert f"the last snapshot, at {11 * 4096}" in str(error.value)
@@ -263,7 +263,7 @@ def test_two_targets_of_one_name_are_refused(tmp_path):
     ]
     targets = [(None, profile) for profile in same]
     wanted = rebuild.Request(targets, max_error=math.inf)
-    with pytest.raises(ValueError, match="both be stored as function-f-"):
+    with pytest.raises(ValueError, match="be stored as function-f-"):
         rebuild.run(stored, wanted, tmp_path / "out")
     different = [ema.TraditionalProfile(0.002), ema.TraditionalProfile(0.002, 0.1)]
     assert different[0].label != different[1].label
@@ -332,7 +332,7 @@ def test_a_damaged_last_snapshot_does_not_move_the_time_that_is_meant(tmp_path):
     for sigma_rel in TRACKED:
         flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors")
     with pytest.raises(
-        ValueError, match=f"Without: .* the last snapshot, at {11 * 4096}"
+        ValueError, match=f"Without them: .* the last snapshot, at {11 * 4096}"
     ):
         rebuild.run(stored, request(0.07), out)
 
@@ -402,13 +402,42 @@ def test_a_plan_counts_what_it_will_read_and_write(tmp_path):
     assert stored_target.plan.bytes_to_read == 4 * UNITS
 
 
-def test_a_target_without_hope_is_refused_before_anything_is_read(tmp_path):
+def test_a_target_that_cannot_be_expressed_is_left_out_and_the_others_are_made(
+    tmp_path, monkeypatch
+):
     stored = store(tmp_path / "in")
+    # It takes seconds.
+    monkeypatch.setattr("edm_jax.ema.solver.expressible_range", lambda *_: None)
     with pytest.raises(ValueError, match="cannot express power-0.004"):
-        rebuild.run(stored, request(0.07, 0.004), tmp_path / "out")
+        rebuild.run(stored, request(0.004, 0.003), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    mixed = [
+        (8192, ema.PowerProfile(0.07)),
+        (None, ema.PowerProfile(0.004)),
+        (COUNT * 4096 + 1, ema.PowerProfile(0.07)),
+        (1024, ema.PowerProfile(0.07)),
+        (8192, ema.UniformProfile(10_000)),
+        (None, ema.PowerProfile(0.08)),
+    ]
+    some = rebuild.Request(mixed)
+    job, paths = rebuild.run(stored, some, tmp_path / "out")
+    assert [path.name for path in paths] == [
+        "power-0.070-000000008192.safetensors",
+        f"power-0.080-{COUNT * 4096:012d}.safetensors",
+    ]
+    whys = "cannot express", "after the last", "before the first", "starts after"
+    assert len(job.plan.refused) == len(whys)
+    for why, said in zip(whys, job.plan.refused, strict=True):
+        assert why in said
+    # What is made does not depend on what is left out.
+    alone = ema.reconstruct(stored, [0.08])[0.08].params
+    made, _ = snapshots.read(paths[1])
+    flat, wanted = map(snapshots.flatten, (made, alone))
+    for name in wanted:
+        np.testing.assert_array_equal(flat[name], wanted[name])
     forced = request(0.07, 0.004, max_error=math.inf)
-    _, paths = rebuild.run(stored, forced, tmp_path / "out")
+    job, paths = rebuild.run(stored, forced, tmp_path / "out")
+    assert not job.plan.refused
     error = snapshots.open_snapshot(paths[1]).meta.ancestry["fit_error"]
     assert error > ema.MAX_ERROR
     assert json.dumps(snapshots.open_snapshot(paths[1]).meta.ancestry)

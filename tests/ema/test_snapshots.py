@@ -175,7 +175,7 @@ def test_what_is_no_file_is_no_obstacle(tmp_path):
 def test_a_header_made_to_harm_is_named(tmp_path, header):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"0000")
-    with pytest.raises(ema.Damaged, match="bad.safetensors is damaged"):
+    with pytest.raises(ema.Damaged, match="bad.safetensors is "):
         snapshots.open_snapshot(path)
 
 
@@ -200,7 +200,7 @@ def rewrite(path, **words):
         ("nimg", "many", "damaged snapshot header"),
         ("profile", '{"kind": "cosine"}', "damaged snapshot header"),
         ("profile", '{"kind": "power", "sigma_rel": 0.5}', "damaged snapshot header"),
-        ("checksums", "[]", "checksums of other chunks"),
+        ("checksums", "[]", "checksums for chunks of another size"),
         ("dtype", "float16", "damaged snapshot header"),
         ("format_version", "1", "has snapshot format 1"),
         ("format", "other", "is not a snapshot"),
@@ -228,7 +228,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path):
         snapshots.write(tmp_path, {"w": np.array([1e6])}, meta(dtype="float16"))
     with pytest.raises(ValueError, match="hold '/'"):
         snapshots.write(tmp_path, {"a/b": np.zeros(2)}, meta())
-    with pytest.raises(ValueError, match="be '__metadata__'"):
+    with pytest.raises(ValueError, match="under the name .__metadata__"):
         snapshots.write(tmp_path, {"__metadata__": np.zeros(2)}, meta())
     with pytest.raises(ValueError, match="w holds complex128"):
         snapshots.write(tmp_path, {"w": np.zeros(2, complex)}, meta())

@@ -128,7 +128,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
             ["--sigma_rel=0.1", "--nimg=20000"],
             "last snapshot before that time is at 19456",
         ),
-        (["--profile=triangle:3"], "is none of halflife:MIMG"),
+        (["--profile=triangle:3"], "write halflife:MIMG"),
         (["--profile=halflife:long"], "--profile='halflife:long'"),
         (["--profile=uniform:9-3"], "has no images in it"),
         (["--profile=table:none.csv"], "no file 'none.csv'"),
@@ -136,7 +136,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         (["--profile=uniform:x"], "write uniform:FROM"),
         (["--sigma_rel=1e-300"], "choose 0.0001 or more"),
         (["--sigma_rel=0.1", "--nimg=inf"], "not a list of numbers"),
-        (["--sigma_rel=0.1", "--nimg=1024.5"], "no whole number"),
+        (["--sigma_rel=0.1", "--nimg=1024.5"], "not a whole number"),
         (["--sigma_rel=0.1", "--max_error=-1"], "max_error = -1"),
         (["--sigma_rel=0.1", "--run=zz://x"], "object stores begin with gs://"),
         (["--sigma_rel=0.1", "--run="], "--run is empty"),
@@ -178,6 +178,32 @@ def test_weights_of_another_network_are_not_sampled(monkeypatch, capsys, trained
     assert "weights of another network" in said
     command = [f"--run={trained.path}", "--sigma_rel=0"]
     assert "choose a relative" in refused(monkeypatch, capsys, sample.main, *command)
+
+
+@pytest.mark.slow
+def test_of_a_list_of_targets_those_that_can_be_made_are(monkeypatch, capsys, trained):
+    arguments = [f"--run={trained.path}", "--sigma_rel=0.005,0.1,0.006"]
+    run(monkeypatch, reconstruct.main, *arguments)
+    captured = capsys.readouterr()
+    (made,) = captured.out.splitlines()
+    assert "power-0.100-000000032768.safetensors" in made
+    told = [line for line in captured.err.splitlines() if "Left out" in line]
+    assert ["power-0.005" in told[0], "power-0.006" in told[1]] == [True, True]
+    assert all("error would be" in line and "from 0.014" in line for line in told)
+    said = refused(
+        monkeypatch, capsys, reconstruct.main, *arguments[:1], "--sigma_rel=0.005,0.006"
+    )
+    assert "cannot express power-0.005" in said
+
+
+def test_a_run_in_a_directory_with_glob_characters_is_found(
+    monkeypatch, capsys, trained, tmp_path
+):
+    odd = tmp_path / "lr=0.1 [big]*?"
+    trained.path.rename(odd)
+    run(monkeypatch, reconstruct.main, f"--run={odd}", "--sigma_rel=0.1")
+    assert (odd / "reconstructed" / "power-0.100-000000032768.safetensors").exists()
+    assert str(odd) in capsys.readouterr().out
 
 
 def test_force_makes_what_would_be_refused(monkeypatch, capsys, trained):
