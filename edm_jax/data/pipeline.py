@@ -57,13 +57,21 @@ def train_batches(
     `seed` and `batch_size` only: no earlier batch is replayed to resume, and the
     processes' shares always make up the same global batch.
 
+    Args:
+      data: the config's data section.
+      batch_size: images of the global batch.
+      seed: of the order.
+      num_classes: of the network; labels are below it. 0 reads none and gives zeros.
+      start_step: the steps already taken.
+      process_index: which share of the batch.
+      process_count: into how many the batch is divided.
+
     Returns: dicts of 'image' (n, H, W, C) float32, normalised; 'label' (n,) int32;
       'index' (n,) int32, the example's place in the global batch, where
       n = batch_size / process_count.
 
     Raises:
-      ValueError: batch_size does not divide by process_count, or the data set has no
-        such split or no images of one size with labels.
+      ValueError: batch_size is no multiple of process_count, or the data do not suit.
       FileNotFoundError: the data set has not been prepared.
     """
     if batch_size % process_count:
@@ -97,10 +105,16 @@ def load_split(
 ) -> dict[str, np.ndarray]:
     """Returns a whole split, or its first `limit` examples, always in the same order.
 
+    Args:
+      data: the config's data section.
+      split: the split's name, or a slice of it.
+      limit: how many examples at most.
+      num_classes: as in `train_batches`.
+
     Returns: 'image' (N, H, W, C) float32, normalised, and 'label' (N,) int32.
 
     Raises:
-      ValueError: the data set has no such split or no images of one size with labels.
+      ValueError: the data do not suit.
       FileNotFoundError: the data set has not been prepared.
     """
     source = _Source(data, split, num_classes)
@@ -147,8 +161,8 @@ def _batch_rows(step: int, batch_size: int, seed: int, size: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """Returns the order (size,) in which `epoch` visits the rows."""
-    # NumPy promises the stream of a bit generator for ever, that of shuffle it does
-    # not: a resumed run must find its order again under a later NumPy.
+    # A resumed run must find its order again under a later NumPy, which promises to keep
+    # the stream of a bit generator, but not what `shuffle` makes of it.
     bits = np.random.Philox(np.random.SeedSequence((seed, epoch)))
     return np.argsort(bits.random_raw(size), kind="stable")
 

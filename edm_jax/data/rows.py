@@ -114,10 +114,14 @@ class Split:
             allowed = "0 or more" if bound == math.inf else f"from 0 to {bound - 1}"
             reason = f"has the label {bad}; labels must be {allowed}. "
             if bad < 0:
-                reason += "TFDS stores -1 for an unknown label: use another split, or "
+                reason += (
+                    f"TFDS stores -1 for unknown: use another split, or {_UNLABELLED}"
+                )
             else:
-                reason += "Set network.num_classes to the number of classes, or "
-            self._refuse(rows, label == bad, reason + _UNLABELLED)
+                reason += (
+                    "Set network.num_classes to the data's, or to 0 for no labels."
+                )
+            self._refuse(rows, label == bad, reason)
         return image, label.astype(np.int32)
 
     def _pixels(self, example: dict[str, Any], row: int) -> np.ndarray:

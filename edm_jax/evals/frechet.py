@@ -10,13 +10,7 @@ def gaussian_fit(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       ValueError: the shape is another, or features are not finite.
     """
     features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"Features must be (N >= 2, D), not {features.shape}.")
-    if bad := np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
-        raise ValueError(
-            f"{len(bad)} of {len(features)} rows of features are not finite, "
-            f"the first of them row {bad[0]}."
-        )
+    _check(features)
     return features.mean(axis=0), np.cov(features, rowvar=False).reshape(
         features.shape[1], -1
     )
@@ -59,10 +53,40 @@ def pixel_frechet(samples: np.ndarray, reference: np.ndarray) -> float:
     Raises:
       ValueError: pixels are not finite; which set's.
     """
-    fits = []
+    sets = []
     for name, images in (("samples", samples), ("reference images", reference)):
+        features = np.asarray(images, np.float64).reshape(len(images), -1)
         try:
-            fits.append(gaussian_fit(images.reshape(len(images), -1)))
+            _check(features)
         except ValueError as error:
             raise ValueError(f"Pixel Fréchet distance, {name}: {error}") from None
-    return frechet_distance(*fits)
+        sets.append(features)
+    if min(map(len, sets)) < sets[0].shape[1]:
+        return _distance_of_few(*sets)
+    return frechet_distance(*map(gaussian_fit, sets))
+
+
+def _distance_of_few(a: np.ndarray, b: np.ndarray) -> float:
+    """`frechet_distance` of features (N, D), (M, D), without the (D, D) covariances.
+
+    Where S_a = A^T A and S_b = B^T B, tr (S_a S_b)^1/2 is the sum of the singular values
+    of A B^T (N, M).
+    """
+    means = a.mean(axis=0), b.mean(axis=0)
+    scaled_a, scaled_b = (
+        (x - mean) / np.sqrt(len(x) - 1) for x, mean in zip((a, b), means, strict=True)
+    )
+    trace_root = np.linalg.svd(scaled_a @ scaled_b.T, compute_uv=False).sum()
+    traces = np.square(scaled_a).sum() + np.square(scaled_b).sum()
+    difference = np.sum((means[0] - means[1]) ** 2)
+    return max(float(difference + traces - 2 * trace_root), 0.0)
+
+
+def _check(features: np.ndarray) -> None:
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"Features must be (N >= 2, D), not {features.shape}.")
+    if bad := np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
+        raise ValueError(
+            f"{len(bad)} of {len(features)} rows of features are not finite, "
+            f"the first of them row {bad[0]}."
+        )

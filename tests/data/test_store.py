@@ -235,7 +235,7 @@ def test_labels_are_checked_against_the_networks_classes(tmp_path):
 
 def test_labels_of_minus_1_are_refused_before_the_first_step(tmp_path):
     kept = labelled(tmp_path, [1, -1])
-    with pytest.raises(ValueError, match="has the label -1.*unknown label"):
+    with pytest.raises(ValueError, match="has the label -1.*-1 for unknown"):
         data.train_batches(kept, batch_size=1, seed=0, num_classes=10)
 
 
