@@ -1,13 +1,17 @@
-"""Everything that a run needs to go on exactly; the only file that knows Orbax."""
+"""Everything that a run needs to resume exactly; the only file that knows Orbax."""
 
 import contextlib
 import errno
+import functools
+import gc
 import hashlib
 import itertools
 import json
 import logging
 import math
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from edm_jax.files import Damaged, open_regular
 from edm_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -43,12 +48,31 @@ def _write_small_arrays_once() -> None:
 _write_small_arrays_once()
 
 
+# Orbax takes a directory whose name holds one of these for a pattern, and TensorStore
+# the last for a slash.
+_SPECIAL = frozenset("*?[]\\")
+# What may keep a sound file from being read.
+_PASSING = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+)
+_EXHAUSTED = "RESOURCE_EXHAUSTED", "Out of memory", "out of memory"
+
+
 class Restored(NamedTuple):
     """What there was after `step` steps; `extra` is what JSON holds."""
 
     step: int
     state: TrainState
     extra: dict[str, Any]
+
+
+class _Fault(NamedTuple):
+    """Why a checkpoint cannot be restored, and whether its own bytes are the reason."""
+
+    reason: str
+    damaged: bool = True
 
 
 class _FirstOfEach:
@@ -69,7 +93,8 @@ class Checkpoints:
     """The last `keep` states of a run, and one in every so many steps.
 
     They are written in the background, each whole or not at all, with a checksum of
-    every array. `agree` gives every process's value of a number to all of them.
+    every array. `agree` gives every process's value of a number to all of them. Raises
+    OSError where the directory cannot be made or read.
     """
 
     def __init__(
@@ -86,35 +111,47 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._place = _plain_path(self._directory)
+        self._manager = ocp.CheckpointManager(self._place, options=options)
         self._saved: int | None = None
 
     def restore(self, shapes: TrainState) -> Restored | None:
         """The newest checkpoint that is complete and sound; None without any.
 
-        shapes: with the shardings to restore into. A damaged one is passed over with a
-        warning, and renamed. Raises ValueError where all are damaged, and for the state
-        of another network or optimizer.
+        shapes: with the shardings to restore into. A checkpoint whose own bytes are
+        damaged is passed over with a warning, and renamed. Raises ValueError where all
+        are damaged, and for the state of another network or optimizer; OSError where
+        something else keeps one from being read: then nothing is renamed.
         """
         self._manager.reload()
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             found = self._read(step, shapes)
-            damaged = isinstance(found, str)
-            if not any(self._agree(float(damaged))) and not damaged:
+            fault = found if isinstance(found, _Fault) else None
+            worst = max(
+                self._agree(0.0 if fault is None else 1.0 + (not fault.damaged))
+            )
+            if isinstance(found, Restored) and not worst:
                 self._saved = step
                 return found
+            reason = fault.reason if fault else "as another process sees it"
+            if worst > 1:
+                raise OSError(
+                    f"The checkpoint {self._directory / str(step)} cannot be read "
+                    f"({reason}), though nothing shows that it is damaged: see to that, "
+                    "then run the same command again."
+                )
             _log.warning(
                 "The checkpoint %s is damaged (%s) and is passed over.",
                 self._directory / str(step),
-                found if damaged else "as another process sees it",
+                reason,
             )
             self._set_aside(step)
         set_aside = any(self._directory.glob("*.damaged*"))
         if any(self._agree(float(set_aside))):
             raise ValueError(
-                f"All checkpoints in {self._directory} are damaged: put one back, or "
-                "move them away to train from the start."
+                f"All checkpoints in {self._directory} are damaged: copy one back from "
+                "elsewhere, or move them all away to train from the start."
             )
         return None
 
@@ -158,33 +195,77 @@ class Checkpoints:
             finally:
                 self._manager.close()
 
-    def _read(self, step: int, shapes: TrainState) -> Restored | str:
+    def _read(self, step: int, shapes: TrainState) -> Restored | _Fault:
         """A checkpoint, or what is wrong with it."""
         header: dict[str, Any] = {}
+        fault = self._look(step)
         try:
-            items = ocp.args.Composite(extra=ocp.args.JsonRestore())
-            header = self._manager.restore(step, args=items)["extra"]
-            sound = hashlib.sha256(header["text"].encode()).hexdigest()
-            checks = sound == header["sha256"] and "checksums" in header
-            fault = "" if checks else "its header does not check"
+            if fault is None:
+                items = ocp.args.Composite(extra=ocp.args.JsonRestore())
+                with _hushed():
+                    header = self._manager.restore(step, args=items)["extra"]
+                sound = hashlib.sha256(header["text"].encode()).hexdigest()
+                if sound != header["sha256"] or "checksums" not in header:
+                    fault = _Fault("its header does not match its checksum")
         except Exception as error:  # noqa: BLE001  whatever a damaged file makes it
-            fault = _first_line(error)
-        if any(self._agree(float(bool(fault)))):
-            return fault or "its header does not check"
+            fault = self._fault(step, error)
+        if any(self._agree(float(fault is not None))):
+            return fault or _Fault("as another process sees it")
         extra = json.loads(header["text"])
         if odd := sorted(set(extra["layout"].items()) ^ set(_layout(shapes).items())):
             raise ValueError(
                 f"The checkpoint of step {step} in {self._directory} holds the state of "
-                f"another network or optimizer ({odd[0][0]} differs): restore the config."
+                f"another network or optimizer ({odd[0][0]} differs): train with the "
+                "config that wrote it, or choose another --run directory."
             )
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes._asdict()))
-            state = TrainState(**self._manager.restore(step, args=items)["state"])
+            with _hushed():
+                restored = self._manager.restore(step, args=items)["state"]
+            state = TrainState(**restored)
+            if _checksums(state) != header["checksums"]:
+                return _Fault("an array does not match its checksum")
         except Exception as error:  # noqa: BLE001
-            return _first_line(error)
-        if _checksums(state) != header["checksums"]:
-            return "an array does not match its checksum"
+            return self._fault(step, error)
         return Restored(step, state, extra)
+
+    def _fault(self, step: int, error: Exception) -> _Fault:
+        """What an error says of a checkpoint, and whether its bytes are to blame."""
+        said, text = self._first_line(error), str(error)
+        passing = [os.strerror(each) for each in _PASSING]
+        if isinstance(error, (MemoryError, ImportError)) or any(
+            each in text for each in (*passing, *_EXHAUSTED)
+        ):
+            return _Fault(said, damaged=False)
+        return self._look(step) or _Fault(said)
+
+    def _look(self, step: int) -> _Fault | None:
+        """What stands out before anything is parsed, and would make a reader wait."""
+        place = self._directory / str(step)
+        if not place.is_dir():
+            return _Fault("it was removed meanwhile", damaged=False)
+
+        def stop(error: OSError) -> None:
+            raise error
+
+        try:
+            for folder, _, names in os.walk(place, onerror=stop):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        open_regular(Path(folder) / name).close()
+        except Damaged as error:
+            return _Fault(str(error), damaged=error.__cause__ is None)
+        except OSError as error:
+            return _Fault(self._first_line(error), damaged=False)
+        return None
+
+    def _first_line(self, error: Exception) -> str:
+        full = os.strerror(errno.ENOSPC)
+        if full in str(error):
+            return full  # Orbax says it after long paths
+        lines = str(error).strip().splitlines() or [""]
+        line = lines[0].replace(os.fspath(self._place), os.fspath(self._directory))
+        return f"{type(error).__name__}: {line[:200]}"
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -204,8 +285,9 @@ class Checkpoints:
             last = f"step {max(whole)}" if whole else "none"
             raise OSError(
                 f"A checkpoint could not be written to {self._directory} "
-                f"({_first_line(error)}); the last whole one: {last}. Make room or "
-                "see to its permissions, and the same command goes on from there."
+                f"({self._first_line(error)}); the last whole one: {last}. Make room, "
+                "or correct its permissions, then run the same command again to resume "
+                "from there."
             ) from error
 
 
@@ -247,9 +329,52 @@ def _layout(state: TrainState) -> dict[str, str]:
     }
 
 
-def _first_line(error: Exception) -> str:
-    full = os.strerror(errno.ENOSPC)
-    if full in str(error):
-        return full  # Orbax says it after long paths
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+def _plain_path(directory: Path) -> Path:
+    """The directory, or a link to it where Orbax would misread its name."""
+    if not _SPECIAL & set(os.fspath(directory)):
+        return directory
+    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    link = Path(tempfile.gettempdir()) / f"edm_jax-{os.getuid()}-{digest}"
+    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # another process of this run made it
+        link.symlink_to(directory)
+    if not link.is_symlink() or os.readlink(link) != os.fspath(directory):
+        raise OSError(f"{link} is in the way of a link to {directory}: remove it.")
+    return link
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps Orbax and its libraries silent about a read: its failure is told once."""
+    _ignore_stragglers()
+    loggers = [
+        logging.getLogger(n) for n in ("absl", "asyncio", "orbax", "tensorstore")
+    ]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except Exception as error:
+        error.__traceback__ = None  # it holds the tasks that wait for other reads
+        gc.collect()
+        raise
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@functools.cache
+def _ignore_stragglers() -> None:
+    """Where one of its reads fails, Orbax closes the event loop that the others end in."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    words = "exception was never retrieved", "was destroyed but it is pending"
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not any(word in record.getMessage() for word in words)
+    )

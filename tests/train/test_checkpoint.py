@@ -1,11 +1,14 @@
 """Checkpoints come back to the bit, or are known to be damaged; never a wrong number."""
 
 import functools
-import gc
 import itertools
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +20,6 @@ from edm_jax.train import checkpoint, parallel
 from edm_jax.train.checkpoint import Checkpoints
 from edm_jax.train.step import TrainState
 
-# Where one of its reads fails, Orbax leaves the others hanging.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 EXTRA = {"unlogged": [{"loss": 0.1 + 0.2}], "monitor": {"grown": [], "best": None}}
 
 
@@ -43,13 +42,6 @@ def toy_state(step):
         (np.int32(-step), {"mu": bits(3, 64)}),
         {"power_0.1": {"kernel": bits(24, 8)}},
     )
-
-
-@pytest.fixture(autouse=True)
-def _let_go():
-    """Of those reads, here and not in another test."""
-    yield
-    gc.collect()
 
 
 def sharding(layout, leaf):
@@ -286,6 +278,125 @@ def test_a_bit_flipped_in_an_array_is_always_noticed(tmp_path, caplog):
     assert any(reasons)
 
 
+@pytest.mark.parametrize("name", ["lr=0.1 [big]", "a*b", "what?", "[a]", "a\\b", "50%"])
+def test_the_name_of_a_directory_is_not_a_pattern(tmp_path, caplog, name):
+    store(tmp_path / "aXb" / "checkpoints", 30)  # what 'a*b' would match
+    path = tmp_path / name / "checkpoints"
+    store(path, 10, 20)
+    assert_is_step(restore(path), 20)
+    assert names(path) == ["10", "20"] and caplog.text == ""
+    assert sorted(place.name for place in tmp_path.iterdir()) == sorted({name, "aXb"})
+    (path / "20" / "state" / "_METADATA").unlink()
+    assert_is_step(restore(path), 10)
+    assert names(path) == ["10", "20.damaged"] and str(path / "20") in caplog.text
+    assert "edm_jax-" not in caplog.text
+
+
+def unreadable_header(pair, monkeypatch):
+    place = pair / "20" / "extra" / "metadata"
+    place.unlink()
+    place.symlink_to(place)  # as a file without permission, but for root too
+    return "Too many levels of symbolic links"
+
+
+def unreadable_array(pair, monkeypatch):
+    place = next(p for p in (pair / "20" / "state" / "d").iterdir())
+    place.unlink()
+    place.symlink_to(place)
+    return "Too many levels of symbolic links"
+
+
+def raising(error):
+    def arrange(pair, monkeypatch):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", fail)
+        return str(error)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        unreadable_header,
+        unreadable_array,
+        raising(MemoryError("out of memory")),
+        raising(ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")),
+        raising(OSError(24, "Too many open files")),
+        raising(ValueError("PERMISSION_DENIED: ... [OS error 13: Permission denied]")),
+    ],
+)
+def test_a_checkpoint_is_not_set_aside_for_what_is_not_its_own(
+    pair, monkeypatch, caplog, arrange
+):
+    reason = arrange(pair, monkeypatch)
+    with pytest.raises(OSError, match="nothing shows that it is damaged") as error:
+        restore(pair)
+    assert str(pair / "20") in str(error.value) and reason[:30] in str(error.value)
+    assert names(pair) == ["10", "20"] and "damaged" not in caplog.text
+
+
+def test_a_checkpoint_removed_meanwhile_is_not_damaged(pair, monkeypatch):
+    original = checkpoint.Checkpoints._read
+
+    def read(self, step, shapes):
+        shutil.rmtree(pair / "20")
+        return original(self, step, shapes)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_read", read)
+    with pytest.raises(OSError, match="removed meanwhile"):
+        restore(pair)
+    assert names(pair) == ["10"]
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(pair, caplog):
+    place = pair / "20" / "extra" / "metadata"
+    place.unlink()
+    os.mkfifo(place)
+    assert passed_over(pair, caplog)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_cost_one_line_each_and_nothing_of_the_libraries(tmp_path):
+    script = """
+import numpy as np, jax, sys, shutil
+from test_checkpoint import Checkpoints, TrainState, shapes_of, EXTRA, laid_out, Path
+rng = np.random.default_rng(0)
+weights = {f"w{i}": rng.standard_normal((64, 64), np.float32) for i in range(100)}
+state = TrainState(np.int32(1), np.zeros(2, np.uint32), weights, (), {"e": weights})
+path = Path(sys.argv[1])
+checkpoints = Checkpoints(path)
+for step in (10, 20):
+    checkpoints.save(step, laid_out(state, "replicated"), EXTRA)
+checkpoints.close()
+for step in (10, 20):
+    for place in (path / str(step) / "state").rglob("*"):
+        if place.is_file() and "METADATA" not in place.name:
+            place.write_bytes(b"")
+try:
+    Checkpoints(path).restore(shapes_of(state))
+except ValueError as error:
+    print(error, file=sys.stderr)
+"""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "checkpoints")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    assert "/20 is damaged" in lines[0] and "/10 is damaged" in lines[1]
+    assert lines[2].startswith("All checkpoints in")
+    assert len(done.stderr) < 2000
+
+
 def test_where_all_are_damaged_it_says_so_until_they_are_moved_away(pair):
     for step in ("10", "20"):
         (pair / step / "state" / "_METADATA").unlink()
@@ -345,7 +456,7 @@ def test_a_state_of_another_layout_is_refused_and_nothing_is_set_aside(
     pair, change, name
 ):
     checkpoints = Checkpoints(pair)
-    with pytest.raises(ValueError, match=rf"{name}.* differs\): restore the config"):
+    with pytest.raises(ValueError, match=rf"{name}.* differs\): train with"):
         checkpoints.restore(shapes_of(change(toy_state(0))))
     checkpoints.close()
     assert names(pair) == ["10", "20"]
