@@ -174,7 +174,7 @@ def _guess(network: original.OriginalNetwork) -> str:
     )
 
 
-def _meta(run: RunDir, file: Path, rounded: str = "") -> ema.SnapshotMeta:
+def _meta(run: RunDir, file: Path, dtype: str = "float16") -> ema.SnapshotMeta:
     """What the copy of a pickle says of itself."""
     _, nimg, sigma_rel = original.name_of(file)
     try:
@@ -183,8 +183,7 @@ def _meta(run: RunDir, file: Path, rounded: str = "") -> ema.SnapshotMeta:
             nimg=nimg,
             update_interval=2048,  # the paper's batch: the files do not say
             config_hash=run.config_hash,
-            # Stored as float32, since the Fourier frequencies are divided by 2 pi.
-            rounded=rounded,
+            dtype=dtype,
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
@@ -194,8 +193,10 @@ def _store(run: RunDir, file: Path, settings: original.Settings) -> None:
     loaded = original.load(file)
     if loaded.settings != settings:
         raise ValueError(f"{file} is of another network than the files beside it.")
-    meta = _meta(run, file, loaded.dtype)
-    snapshots.write(run.snapshots, loaded.params(), meta)
+    params, meta = loaded.params(), _meta(run, file, loaded.dtype)
+    flat = snapshots.flatten(params)
+    exact = {name for name, leaf in flat.items() if leaf.dtype == np.float32}
+    snapshots.write(run.snapshots, params, meta, exact=exact)
 
 
 def _check_space(run: RunDir, files: list[Path]) -> None:

@@ -37,22 +37,46 @@ class Header(NamedTuple):
 
     words: dict[str, str]
     table: Table
-    codes: set[str]  # formats that occur, such as F32
+    formats: dict[str, str]  # of the arrays, such as F32
     data_start: int  # bytes
     data_bytes: int
 
 
-def encode(table: Table, code: str, words: Mapping[str, str]) -> bytes:
-    """The bytes before the data of arrays that all have the format `code`.
+class Run(NamedTuple):
+    """Elements `start` to `stop` of a file, which lie side by side in one format."""
+
+    start: int
+    stop: int
+    offset: int  # bytes from the start of the data
+    code: str
+
+
+def runs(table: Table, formats: Mapping[str, str]) -> tuple[Run, ...]:
+    """The runs of a file's arrays, in order."""
+    found: list[Run] = []
+    start = offset = 0
+    for name, shape in table.items():
+        stop, code = start + math.prod(shape), formats[name]
+        if found and found[-1].code == code:
+            found[-1] = found[-1]._replace(stop=stop)
+        else:
+            found.append(Run(start, stop, offset, code))
+        offset += (stop - start) * ITEMSIZE[code]
+        start = stop
+    return tuple(found)
+
+
+def encode(table: Table, formats: Mapping[str, str], words: Mapping[str, str]) -> bytes:
+    """The bytes before the data of arrays in formats such as F32.
 
     Their number does not depend on the values of digests in the words.
     """
     header: dict[str, Any] = {"__metadata__": dict(words) | {CHECKSUM: NO_DIGEST}}
     start = 0
     for name, shape in table.items():
-        stop = start + math.prod(shape) * ITEMSIZE[code]
+        stop = start + math.prod(shape) * ITEMSIZE[formats[name]]
         header[name] = {
-            "dtype": code,
+            "dtype": formats[name],
             "shape": list(shape),
             "data_offsets": [start, stop],
         }
@@ -98,14 +122,14 @@ def read_header(
     if reason := refuse(words):
         raise Damaged(path, reason)
     try:
-        table, codes, data_bytes = _places(header)
+        table, formats, data_bytes = _places(header)
     except ValueError as error:
         raise _not_safetensors(path, error) from error
     wanted = 8 + count + data_bytes
     if file_bytes != wanted:
         reason = f"is damaged: it has {file_bytes} bytes instead of {wanted}; {_AGAIN}"
         raise Damaged(path, reason)
-    return Header(words, table, codes, 8 + count, data_bytes)
+    return Header(words, table, formats, 8 + count, data_bytes)
 
 
 def _size(path: epath.Path) -> int:
@@ -189,17 +213,17 @@ def _words(header: Any) -> dict[str, str]:
     return words
 
 
-def _places(header: dict[str, Any]) -> tuple[Table, set[str], int]:
+def _places(header: dict[str, Any]) -> tuple[Table, dict[str, str], int]:
     """Names and shapes in the order of the data, their formats, and the data's bytes."""
     entries = [(*_entry(name, each), name) for name, each in header.items()]
-    position, table, codes = 0, {}, set()
+    position, table, formats = 0, {}, {}
     for start, stop, shape, code, name in sorted(entries, key=lambda each: each[:2]):
         count = math.prod(shape) * ITEMSIZE[code]
         if start != position or stop - start != count:
             raise ValueError(f"the place of {_short(name)} is wrong")
         table[name], position = shape, stop
-        codes.add(code)
-    return table, codes, position
+        formats[name] = code
+    return table, formats, position
 
 
 def _entry(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], str]:

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -20,13 +20,15 @@ from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
 from edm_jax.files import Damaged, parse_json
 
 FORMAT = "edm_jax.snapshot"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_ONE_FORMAT = 2  # the version of files whose arrays all have the format of their dtype
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+BY_CODE = {code: DTYPES[name] for name, code in _CODES.items()}
 _WHOLE = "[0-9]{1,19}"
 _PACKAGES = ("edm_jax", "jax", "flax", "optax", "numpy")
 
@@ -95,13 +97,27 @@ def unit_roundoff(dtype: np.dtype) -> float:
     return float(ml_dtypes.finfo(dtype).eps) / 2
 
 
+def formats(table: Table, meta: SnapshotMeta, exact: Container[str]) -> dict[str, str]:
+    """The format of every array: float32 of those in `exact`, else that of meta.dtype."""
+    code = _CODES[meta.dtype]
+    return {name: "F32" if name in exact else code for name in table}
+
+
 def encode(
-    table: Table, meta: SnapshotMeta, digests: Sequence[str], chunk: int
+    table: Table,
+    formats: Mapping[str, str],
+    meta: SnapshotMeta,
+    digests: Sequence[str],
+    chunk: int,
 ) -> bytes:
-    """The bytes before the data; digests are the checksums of every `chunk` elements."""
+    """The bytes before the data; digests are the checksums of every `chunk` elements.
+
+    Where formats are mixed, checksums are those of the elements as float32.
+    """
+    mixed = set(formats.values()) - {_CODES[meta.dtype]}
     words = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(FORMAT_VERSION if mixed else _ONE_FORMAT),
         "profile": json.dumps(to_fields(meta.profile)),
         "nimg": str(int(meta.nimg)),
         "update_interval": str(int(meta.update_interval)),
@@ -113,7 +129,7 @@ def encode(
         "chunk": str(chunk),
         "checksums": json.dumps(list(digests)),
     }
-    return container.encode(table, _CODES[meta.dtype], words)
+    return container.encode(table, formats, words)
 
 
 def refuse(words: dict[str, str]) -> str:
@@ -121,12 +137,12 @@ def refuse(words: dict[str, str]) -> str:
     if words.get("format") != FORMAT or container.CHECKSUM not in words:
         return "is not a snapshot of edm_jax: move it away."
     version = words.get("format_version", "")
-    if version == str(FORMAT_VERSION):
+    if version in (str(_ONE_FORMAT), str(FORMAT_VERSION)):
         return ""
-    found = f"has snapshot format {version[:20]}, and this edm_jax reads format "
+    found = f"has snapshot format {version[:20]}, and this edm_jax reads formats "
     newer = re.fullmatch(_WHOLE, version) and int(version) > FORMAT_VERSION
     advice = "update edm_jax" if newer else "read it with the edm_jax that wrote it"
-    return f"{found}{FORMAT_VERSION}: {advice}."
+    return f"{found}{_ONE_FORMAT} and {FORMAT_VERSION}: {advice}."
 
 
 def parse(
@@ -145,7 +161,9 @@ def parse(
             versions=_json(words, "versions", dict),
             ancestry=_json(words, "ancestry", dict, type(None)),
         )
-        if header.codes - {_CODES[meta.dtype]}:
+        mixed = words["format_version"] == str(FORMAT_VERSION)
+        known = {_CODES[meta.dtype], "F32"} if mixed else {_CODES[meta.dtype]}
+        if not known >= set(header.formats.values()):
             raise ValueError("its arrays have other formats than its dtype")
         tree.unflatten(header.table)  # refuses names that no nested dict has
         digests = _json(words, "checksums", list)

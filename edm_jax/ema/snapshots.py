@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,16 @@ from etils import epath
 
 from edm_jax import tree
 from edm_jax.ema import container
-from edm_jax.ema.container import NO_DIGEST, Table
-from edm_jax.ema.meta import DTYPES, SnapshotMeta, encode, parse, refuse
+from edm_jax.ema.container import ITEMSIZE, NO_DIGEST, Run, Table, runs
+from edm_jax.ema.meta import (
+    BY_CODE,
+    DTYPES,
+    SnapshotMeta,
+    encode,
+    formats,
+    parse,
+    refuse,
+)
 from edm_jax.files import Damaged, PathLike, kind_of
 
 CHUNK = 2**20  # elements under one checksum
@@ -35,6 +43,7 @@ class Snapshot:
     path: epath.Path
     meta: SnapshotMeta
     table: Table
+    runs: tuple[Run, ...]
     data_start: int  # bytes
     digests: tuple[str, ...]  # one for each CHUNK elements
 
@@ -53,7 +62,8 @@ class Snapshot:
 
     @property
     def dtype(self) -> np.dtype:
-        return DTYPES[self.meta.dtype]
+        """What elements are read as: the widest format of the file."""
+        return _widest(self.runs, self.meta)
 
     @property
     def unit_roundoff(self) -> float:
@@ -69,9 +79,18 @@ class Snapshot:
 
         Raises Damaged where the file ends before.
         """
-        offset = self.data_start + start * self.dtype.itemsize
+        for run, part in _parts(self.runs, start, out):
+            low = max(start, run.start)
+            offset = run.offset + (low - run.start) * ITEMSIZE[run.code]
+            dtype = BY_CODE[run.code]
+            raw = part if part.dtype == dtype else np.empty(len(part), dtype)
+            self._read_bytes(self.data_start + offset, as_bytes(raw))
+            if raw is not part:
+                part[:] = raw
+
+    def _read_bytes(self, offset: int, out: memoryview) -> None:
         try:
-            count = container.read_range(self.path, offset, as_bytes(out))
+            count = container.read_range(self.path, offset, out)
         except FileNotFoundError:
             reason = "was removed while it was being read: put it back."
             raise Damaged(self.path, reason) from None
@@ -97,17 +116,25 @@ class Writer:
     """
 
     def __init__(
-        self, path: epath.Path, table: Table, meta: SnapshotMeta, resume: bool = False
+        self,
+        path: epath.Path,
+        table: Table,
+        meta: SnapshotMeta,
+        resume: bool = False,
+        exact: Container[str] = (),
     ):
         self.path, self._table, self.meta = path, table, meta
+        self._formats = formats(table, meta, exact)
+        self._runs = runs(table, self._formats)
+        self.dtype = _widest(self._runs, meta)
         size = sum(math.prod(shape) for shape in table.values())
         self._digests = [NO_DIGEST] * -(-size // CHUNK)
-        self._itemsize = DTYPES[meta.dtype].itemsize
-        header = encode(table, meta, self._digests, CHUNK)
+        header = encode(table, self._formats, meta, self._digests, CHUNK)
         self._data_start = len(header)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = container.partial_path(path)
-        total = len(header) + size * self._itemsize
+        data = sum((run.stop - run.start) * ITEMSIZE[run.code] for run in self._runs)
+        total = len(header) + data
         whole = resume and os.path.exists(self._partial)
         whole = whole and os.path.getsize(self._partial) == total
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
@@ -123,12 +150,14 @@ class Writer:
         self.resumed = whole
 
     def write(self, start: int, values: np.ndarray) -> None:
-        """Puts values (elements,) of the storage dtype at element `start`."""
-        offset = self._data_start + start * self._itemsize
-        left = as_bytes(np.ascontiguousarray(values))
-        while left:
-            count = os.pwrite(self._file, left, offset)
-            left, offset = left[count:], offset + count
+        """Puts values (elements,) of the writer's dtype at element `start`."""
+        for run, part in _parts(self._runs, start, values):
+            low = max(start, run.start) - run.start
+            offset = self._data_start + run.offset + low * ITEMSIZE[run.code]
+            left = as_bytes(np.ascontiguousarray(part, BY_CODE[run.code]))
+            while left:
+                count = os.pwrite(self._file, left, offset)
+                left, offset = left[count:], offset + count
 
     def seal(self, chunk: int, digest: str) -> None:
         """Notes the checksum of a chunk that is written."""
@@ -140,7 +169,7 @@ class Writer:
 
     def finish(self) -> epath.Path:
         """Writes the checksums, and moves the file to its name."""
-        header = encode(self._table, self.meta, self._digests, CHUNK)
+        header = encode(self._table, self._formats, self.meta, self._digests, CHUNK)
         os.pwrite(self._file, header, 0)
         os.fsync(self._file)
         os.close(self._file)
@@ -163,25 +192,28 @@ def write(
     meta: SnapshotMeta,
     fetch: Callable[[Any], Any] = np.asarray,
     writing: bool = True,
+    exact: Container[str] = (),
 ) -> epath.Path:
     """Stores a nested dict of arrays as meta.filename in directory; returns the path.
 
     The file appears whole or not at all. Leaves are taken one after the other, by
     name, each through `fetch`: where arrays are spread over several processes that is a
-    collective operation, and all call this, one of them with `writing`. Raises
+    collective operation, and all call this, one of them with `writing`. Those named in
+    `exact`, such as 'outer/inner', are stored as float32 whatever meta.dtype is. Raises
     ValueError for a name that holds '/' and for a weight too large for meta.dtype.
     """
     flat = flatten(params)
     table = {name: tuple(flat[name].shape) for name in sorted(flat)}
     path = epath.Path(directory) / meta.filename
-    writer = Writer(path, table, meta) if writing else None
+    writer = Writer(path, table, meta, exact=exact) if writing else None
     try:
         position, hasher = 0, xxhash.xxh3_64()
         for name in table:
             values = np.asarray(fetch(flat[name])).ravel()
             if writer is None:
                 continue
-            values = cast(name, values, meta.dtype)
+            stored = cast(name, values, "float32" if name in exact else meta.dtype)
+            values = stored.astype(writer.dtype, copy=False)
             while len(values):
                 room = CHUNK - position % CHUNK
                 part, values = values[:room], values[room:]
@@ -297,11 +329,27 @@ def open_snapshot(path: PathLike) -> Snapshot:
     path = epath.Path(path)
     header = container.read_header(path, refuse)
     meta, digests, chunk = parse(path, header)
-    size = header.data_bytes // DTYPES[meta.dtype].itemsize
+    parts = runs(header.table, header.formats)
+    size = parts[-1].stop if parts else 0
     if chunk != CHUNK or len(digests) != -(-size // CHUNK):
         reason = "has checksums for chunks of another size: copy it again."
         raise Damaged(path, reason)
-    return Snapshot(path, meta, header.table, header.data_start, digests)
+    return Snapshot(path, meta, header.table, parts, header.data_start, digests)
+
+
+def _widest(parts: Sequence[Run], meta: SnapshotMeta) -> np.dtype:
+    dtypes = [BY_CODE[run.code] for run in parts] or [DTYPES[meta.dtype]]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def _parts(
+    parts: Sequence[Run], start: int, row: np.ndarray
+) -> Iterator[tuple[Run, np.ndarray]]:
+    """The runs that elements `start` on, (elements,), belong to, each with its own."""
+    for run in parts:
+        low, high = max(start, run.start), min(start + len(row), run.stop)
+        if low < high:
+            yield run, row[low - start : high - start]
 
 
 def flatten(params: Params) -> dict[str, Any]:

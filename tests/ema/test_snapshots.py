@@ -38,6 +38,82 @@ def test_a_snapshot_reads_back_as_it_was_rounded(
         np.testing.assert_allclose(leaf, expected[name], rtol=1.001 * roundoff)
 
 
+def mixed_tree():
+    """Weights that float16 holds exactly, and two that it does not, first and last."""
+    rng = np.random.default_rng(1)
+    half = rng.standard_normal((3, 3, 4, 8)).astype(np.float16)
+    wide = rng.standard_normal(150).astype(np.float32)
+    leaves = {"freqs": wide, "kernel": half, "phases": wide[::-1]}
+    return {"a": leaves, "b": half[0], "freqs": wide[:7]}
+
+
+EXACT = {"a/freqs", "a/phases", "freqs"}
+
+
+def test_leaves_may_stay_float32_beside_shorter_ones(tmp_path, small_chunks):
+    shorter = meta(dtype="float16")
+    path = snapshots.write(tmp_path / "mixed", mixed_tree(), shorter, exact=EXACT)
+    expected = snapshots.flatten(mixed_tree())
+    params, header = snapshots.read(path)
+    assert header == shorter and header.unit_roundoff == 2.0**-11
+    flat = snapshots.flatten(params)
+    for name, leaf in flat.items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, expected[name])
+    # As the safetensors library sees them.
+    for name, leaf in safetensors.numpy.load_file(path).items():
+        assert leaf.dtype == (np.float32 if name in EXACT else np.float16)
+        np.testing.assert_array_equal(leaf, expected[name])
+    opened = snapshots.open_snapshot(path)
+    elements = sum(leaf.size for leaf in expected.values())
+    assert path.stat().length == opened.data_start + 2 * elements + 2 * 307
+    for start in range(0, elements - 120, 13):  # across the borders between formats
+        out = np.empty(120, opened.dtype)
+        opened.read(start, out)
+        whole = np.concatenate([flat[name].ravel() for name in sorted(flat)])
+        np.testing.assert_array_equal(out, whole[start : start + 120])
+
+
+def test_what_is_rebuilt_does_not_depend_on_how_exact_leaves_are_stored(
+    tmp_path, small_chunks
+):
+    for nimg in range(1024, 9 * 1024, 1024):
+        for sigma_rel in (0.05, 0.10):
+            for name, exact, dtype in (
+                ("mixed", EXACT, "float16"),
+                ("wide", (), "float32"),
+            ):
+                header = meta(nimg, sigma_rel, dtype)
+                snapshots.write(tmp_path / name, mixed_tree(), header, exact=exact)
+    mixed, wide = (
+        ema.reconstruct(tmp_path / name, [0.08], max_error=1)[0.08].params
+        for name in ("mixed", "wide")
+    )
+    for name, leaf in snapshots.flatten(mixed).items():
+        np.testing.assert_allclose(leaf, snapshots.flatten(wide)[name], rtol=1e-6)
+
+
+def test_damage_to_any_byte_of_mixed_formats_is_found(tmp_path, small_chunks):
+    header = meta(dtype="float16")
+    path = snapshots.write(tmp_path, mixed_tree(), header, exact=EXACT)
+    whole = path.read_bytes()
+    start = snapshots.open_snapshot(path).data_start
+    for place in range(start, len(whole), 29):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(bytes(changed))
+        with pytest.raises(ema.Damaged, match="do not match their checksum"):
+            snapshots.read(path)
+
+
+def test_only_mixed_formats_need_a_newer_reader(tmp_path):
+    for exact, version in (((), "2"), (EXACT, "3")):
+        header = meta(dtype="float16")
+        path = snapshots.write(tmp_path, mixed_tree(), header, exact=exact)
+        words = container.read_header(path).words
+        assert words["format_version"] == version
+
+
 def test_the_safetensors_library_reads_a_snapshot(tmp_path):
     path = snapshots.write(tmp_path, tree(), meta())
     arrays = safetensors.numpy.load_file(path)
@@ -190,7 +266,7 @@ def rewrite(path, **words):
     """The same file with other words in its header, and a checksum that fits."""
     header = container.read_header(path)
     data = path.read_bytes()[header.data_start :]
-    text = container.encode(header.table, *header.codes, header.words | words)
+    text = container.encode(header.table, header.formats, header.words | words)
     path.write_bytes(text + data)
 
 

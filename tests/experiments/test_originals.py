@@ -252,6 +252,8 @@ def test_what_is_kept_its_size_and_its_removal_are_told(
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "Kept" in x]
     made = tmp_path / "runs" / "original-edm2-digits"
     copies = [path.stat().st_size for path in made.glob("snapshots/*")]
+    # Two bytes a weight, as in the pickles: no more than those take.
+    assert sum(copies) < sum(path.stat().st_size for path in directory.glob("*.pkl"))
     assert f"4 snapshots, {originals.human(sum(copies))}," in line
     assert line.endswith("to remove them: rm -r runs/original-edm2-digits")
     # A copy that was removed is made again.
