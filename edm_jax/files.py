@@ -79,9 +79,8 @@ def parse_json(raw: bytes, unique: bool = False) -> Any:
     deep nesting, whole numbers beyond 64 bits, text that is not valid Unicode; with
     `unique`, also for an object that holds a name twice.
     """
-    pairs = _unique if unique else None
     try:
-        value = json.loads(raw.decode(), parse_int=_whole, object_pairs_hook=pairs)
+        value = _DECODERS[unique].decode(raw.decode())
         if raw.count(b"[") + raw.count(b"{") > DEPTH and _is_deep(value):
             raise RecursionError
         if b"\\ud" in raw.lower():  # an escape that may stand for half a character
@@ -115,6 +114,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODERS = [  # with an object's names as they are, and unique
+    json.JSONDecoder(parse_int=_whole, object_pairs_hook=pairs)
+    for pairs in (None, _unique)
+]
+
+
 def read_json(path: PathLike) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -131,10 +136,13 @@ def read_json(path: PathLike) -> dict[str, Any]:
         raise Damaged(path, f"is damaged: it is not valid JSON ({error}).") from None
     if isinstance(value, dict):
         return value
-    kind = {list: "a list", str: "a text", type(None): "null"}.get(
-        type(value), "a number"
-    )
-    raise Damaged(path, f"is damaged: it holds {kind}, not a JSON object.")
+    raise Damaged(path, f"is damaged: it holds {json_kind(value)}, not a JSON object.")
+
+
+def json_kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    kinds = {list: "a list", str: "a text", dict: "an object", type(None): "null"}
+    return kinds.get(type(value)) or str(value).lower()
 
 
 def run_python(path: PathLike) -> dict[str, Any]:

@@ -7,6 +7,7 @@ mean over seeds, its 95% interval, and how sure its difference to --baseline is.
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,18 +17,32 @@ import rich.console
 import rich.live
 import rich.text
 
-from edm_jax import report
-from edm_jax.report.runs import Run
+from edm_jax import files, report
+from experiments import cli
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and write the comparison."""
+    options = _parser().parse_args(arguments)
+    report.pick(options.metric)
+    report.pick(options.columns)
+    if options.follow:
+        _follow(options)
+    else:
+        # Millions of numbers without a cycle, which Python would look for all the time.
+        gc.disable()
+        found = report.find_runs(options.directories)
+        _write(options, [report.load_run(path) for path in found], _warn)
+    print(f"Wrote {files.printable(str(options.out / 'index.html'))}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare runs of a study.")
     parser.add_argument(
-        "directories", nargs="+", type=Path, help="a study, or run directories"
+        "directories", nargs="+", type=_path, help="a study, or run directories"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="where to write (%(default)s)"
+        "--out", type=_path, default=Path("report"), help="where to write (%(default)s)"
     )
     parser.add_argument(
         "--baseline",
@@ -57,37 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="write again when files of the runs change, until all have ended "
         "(looking every %(const)g seconds)",
     )
-    options = parser.parse_args(arguments)
-    if not options.follow:
-        # Millions of records without a cycle, which Python would look for all the time.
-        gc.disable()
-    try:
-        report.pick(options.metric)
-        report.pick(options.columns)
-        if options.follow:
-            _follow(options)
-        else:
-            found = report.find_runs(options.directories)
-            _write(options, [report.load_run(path) for path in found], _warn)
-    except (OSError, ValueError) as error:
-        sys.exit(f"compare: {error}")
-    except KeyboardInterrupt:
-        print("compare: no longer following.", file=sys.stderr)
-        sys.exit(130)
-    print(f"Wrote {options.out / 'index.html'}")
+    return parser
 
 
 def _write(
     options: argparse.Namespace,
-    runs: Sequence[Run],
+    runs: Sequence[report.Run],
     warn: Callable[[str], object],
     following: report.Following | None = None,
 ) -> None:
     """Write the comparison; while runs go on not yet its figures for a paper."""
-    chosen = options.baseline, options.metric, options.columns
-    report.write(runs, options.out, *chosen, warn, following)
-    if not options.follow or all(map(report.has_ended, runs)):
-        report.write_figures(runs, options.out, options.baseline)
+    comparison = report.compare(runs, options.baseline, options.metric, options.columns)
+    for warning in report.table_warnings(comparison.rows):
+        warn(warning)
+    report.write(comparison, options.out, following)
+    if not options.follow or all(run.ended for run in runs):
+        report.write_figures(comparison, options.out)
 
 
 def _follow(options: argparse.Namespace) -> None:
@@ -99,18 +99,22 @@ def _follow(options: argparse.Namespace) -> None:
             warned.add(warning)
             _warn(warning)
 
-    def write(runs: Sequence[Run], following: report.Following | None) -> None:
+    def write(runs: Sequence[report.Run], following: report.Following | None) -> None:
         # What is doubtful while runs go on need not be in the end.
         said = (lambda warning: None) if following else warn
         _write(options, runs, said, following)
 
-    with _Lines() as lines:
-        report.follow(
-            lambda: report.find_runs(options.directories),
-            write,
-            lines.show,
-            options.follow,
-        )
+    try:
+        with _Lines() as lines:
+            report.follow(
+                lambda: report.find_runs(options.directories),
+                write,
+                lines.show,
+                options.follow,
+            )
+    except KeyboardInterrupt:
+        print("compare: no longer following.", file=sys.stderr)
+        sys.exit(130)
 
 
 class _Lines:
@@ -140,6 +144,10 @@ class _Lines:
         self._said = set(lines)
 
 
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
@@ -148,8 +156,8 @@ def _seconds(text: str) -> float:
 
 
 def _warn(warning: str) -> None:
-    print(f"compare: warning: {warning}", file=sys.stderr)
+    print(f"compare: warning: {files.printable(warning)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
-from edm_jax.report.records import Record
+from edm_jax import files
+from edm_jax.report.runs import Json
 
 IGNORED = ("letter", "title")
 
 
-def _flatten(config: Record, prefix: str = "") -> dict[str, str]:
+def _flatten(config: Json, prefix: str = "") -> dict[str, str]:
     """Write a nested config as dotted names and compact values."""
     flat: dict[str, str] = {}
     for key, value in config.items():
@@ -29,7 +30,7 @@ def _compact(value: Any) -> str:
     return json.dumps(value).replace("Infinity", "inf")
 
 
-def config_diff(before: Record, after: Record) -> list[str]:
+def config_diff(before: Json, after: Json) -> list[str]:
     """List the fields that differ, as 'network.norm: group -> rms_group'.
 
     The letter and the title are not compared; a field that only one side has
@@ -39,7 +40,7 @@ def config_diff(before: Record, after: Record) -> list[str]:
     names = [*new, *(name for name in old if name not in new)]
     sides = {name: (old.get(name), new.get(name)) for name in names}
     return [
-        f"{name}: {was or '(absent)'} -> {now or '(absent)'}"
+        files.printable(f"{name}: {was or '(absent)'} -> {now or '(absent)'}")
         for name, (was, now) in sides.items()
         if was != now and name not in IGNORED
     ]

@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edm_jax.report.grouping import nearest
-from edm_jax.report.runs import Record, Run, number
+import numpy as np
+
+from edm_jax import menu
+from edm_jax.report.runs import Log, Run
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,17 @@ class Column:
 
 
 def _evaluated(*keys: str) -> Callable[[Run], float | None]:
-    return lambda run: number(run.evaluation, *keys)
+    def evaluated(run: Run) -> float | None:
+        return run.evaluation.values.get(keys) if run.evaluation else None
+
+    return evaluated
 
 
 def _greatest(kind: str, since: float = 0.0) -> Callable[[Run], float | None]:
     def greatest(run: Run) -> float | None:
-        return max(growth(run.dynamics, kind, since=since).values(), default=None)
+        return max(
+            growth(run.logs["dynamics"], kind, since=since).values(), default=None
+        )
 
     return greatest
 
@@ -52,7 +59,7 @@ COLUMNS = (
         "params",
         "parameters",
         ",.0f",
-        lambda run: number(run.provenance, "params"),
+        lambda run: run.params,
         measured=False,
     ),
     Column("images_per_s", "images/s", 3, _evaluated("images_per_s")),
@@ -77,7 +84,7 @@ def pick(keys: Sequence[str]) -> list[Column]:
         if key not in known:
             raise ValueError(
                 f"There is no column {key!r}; there are {', '.join(known)}."
-                + nearest(key, list(known))
+                + menu.suggest(key, known)
             )
     return [known[key] for key in keys]
 
@@ -100,10 +107,7 @@ def format_number(value: float | None, form: int | str) -> str:
 
 
 def growth(
-    dynamics: Sequence[Record],
-    kind: str,
-    statistic: str = "mean",
-    since: float = 0.0,
+    dynamics: Log, kind: str, statistic: str = "mean", since: float = 0.0
 ) -> dict[str, float]:
     """Divide each group's last magnitude by its first (the paper's Fig. 3).
 
@@ -113,13 +117,11 @@ def growth(
     """
     if len(dynamics) < 2:
         return {}
-    last = dynamics[-1]
-    begin = since * (number(last, "nimg") or 0)
-    first = next(r for r in dynamics if (number(r, "nimg") or 0) >= begin)
+    first = int(np.argmax(dynamics.nimg >= since * dynamics.nimg[-1]))
     ratios: dict[str, float] = {}
-    for group in first.get(kind) or {}:
-        start = number(first, kind, group, statistic)
-        end = number(last, kind, group, statistic)
-        if start and end is not None and math.isfinite(end / start):
-            ratios[group] = end / start
+    for name, values in dynamics.values.items():
+        if len(name) == 3 and (name[0], name[2]) == (kind, statistic) and values[first]:
+            ratio = float(values[-1] / values[first])
+            if math.isfinite(ratio):
+                ratios[str(name[1])] = ratio
     return ratios

@@ -1,13 +1,12 @@
 """What the page draws of one config at a time: magnitudes, sigma ranges, rates."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from edm_jax.report.plots import Json, Places, rounded
-from edm_jax.report.records import Record, number
-from edm_jax.report.runs import Entry, Run
+from edm_jax.report.runs import Entry, Log, Run
 from edm_jax.report.series import places as kept_places
 from edm_jax.report.series import share
 
@@ -25,7 +24,7 @@ PANELS = (
 def shown_run(entry: Entry) -> Run:
     """The run that stands for a config: finished if one is, else the longest."""
     measured = {id(run) for run in entry.measured}
-    return max(entry.runs, key=lambda r: (id(r) in measured, len(r.dynamics)))
+    return max(entry.runs, key=lambda r: (id(r) in measured, len(r.logs["dynamics"])))
 
 
 def details(entries: Sequence[Entry], unit: float, places: Places) -> list[Json]:
@@ -44,53 +43,43 @@ def _details(run: Run, unit: float, places: Places, points: int) -> Json:
 
 
 def _magnitudes(run: Run, unit: float, places: Places, points: int) -> Json:
-    records = run.dynamics[kept_places(len(run.dynamics), points)]
-    groups = group_sides(records)
+    log = run.logs["dynamics"]
+    log = log[kept_places(len(log), points)]
+    groups = group_sides(log)
     if not groups:
         return {}
     panels = [
-        {g: _values(records, kind, g, statistic) for g in groups}
+        {g: rounded(log.column(kind, g, statistic)) for g in groups}
         for kind, statistic in PANELS
     ]
-    return {"x": _x(records, unit, places), "panels": panels}
+    return {"x": places.add(log.nimg / unit), "panels": panels}
 
 
-def group_sides(records: Iterable[Record]) -> dict[str, tuple[str, int]]:
-    """Side and resolution of every group such as enc_8x8 in the records."""
-    names = {
-        name
-        for record in records
-        for kind in ("activations", "weights")
-        for name in record.get(kind) or {}
-    }
-    found = {name: re.fullmatch(r"(enc|dec)_(\d+)x\d+", name) for name in sorted(names)}
-    return {name: (m[1], int(m[2])) for name, m in found.items() if m}
+def group_sides(log: Log) -> dict[str, tuple[str, int]]:
+    """Side and resolution of every group such as enc_8x8 that has magnitudes."""
+    kinds = {kind for kind, _ in PANELS}
+    names = {str(name[1]) for name in log.values if name[0] in kinds and len(name) == 3}
+    found = {name: re.fullmatch(r"(enc|dec)_(\d{1,6})x\d{1,6}", name) for name in names}
+    return {name: (m[1], int(m[2])) for name, m in sorted(found.items()) if m}
 
 
 def _sigma(run: Run, unit: float, places: Places, points: int) -> Json:
     """Loss and u by range of sigma, averaged between the points that are kept."""
-    records = [r for r in run.train if isinstance(r.get("sigma"), dict)]
-    edges = records[-1]["sigma"].get("below") if records else None
-    if not isinstance(edges, list):
+    log = run.logs["train"]
+    edges = [v for name, v in log.values.items() if name[:2] == ("sigma", "below")]
+    log = log[np.isfinite(edges[0])] if edges else log[:0]
+    if not len(log):
         return {}
-    loss, logvar = (
-        np.array([_row(r["sigma"].get(name), len(edges)) for r in records])
-        for name in ("loss_per_element", "logvar")
-    )
-    kept = kept_places(len(records), points)
-    return {
-        "x": _x(records[kept], unit, places),
-        "below": [number({"edge": edge}, "edge") for edge in edges],
-        "loss": [rounded(column) for column in _averaged(loss, kept).T],
-        "logvar": [rounded(column) for column in _averaged(logvar, kept).T],
+    kept = kept_places(len(log), points)
+    found: Json = {
+        "x": places.add(log.nimg[kept] / unit),
+        "below": [rounded(edge[-1:])[0] for edge in edges],
     }
-
-
-def _row(values: object, count: int) -> list[float]:
-    """So many numbers; NaN for what is none."""
-    if not isinstance(values, list) or len(values) != count:
-        return [np.nan] * count
-    return [v if isinstance(v, int | float) else np.nan for v in values]
+    for key, name in ("loss", "loss_per_element"), ("logvar", "logvar"):
+        columns = [log.column("sigma", name, i) for i in range(len(edges))]
+        averages = _averaged(np.array(columns).T, kept)
+        found[key] = [rounded(column) for column in averages.T]
+    return found
 
 
 def _averaged(values: np.ndarray, kept: slice) -> np.ndarray:
@@ -106,19 +95,12 @@ def _averaged(values: np.ndarray, kept: slice) -> np.ndarray:
 
 def _rates(run: Run, unit: float, places: Places, points: int) -> Json:
     """Effective learning rates by group, |dw| / |w| of one step."""
-    records = [r for r in run.train if isinstance(r.get("effective_lr"), dict)]
-    records = records[kept_places(len(records), points)]
-    groups = sorted({name for r in records for name in r["effective_lr"]})
-    if not groups:
+    log = run.logs["train"]
+    names = sorted(name for name in log.values if name[0] == "effective_lr")
+    if not names:
         return {}
-    curves = {group: _values(records, "effective_lr", group) for group in groups}
-    return {"x": _x(records, unit, places), "curves": curves}
-
-
-def _x(records: Sequence[Record], unit: float, places: Places) -> int:
-    return places.add(np.array([r["nimg"] for r in records], np.float64) / unit)
-
-
-def _values(records: Sequence[Record], *keys: str) -> list[float | None]:
-    values = [number(record, *keys) for record in records]
-    return rounded([np.nan if value is None else value for value in values])
+    columns = np.array([log.column(*name) for name in names])
+    log = log[np.flatnonzero(np.isfinite(columns).any(axis=0))]
+    log = log[kept_places(len(log), points)]
+    curves = {str(name[-1]): rounded(log.column(*name)) for name in names}
+    return {"x": places.add(log.nimg / unit), "curves": curves}

@@ -4,14 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from edm_jax.report.records import Record
-from edm_jax.report.runs import Entry, Run
+from edm_jax import files
+from edm_jax.report.runs import Entry, Json, Run
 
 LOG_CHARS = 400_000  # of all logs together
 ALERTS = 50  # of one run: the last ones
 LONG = 200  # a text longer than this is sent once, however many runs have it
-
-Json = dict[str, Any]
 
 
 class Texts:
@@ -53,13 +51,13 @@ def facts(entries: Sequence[Entry]) -> Json:
                 {
                     "c": place,
                     "name": run.name,
-                    "path": str(run.path),
+                    "path": files.printable(str(run.path)),
                     "state": state,
                     "message": message,
-                    "status": texts.shorten(run.status),
+                    "status": texts.shorten(run.files["status"]),
                     "config": texts.shorten(differing(run, entry.runs[0])),
-                    "provenance": texts.shorten(run.provenance),
-                    "alerts": [_alert(record) for record in run.alerts[-ALERTS:]],
+                    "provenance": texts.shorten(run.files["provenance"]),
+                    "alerts": run.alerts[-ALERTS:],
                     "more_alerts": max(0, len(run.alerts) - ALERTS),
                     "log": run.log_tail[-chars:],
                 }
@@ -68,7 +66,7 @@ def facts(entries: Sequence[Entry]) -> Json:
     return {"runs": runs, "configs": configs, "texts": texts.texts}
 
 
-def differing(run: Run, first: Run) -> Record:
+def differing(run: Run, first: Run) -> Json:
     """The top-level fields of a run's config that are not its config's first run's."""
     if run is first:
         return {}
@@ -80,15 +78,10 @@ def differing(run: Run, first: Run) -> Record:
     }
 
 
-def _alert(record: Record) -> Json:
-    kept = ("nimg", "about", "message")
-    return {key: str(record[key]) for key in kept if key in record}
-
-
 def unfinished(runs: Iterable[Run]) -> dict[str, int]:
     """How many runs are in each state that may still change."""
     found: dict[str, int] = {}
     for run in runs:
-        if run.state not in ("done", "failed"):
+        if run.state not in ("done", "failed", "damaged"):
             found[run.state] = found.get(run.state, 0) + 1
     return found

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from PIL import Image
 
 from edm_jax.report.drawing import (
     CARD,
@@ -38,6 +38,7 @@ from edm_jax.report.series import (
 
 VALUES = 30_000  # points of all curves of a panel
 MOST_GRIDS = 24
+MOST_PIXELS = 4096  # to a side of a grid: more do not show
 _SEEDS = (
     "Lines are means over a config’s finished seeds, bands reach from the lowest to the "
     "highest seed."
@@ -54,7 +55,7 @@ def draw(entries: Sequence[Entry]) -> list[Drawing]:
 def loss(entries: Sequence[Entry]) -> Drawing | None:
     """Held-out and training loss against images trained."""
     runs = [run for entry in entries for run in entry.runs]
-    if not any(run.train or run.heldout for run in runs):
+    if not any(len(run.logs[k]) for run in runs for k in ("train", "heldout")):
         return None
     looks = assign(entries)
     figure, left, right = _pair(entries, looks)
@@ -130,7 +131,7 @@ def ema(entries: Sequence[Entry]) -> Drawing | None:
         (
             entry,
             look,
-            over_seeds([(s[:, 0], s[:, 1]) for s in map(sweep, entry.measured)]),
+            over_seeds([sweep(run) for run in entry.measured]),
         )
         for entry, look in zip(entries, assign(entries), strict=True)
     ]
@@ -190,8 +191,10 @@ def samples(entries: Sequence[Entry]) -> Drawing | None:
     for axes in panels:
         axes.set_axis_off()
     for axes, (entry, run) in zip(panels, grids, strict=False):
-        grid = np.asarray(imread(io.BytesIO(run.samples or b"")))
-        axes.imshow(grid, cmap="gray", interpolation="nearest")
+        with Image.open(io.BytesIO(run.samples or b"")) as image:
+            grid = image.convert("RGB")
+        grid.thumbnail((MOST_PIXELS, MOST_PIXELS))
+        axes.imshow(np.asarray(grid), interpolation="nearest")
         name = plain(f"{entry.label}   {entry.title}")
         axes.set_title(name[:60], loc="left", fontweight="bold", fontsize=7)
     caption = (

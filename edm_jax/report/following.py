@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edm_jax.report.records import number
-from edm_jax.report.runs import Run, load_run
+from edm_jax.report.read import load_run
+from edm_jax.report.runs import Run
 
 FILES = (
     "config.json",
@@ -86,7 +86,7 @@ def follow(
         while True:
             runs, changed = reader.read(find())
             if changed:
-                ended = all(has_ended(run) for run in runs)
+                ended = all(run.ended for run in runs)
                 now = datetime.datetime.now().astimezone()
                 write(runs, None if ended else Following(seconds, now))
                 show(status_lines(runs))
@@ -101,11 +101,6 @@ def follow(
         raise
 
 
-def has_ended(run: Run) -> bool:
-    """Whether nothing more is to come of a run: it is evaluated, or failed."""
-    return run.measured or run.state == "failed"
-
-
 def status_lines(runs: Sequence[Run]) -> list[str]:
     """For each run its name, state, images and rate, and its held-out loss so far."""
     width = max((len(run.name) for run in runs), default=0)
@@ -113,20 +108,19 @@ def status_lines(runs: Sequence[Run]) -> list[str]:
 
 
 def _status(run: Run) -> str:
-    stage = str(run.status.get("stage") or "")
-    parts = [f"{run.state} ({stage})" if stage and not has_ended(run) else run.state]
-    nimg, total, rate = (
-        number(run.status, key) for key in ("nimg", "total_nimg", "images_per_s")
-    )
-    if total:
-        parts.append(f"{nimg or 0:,.0f} of {total:,.0f} images")
-    if rate and not has_ended(run):
-        parts.append(f"{rate:,.0f} img/s")
-    loss = number(run.evaluation, "best", "loss") if run.measured else None
-    if loss is None and run.heldout:
-        loss = number(run.heldout[-1], "loss_per_element")
+    status = run.status
+    with_stage = status.stage and not run.ended
+    parts = [f"{run.state} ({status.stage})" if with_stage else run.state]
+    if status.total_nimg:
+        parts.append(f"{status.nimg or 0:,} of {status.total_nimg:,} images")
+    if status.images_per_s and not run.ended:
+        parts.append(f"{status.images_per_s:,.0f} img/s")
+    measured = run.evaluation if run.measured else None
+    loss = measured.values.get(("best", "loss")) if measured else None
+    if loss is None and len(run.logs["heldout"]):
+        loss = run.logs["heldout"].column("loss_per_element")[-1]
     if loss is not None:
         parts.append(f"held-out loss {loss:.4g}")
-    if run.state in ("failed", "preempted") and run.status.get("message"):
-        parts.append(" ".join(str(run.status["message"]).split())[:80])
-    return ", ".join(parts)
+    if run.state in ("failed", "preempted") and status.message:
+        parts.append(status.message[:80])
+    return ", ".join([*parts, *map(str, run.damage)])

@@ -2,14 +2,15 @@
 
 import collections
 import dataclasses
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from edm_jax import menu
 from edm_jax.report.changes import config_diff
-from edm_jax.report.runs import Aside, Entry, Run, identity
+from edm_jax.report.read import identity
+from edm_jax.report.runs import Aside, Entry, Run
 
 
 def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
@@ -26,8 +27,8 @@ def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
         # A letter without its config of the ladder begins with an altered one.
         first = min(1, altered) if letter else 0
         variant = first + sum(e.letter == letter for e in entries if e.variant >= first)
-        label = _stem(group[0]) if altered else letter.upper()
-        title = str(group[0].config.get("title", group[0].name))
+        label = group[0].variant if altered else letter.upper()
+        title = group[0].title
         reference = _reference(entries, letter, altered) if group[0].config else None
         entries.append(Entry(letter, title, label, variant, group, reference))
     return _sorted_out(entries, baseline)
@@ -39,7 +40,7 @@ def _sorted_out(entries: list[Entry], baseline: str | None) -> list[Entry]:
     named = []
     for entry in entries:
         if entry.label != entry.letter.upper() and labels[entry.label.lower()] > 1:
-            study = entry.runs[0].path.resolve().parent.name
+            study = entry.runs[0].study
             entry = dataclasses.replace(entry, label=f"{study}/{entry.label}")
         named.append(entry)
     chosen = named[find_entry(named, baseline)] if named else None
@@ -73,15 +74,11 @@ def find_entry(entries: Sequence[Entry], name: str | None) -> int:
             raise ValueError(f"{name!r} names several configs: {which}; name one.")
         if found:
             return found[0]
-    near = nearest(wanted, [n for e in entries for n in _labels(e) | _run_names(e)])
+    near = menu.suggest(
+        wanted, [n for e in entries for n in _labels(e) | _run_names(e)]
+    )
     labels = ", ".join(entry.label for entry in entries)
     raise ValueError(f"There is no config {name!r} here; there are {labels}.{near}")
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """' Did you mean ...?', or '' where nothing is near."""
-    near = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _labels(entry: Entry) -> set[str]:
@@ -89,8 +86,10 @@ def _labels(entry: Entry) -> set[str]:
 
 
 def _run_names(entry: Entry) -> set[str]:
-    names = {name for run in entry.runs for name in (run.name, _stem(run))}
-    names |= {f"{run.path.resolve().parent.name}/{run.name}" for run in entry.runs}
+    names = {name for run in entry.runs for name in (run.name, run.variant)}
+    names |= {
+        f"{study}/{run.name}" for run in entry.runs for study in (run.study, run.parent)
+    }
     return {name.lower() for name in names}
 
 
@@ -123,20 +122,13 @@ def _is_plain(run: Run, alone: bool) -> bool:
     """
     if not run.letter:
         return False
-    words = re.split(r"[^a-z0-9]", _stem(run).lower())
+    words = re.split(r"[^a-z0-9]", run.variant.lower())
     if words[-1] == run.letter:
         return True
-    command = run.provenance.get("command")
-    words_said = map(str, command) if isinstance(command, list) else ()
     overridden = any(
-        re.match(r"--config\.(?!seed=|data\.data_dir=)", word) for word in words_said
+        re.match(r"--config\.(?!seed=|data\.data_dir=)", word) for word in run.command
     )
     return alone and words[0] != run.letter and not overridden
-
-
-def _stem(run: Run) -> str:
-    """A run's name without its seed."""
-    return re.sub(rf"[-_]s(eed)?{run.seed}$", "", run.name) or run.name
 
 
 def _reference(entries: list[Entry], letter: str, altered: bool) -> Entry | None:
@@ -166,19 +158,13 @@ def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
         else:
             by_seed.setdefault(key if run.seed is None else run.seed, []).append(run)
     for seed, same in by_seed.items():
-        *others, last = sorted(same, key=_finished)
+        *others, last = sorted(
+            same, key=lambda r: (r.evaluation.time if r.evaluation else 0.0, r.name)
+        )
         for run in others:
             said = f"{last.name} has seed {seed} too, finished later and is counted"
             aside[str(run.path)] = Aside(run, "same seed", said)
     return [aside[str(run.path)] for run in runs if str(run.path) in aside]
-
-
-def _finished(run: Run) -> tuple[float, str]:
-    """When the run's last file of results was written."""
-    try:
-        return (run.path / "evaluation.json").stat().st_mtime, run.name
-    except OSError:  # gone since it was read
-        return 0.0, run.name
 
 
 def _fingerprint(runs: Sequence[Run], preferred: Any) -> Any:

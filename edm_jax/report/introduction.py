@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from html import escape
 
-from edm_jax.report.records import number
 from edm_jax.report.runs import Entry
 
 NO_BREAK_HYPHEN = "\u2011"
@@ -17,18 +16,16 @@ def introduction(entries: Sequence[Entry]) -> str:
     """What was trained on what, for how long, when, and what a config is."""
     runs = [run for entry in entries for run in entry.runs]
     done = sum(run.measured for run in runs)
-    totals = (number(run.status, "total_nimg") for run in runs)
-    counts = sorted({total for total in totals if total})
-    workloads = sorted({str(run.config.get("workload", "")) for run in runs} - {""})
-    starts = sorted(str(run.provenance.get("start_time", "")) for run in runs)
-    dates = sorted({start[:10] for start in starts} - {""})
+    counts = sorted({run.status.total_nimg for run in runs if run.status.total_nimg})
+    workloads = sorted({run.workload for run in runs} - {""})
+    dates = sorted({run.start_time[:10] for run in runs} - {""})
     words = [subject(entries)]
     if workloads:
         words.append(f", trained on {' and '.join(workloads)}")
     if len(counts) > 2:
-        words.append(f" for {counts[0]:,.0f} to {counts[-1]:,.0f} images")
+        words.append(f" for {counts[0]:,} to {counts[-1]:,} images")
     elif counts:
-        images = " or ".join(f"{count:,.0f}" for count in counts)
+        images = " or ".join(f"{count:,}" for count in counts)
         words.append(f" for {images} images each")
     if dates:
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"

@@ -1,11 +1,15 @@
 """The results as LaTeX tables, to be included in a paper."""
 
 import re
-from collections.abc import Sequence
 
-from edm_jax.report.columns import ALL_COLUMNS, Column
 from edm_jax.report.notes import table_notes
-from edm_jax.report.tables import Row, baseline_label, change_text, compared_columns
+from edm_jax.report.tables import (
+    Comparison,
+    Row,
+    baseline_label,
+    change_text,
+    compared_columns,
+)
 
 SYMBOLS = {
     "\\": r"\textbackslash{}",
@@ -38,17 +42,16 @@ def escape(text: str) -> str:
     return _SYMBOL.sub(lambda found: symbols[found[0]], printable)
 
 
-def results_latex(
-    study: str, rows: Sequence[Row], columns: Sequence[Column] = ALL_COLUMNS
-) -> str:
-    """The results as a table of `columns`, for \\input."""
+def results_latex(comparison: Comparison) -> str:
+    """The results as a table, for \\input."""
     needs = (
         "% Needs \\usepackage{booktabs,graphicx}; with pdfLaTeX also [T1]{fontenc}.\n"
     )
-    return needs + _table(study, rows, columns)
+    return needs + _table(comparison)
 
 
-def _table(study: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def _table(comparison: Comparison) -> str:
+    rows, columns = comparison.rows, comparison.columns
     compared = compared_columns(rows)
     against = [f"{c.heading}, against {baseline_label(rows)}" for c in compared]
     heads = ["config", "n", *(c.heading for c in columns), *against]
@@ -71,7 +74,7 @@ def _table(study: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(study)}.}}",
+            rf"\caption{{{escape(comparison.study)}.}}",
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule",

@@ -5,32 +5,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edm_jax.report.records import Record, number
-from edm_jax.report.runs import Run
+from edm_jax.report.runs import Curve, Run
 
 
-def sweep(run: Run) -> np.ndarray:
-    """The finite (sigma_rel, loss) of a run's sweep, in order of sigma_rel."""
-    records = _records(run, "sweep")
-    pairs = [(number(r, "sigma_rel"), number(r, "loss")) for r in records]
-    points = np.array(pairs, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
-    points = points[np.isfinite(points).all(axis=1)]
-    return points[points[:, 0].argsort()]
-
-
-def _records(run: Run, key: str) -> list[Record]:
-    found = run.evaluation.get(key)
-    return [r for r in found if isinstance(r, dict)] if isinstance(found, list) else []
+def sweep(run: Run) -> Curve:
+    """The sigma_rel of a run's sweep, rising, and the losses, all finite."""
+    found = run.evaluation.sweep if run.evaluation else np.empty((0, 2))
+    return found[:, 0], found[:, 1]
 
 
 def traditional(run: Run) -> Iterator[tuple[float, float]]:
     """(sigma_rel, loss) of a run's traditional EMAs."""
-    duration = (number(run.evaluation, "nimg") or 0) / 1e6
-    rampup = number(run.config, "ema", "halflife_rampup") or 0.0
-    for record in _records(run, "traditional"):
-        halflife, value = number(record, "halflife_mimg"), number(record, "loss")
-        if halflife and duration and value is not None and math.isfinite(value):
-            yield traditional_sigma_rel(halflife, rampup, duration), value
+    if run.evaluation and run.evaluation.nimg:
+        duration = run.evaluation.nimg / 1e6
+        for halflife, loss in run.evaluation.traditional:
+            if math.isfinite(loss):
+                yield (
+                    traditional_sigma_rel(halflife, run.halflife_rampup, duration),
+                    loss,
+                )
 
 
 def traditional_sigma_rel(halflife: float, rampup: float, duration: float) -> float:

@@ -11,7 +11,7 @@ from edm_jax.report.details import PANELS, group_sides, shown_run
 from edm_jax.report.drawing import INK, WIDTH, Drawing, plain
 from edm_jax.report.looks import PALETTE
 from edm_jax.report.runs import Entry
-from edm_jax.report.series import curve, image_unit, thin
+from edm_jax.report.series import image_unit, thin
 
 MOST_ROWS = 8  # configs drawn: more fit no sheet of paper
 POINTS = 200  # of one curve in a panel an inch or two wide
@@ -21,11 +21,14 @@ SHARED_RANGE = 8.0  # rows whose largest values differ more get their own axis
 def dynamics(entries: Sequence[Entry]) -> Drawing | None:
     """Magnitudes of activations and weights against images (Fig. 3 and 15)."""
     shown = [(entry, shown_run(entry)) for entry in entries]
-    shown = [(entry, run) for entry, run in shown if run.dynamics][:MOST_ROWS]
+    shown = [(entry, run) for entry, run in shown if len(run.logs["dynamics"])][
+        :MOST_ROWS
+    ]
     if not shown:
         return None
     unit, label = image_unit(run for _, run in shown)
-    groups = group_sides(record for _, run in shown for record in run.dynamics)
+    each = (group_sides(run.logs["dynamics"]) for _, run in shown)
+    groups = dict(sorted({k: v for sides in each for k, v in sides.items()}.items()))
     resolutions = sorted({r for _, r in groups.values()}, reverse=True)
     colours = {
         r: PALETTE[(1, 3, 4, 5, 6, 2, 0)[i % 7]] for i, r in enumerate(resolutions)
@@ -39,7 +42,7 @@ def dynamics(entries: Sequence[Entry]) -> Drawing | None:
     for axes_row, (entry, run) in zip(grid, shown, strict=True):
         for axes, (kind, statistic) in zip(axes_row, PANELS, strict=True):
             for group, (side, resolution) in groups.items():
-                x, y = thin(*curve(run.dynamics, kind, group, statistic), POINTS)
+                x, y = thin(*run.logs["dynamics"].curve(kind, group, statistic), POINTS)
                 style = {"color": colours[resolution], "lw": 1.2}
                 axes.plot(x / unit, y, ls="-" if side == "enc" else "--", **style)
             axes.tick_params(labelsize=8)

@@ -27,6 +27,7 @@ def table_warnings(rows: Sequence[Row]) -> list[str]:
         *_other_code(measured),
         *_unknown_data(measured),
         *_changed_on_the_way(measured),
+        *_damaged(rows),
     ]
 
 
@@ -127,7 +128,7 @@ def _left_out(rows: Sequence[Row]) -> Iterator[str]:
     unfinished: list[str] = []
     for entry in {id(row.entry): row.entry for row in rows}.values():
         for aside in entry.aside:
-            if aside.state in ("other data", "same seed"):
+            if aside.state in ("other data", "same seed", "damaged"):
                 yield f"{aside.run.name} is not counted: {aside.state}: {aside.message}."
             else:
                 unfinished.append(f"{aside.run.name}: {aside.state}")
@@ -143,21 +144,11 @@ def _left_out(rows: Sequence[Row]) -> Iterator[str]:
 def _other_code(measured: Sequence[Row]) -> Iterator[str]:
     by_code: dict[str, dict[str, None]] = {}
     for row, run in _runs(measured):
-        for code in _codes(run):
+        for code in run.codes:
             by_code.setdefault(code, {})[row.entry.label] = None
     if len(by_code) > 1:
         said = [f"{code} ({_listed(who)})" for code, who in by_code.items()]
         yield f"The code is not the same for all runs: {_listed(said)}."
-
-
-def _codes(run: Run) -> Iterator[str]:
-    """The commits of a run's starts, with what tells uncommitted changes apart."""
-    starts = run.provenance.get("starts")
-    starts = starts if isinstance(starts, list) else []
-    for start in [*(s for s in starts if isinstance(s, dict)), run.provenance]:
-        if commit := str(start.get("git_commit") or ""):
-            changes = start.get("git_changes")
-            yield f"{commit}, changes {changes}" if changes else commit
 
 
 def _unknown_data(measured: Sequence[Row]) -> Iterator[str]:
@@ -174,6 +165,14 @@ def _changed_on_the_way(measured: Sequence[Row]) -> Iterator[str]:
     for _, run in _runs(measured):
         if run.changed_fields:
             yield f"{run.name} changed on the way: {_listed(run.changed_fields)}."
+
+
+def _damaged(rows: Sequence[Row]) -> Iterator[str]:
+    """Files of runs that count all the same; the others are told as left out."""
+    runs = {id(r): r for row in rows for r in row.entry.runs if r.state != "damaged"}
+    for run in runs.values():
+        if run.damage:
+            yield f"{run.name}: {run.damaged}."
 
 
 def _runs(measured: Sequence[Row]) -> Iterator[tuple[Row, Run]]:

@@ -28,20 +28,16 @@ from edm_jax.report.results import (
 from edm_jax.report.runs import Entry
 from edm_jax.report.sections import figure_sections
 from edm_jax.report.series import image_unit
-from edm_jax.report.tables import Row
+from edm_jax.report.tables import Comparison, Row
 
 BYTES = 14_000_000  # of the page: samples get what the rest leaves of it
 MANY = 12  # configs: of more one wants to choose
 HERE = Path(__file__).parent
 
 
-def render(
-    study: str,
-    entries: Sequence[Entry],
-    rows: Sequence[Row],
-    following: Following | None = None,
-) -> str:
+def render(comparison: Comparison, following: Following | None = None) -> str:
     """Write the page as HTML that needs no other file and no network."""
+    study, entries, rows = comparison.study, comparison.entries, comparison.rows
     looks = assign(entries)
     index = Index.of(entries, looks)
     data = page_data(entries, looks)

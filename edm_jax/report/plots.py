@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from edm_jax.report.lengths import excess, sweep, traditional
-from edm_jax.report.runs import Entry, Run
+from edm_jax.report.runs import Curve, Entry, Run
 from edm_jax.report.series import (
     Band,
-    Curve,
     image_unit,
     loss_curve,
     over_seeds,
@@ -76,7 +75,7 @@ def ema(entries: Sequence[Entry], places: Places) -> Json | None:
     runs = [run for entry in entries for run in entry.measured]
     for index, entry in enumerate(entries):
         sweeps = [(run, sweep(run)) for run in entry.measured]
-        found = [(run, (s[:, 0], s[:, 1])) for run, s in sweeps if len(s)]
+        found = [(run, curve) for run, curve in sweeps if len(curve[0])]
         band = over_seeds([curve for _, curve in found])
         if band is None:
             continue

@@ -1,97 +1,178 @@
-"""Reading run directories: whatever a dead or unfinished run left is accepted."""
+"""Runs as data: what the files of a run directory hold, checked when they were read."""
 
-import io
-import json
-import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
-from edm_jax.report.records import Record, number, read_metrics
-from edm_jax.runs.directory import FREE
+Json = dict[str, Any]
+Name = tuple[str | int, ...]  # the keys that lead to a number in a record
+Curve = tuple[np.ndarray, np.ndarray]
 
-TAIL_LINES = 30
-TAIL_BYTES = 32_768  # of a log: lines may be long
+
+@dataclass(frozen=True)
+class Log:
+    """Records of one kind, in order of images trained."""
+
+    nimg: np.ndarray  # (N,)
+    values: dict[Name, np.ndarray]  # (N,) each; NaN where a record has no number
+
+    def __len__(self) -> int:
+        return len(self.nimg)
+
+    def __getitem__(self, kept: slice | np.ndarray) -> "Log":
+        return Log(self.nimg[kept], {k: v[kept] for k, v in self.values.items()})
+
+    def column(self, *name: str | int) -> np.ndarray:
+        """One quantity of all records, (N,)."""
+        found = self.values.get(name)
+        return np.full(len(self), np.nan) if found is None else found
+
+    def curve(self, *name: str | int) -> Curve:
+        """Images trained and a quantity, where it is finite."""
+        values = self.column(*name)
+        kept = np.isfinite(values)
+        return self.nimg[kept], values[kept]
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json."""
+
+    state: str = ""
+    stage: str = ""
+    message: str = ""
+    nimg: int | None = None
+    total_nimg: int | None = None
+    images_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluation.json."""
+
+    nimg: int | None
+    values: dict[Name, float]  # every number that it holds
+    sweep: np.ndarray  # (N, 2): sigma_rel, rising, and loss, both finite
+    traditional: list[tuple[float, float]]  # half-life in millions of images, loss
+    time: float  # when the file was written
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that does not hold what it should."""
+
+    file: str
+    reason: str
+
+    @property
+    def spoils(self) -> bool:
+        """Whether the run's numbers cannot be trusted, or placed, without the file."""
+        return self.file in (
+            "config.json",
+            "evaluation.json",
+            "provenance.json",
+            "status.json",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.reason}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of one run directory; absent files are empty."""
+    """One run directory; what is absent or damaged is empty."""
 
     path: Path
-    config: Record
-    provenance: Record
-    status: Record
-    evaluation: Record
-    train: list[Record] = field(repr=False)
-    dynamics: list[Record] = field(repr=False)
-    heldout: list[Record] = field(repr=False)
-    speed: list[Record] = field(repr=False)
-    alerts: list[Record] = field(repr=False)
+    letter: str  # of the config, in lower case; '' when it is not known
+    title: str
+    workload: str
+    seed: int | None  # of its weights, data and noise
+    halflife_rampup: float  # of its traditional EMAs
+    data: Json | None  # the fingerprint of what it was trained on, if recorded
+    params: int | None
+    codes: list[str]  # commits of its starts, with what tells changes apart
+    command: list[str]
+    start_time: str
+    recorded_study: str  # '' when the run does not say
+    recorded_variant: str
+    status: Status
+    evaluation: Evaluation | None = field(repr=False)
+    files: dict[str, Json] = field(repr=False)  # config, provenance and status, whole
+    logs: dict[str, Log] = field(repr=False)  # by kind
+    alerts: list[dict[str, str]] = field(repr=False)
     samples: bytes | None = field(repr=False)
     changed_fields: list[str] = field(repr=False)  # of the config, while it trained
     log_tail: str = field(repr=False)  # the last lines that it printed
+    damage: list[Damage]
+    name: str  # the directory's, safe to print
+    parent: str  # of the directory, likewise
 
     @property
-    def name(self) -> str:
-        """The directory's name."""
-        return self.path.name
+    def config(self) -> Json:
+        """The config as recorded."""
+        return self.files["config"]
 
     @property
-    def letter(self) -> str:
-        """The config's letter in lower case, or '' when it is not known."""
-        return str(self.config.get("letter", "")).lower()
+    def study(self) -> str:
+        """What the study is called: as the run records it, or its directory."""
+        return self.recorded_study or self.parent
 
     @property
-    def seed(self) -> int | None:
-        """The seed of its weights, data and noise."""
-        seed = self.config.get("seed")
-        return seed if isinstance(seed, int) else None
-
-    @property
-    def data(self) -> Any:
-        """The fingerprint of the data that it was trained on; None if not recorded."""
-        return self.provenance.get("data") or None
+    def variant(self) -> str:
+        """What it is called but for its seed: as the run records it, or by its name."""
+        by_name = re.sub(rf"[-_]s(eed)?{self.seed}$", "", self.name)
+        return self.recorded_variant or by_name or self.name
 
     @property
     def state(self) -> str:
-        """queued, running, preempted, failed, done, or unknown."""
-        started = self.config or (self.path / "config.json").exists()
-        return str(self.status.get("state", "unknown" if started else "queued"))
+        """queued, running, preempted, failed, done, damaged, or unknown."""
+        if any(damage.spoils for damage in self.damage):
+            return "damaged"
+        return self.status.state or ("unknown" if self.config else "queued")
 
     @property
     def measured(self) -> bool:
         """Whether the run is done and its evaluation is of the finished run."""
-        return self.state == "done" and not self._fault()
+        return self.state == "done" and not self._not_evaluated()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to come of the run."""
+        return self.measured or self.state in ("failed", "damaged")
 
     @property
     def message(self) -> str:
         """What a reader must know about a run that has no numbers, else ''."""
+        if self.state == "damaged":
+            return self.damaged
         if self.state == "done":
-            return self._fault()
-        if not self.status and self.state != "queued":
-            return "status.json is missing or unreadable"
-        stage, said = self.status.get("stage"), self.status.get("message")
-        nimg, total = (number(self.status, k) for k in ("nimg", "total_nimg"))
-        parts = [str(stage)] if stage else []
-        if nimg is not None and total:
-            parts.append(f"{nimg:,.0f} of {total:,.0f} images")
-        progress = ", ".join(parts)
-        return ": ".join(part for part in (progress, str(said or "")) if part)
+            return "; ".join(filter(None, (self._not_evaluated(), self.damaged)))
+        if self.state == "unknown":
+            return "; ".join(filter(None, ("status.json is missing", self.damaged)))
+        status = self.status
+        parts = [status.stage] if status.stage else []
+        if status.nimg is not None and status.total_nimg:
+            parts.append(f"{status.nimg:,} of {status.total_nimg:,} images")
+        said = ": ".join(filter(None, (", ".join(parts), status.message)))
+        return "; ".join(filter(None, (said, self.damaged)))
 
-    def _fault(self) -> str:
-        """Why the evaluation of a run that is done cannot be used, else ''."""
-        if not self.evaluation:
-            return "evaluation.json is missing or unreadable: evaluate the run"
-        of, trained = number(self.evaluation, "nimg"), number(self.status, "nimg")
+    @property
+    def damaged(self) -> str:
+        """Which files are damaged and why, else ''."""
+        return "; ".join(map(str, self.damage))
+
+    def _not_evaluated(self) -> str:
+        """Why a run that is done has no numbers to use, else ''."""
+        if self.evaluation is None:
+            return "evaluation.json is missing: evaluate the run"
+        of, trained = self.evaluation.nimg, self.status.nimg
         if of is not None and trained is not None and of < trained:
             return (
-                f"evaluation.json is of {of:,.0f} images and the run has "
-                f"{trained:,.0f}: evaluate it again"
+                f"evaluation.json is of {of:,} images and the run has "
+                f"{trained:,}: evaluate it again"
             )
         return ""
 
@@ -111,7 +192,7 @@ class Entry:
 
     letter: str
     title: str
-    label: str  # what figures and tables call it: the letter, or the run's name
+    label: str  # what figures and tables call it: the letter, or the variant's name
     variant: int  # 0 for a letter's config of the ladder, 1, 2, ... for altered ones
     runs: list[Run]
     reference: "Entry | None"  # its parent: what its changes are listed against
@@ -123,104 +204,3 @@ class Entry:
     def measured(self) -> list[Run]:
         """The runs whose numbers may be shown, one for each seed."""
         return [r for r in self.runs if all(aside.run is not r for aside in self.aside)]
-
-
-def read_json(path: Path) -> Record:
-    """Read a JSON object; {} when the file is absent, empty or torn."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_image(path: Path) -> bytes | None:
-    """Read a PNG file's bytes; None when it is absent or not a whole image."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return None
-    return data
-
-
-def read_tail(path: Path) -> str:
-    """The last lines of a log; '' where there is none, '\ufffd' for bytes of no text."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.rstrip() for line in text.splitlines()]
-    return "\n".join([line for line in lines if line][-TAIL_LINES:])
-
-
-def _changed_fields(history: Record) -> list[str]:
-    changes = history.get("changes")
-    found = [c.get("changes") for c in changes or [] if isinstance(c, dict)]
-    return sorted({name for fields in found if fields for name in fields})
-
-
-def load_run(path: Path) -> Run:
-    """Read one run directory; raises FileNotFoundError when there is none."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no run directory {path}: check the path.")
-    metrics = read_metrics(path / "metrics.jsonl")
-    return Run(
-        path=path,
-        config=read_json(path / "config.json"),
-        provenance=read_json(path / "provenance.json"),
-        status=read_json(path / "status.json"),
-        evaluation=read_json(path / "evaluation.json"),
-        train=metrics["train"],
-        dynamics=metrics["dynamics"],
-        heldout=metrics["heldout"],
-        speed=metrics["speed"],
-        alerts=metrics["alert"],
-        samples=read_image(path / "samples.png"),
-        changed_fields=_changed_fields(read_json(path / "changes.json")),
-        log_tail=read_tail(path / "log.txt"),
-    )
-
-
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Expand studies to their runs, which hold config.json or status.json.
-
-    So is a directory that holds a log or a lock alone: a run that waits. Raises
-    FileNotFoundError for a path that is neither a run nor holds one.
-    """
-    found: dict[Path, Path] = {}  # one of each, however it is named
-    for path in paths:
-        inside = [path] if _is_run(path) else sorted(filter(_is_run, path.glob("*/")))
-        if not inside:
-            raise FileNotFoundError(
-                f"{path} is no run and holds none: give a study directory, or run "
-                "directories with a config.json."
-            )
-        for run in inside:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
-
-
-def _is_run(path: Path) -> bool:
-    if any((path / name).is_file() for name in ("config.json", "status.json")):
-        return True
-    inside = [p.name for p in path.iterdir()] if path.is_dir() else []
-    return bool(inside) and all(
-        re.fullmatch(r"log\.txt|(.*\.)?lock", n) for n in inside
-    )
-
-
-def identity(config: Record) -> Record:
-    """A config but for its seed and for the fields of how and where a run runs."""
-
-    def kept(fields: Record, prefix: str) -> Record:
-        return {
-            key: kept(value, f"{prefix}{key}.") if isinstance(value, dict) else value
-            for key, value in fields.items()
-            if f"{prefix}{key}" not in FREE | {"seed"}
-        }
-
-    return kept(config, "")

@@ -1,18 +1,14 @@
 """Curves taken from runs' records: smoothed, averaged over seeds, thinned."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edm_jax.report.records import Record, number
-from edm_jax.report.runs import Run
+from edm_jax.report.runs import Curve, Run
 
 MAX_POINTS = 400  # of one curve: more cannot be seen
 MIN_POINTS = 30  # of one curve among very many
-
-Curve = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -25,17 +21,9 @@ class Band:
     high: np.ndarray | None = None
 
 
-def curve(records: Iterable[Record], *keys: str) -> Curve:
-    """Collect (nimg, value) of the records that hold a finite value."""
-    pairs = [(record["nimg"], number(record, *keys)) for record in records]
-    kept = [(x, y) for x, y in pairs if y is not None and math.isfinite(y)]
-    points = np.array(kept, dtype=np.float64).reshape(-1, 2)
-    return points[:, 0], points[:, 1]
-
-
 def loss_curve(run: Run, log: str) -> Curve:
     """A run's loss by images, 'heldout' or 'train'; the latter smoothed."""
-    x, y = curve(getattr(run, log), "loss_per_element")
+    x, y = run.logs[log].curve("loss_per_element")
     x, y = x[y > 0], y[y > 0]  # for a logarithmic axis
     return smooth(x, y) if log == "train" else (x, y)
 
@@ -89,8 +77,8 @@ def share(values: int, curves: int) -> int:
 
 def image_unit(runs: Iterable[Run]) -> tuple[float, str]:
     """The unit of the image axis and its label."""
-    logs = (log for run in runs for log in (run.train, run.heldout, run.dynamics))
-    most = max((log[-1]["nimg"] for log in logs if log), default=0)
+    logs = (log for run in runs for log in run.logs.values())
+    most = max((log.nimg[-1] for log in logs if len(log)), default=0)
     if most >= 2e6:
         return 1e6, "images trained (millions)"
     return 1e3, "images trained (thousands)"

@@ -5,8 +5,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from edm_jax.report.changes import config_diff
-from edm_jax.report.columns import ALL_COLUMNS, Column, format_number
-from edm_jax.report.runs import Entry, Run, identity
+from edm_jax.report.columns import ALL_COLUMNS, Column, format_number, pick
+from edm_jax.report.grouping import ladder
+from edm_jax.report.read import identity
+from edm_jax.report.runs import Entry, Run
 from edm_jax.report.statistics import (
     Difference,
     Estimate,
@@ -100,6 +102,43 @@ def _signed(value: float, column: Column) -> str:
     return f"+{text}" if value > 0 else text.replace("-", "−")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Runs as configs, and their results."""
+
+    study: str
+    entries: list[Entry]
+    rows: list[Row]
+    columns: list[Column]  # those that the tables for papers show
+
+
+def compare(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    metrics: Sequence[str] = METRICS,
+    columns: Sequence[str] = (),
+) -> Comparison:
+    """Group runs to configs and compare these with the baseline.
+
+    Args:
+        runs: at least one.
+        baseline: a letter, a label or a run's name; the first config if None.
+        metrics: keys of the columns to compare with the baseline's.
+        columns: keys of those that results.md and .tex show, all if none.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: the baseline or a column does not exist.
+    """
+    if not runs:
+        raise FileNotFoundError("No run to compare: give at least one run directory.")
+    pick(metrics)  # refuses those there are not
+    shown = pick(columns) or list(ALL_COLUMNS)
+    entries = ladder(runs, baseline)
+    rows = results_rows(entries, metrics)
+    return Comparison(runs[0].parent, entries, rows, shown)
+
+
 def compared_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that are compared with the baseline's in any row."""
     return [c for c in ALL_COLUMNS if any(row.differences[c.key] for row in rows)]
@@ -122,7 +161,10 @@ def results_rows(
     for entry in entries:
         if entry.measured:
             state = "other data" if entry.other_data else "done"
-            rows.append(_row(entry, baseline, state, entry.other_data, entry.measured))
+            said = [entry.other_data]
+            said += [f"{r.name}: {r.damaged}" for r in entry.measured if r.damage]
+            message = "; ".join(filter(None, said))
+            rows.append(_row(entry, baseline, state, message, entry.measured))
         rows += [
             _row(entry, baseline, aside.state, aside.message, [])
             for aside in entry.aside

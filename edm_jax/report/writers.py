@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from edm_jax.report.columns import ALL_COLUMNS, Column
 from edm_jax.report.notes import table_notes
 from edm_jax.report.tables import (
+    Comparison,
     Row,
     baseline_label,
     change_text,
@@ -18,6 +19,10 @@ from edm_jax.report.tables import (
 # After a column's key: of its mean, and of its difference to the baseline.
 OF_MEAN = ("", "_ci95", "_n")
 OF_DIFFERENCE = ("_diff", "_diff_ci95", "_diff_n", "_test", "_p", "_p_holm")
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
+# An underscore within a word is no mark; `://`, `www.` and `@` make links by themselves.
+_MARKS = re.compile(r"[\\`*\[\]|~@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
+_BEGINNING = re.compile(r"^(\d*)([#>+\-=]|(?<=\d)[.)])")
 
 
 def results_csv(rows: Sequence[Row]) -> str:
@@ -38,10 +43,10 @@ def results_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         numbers = [cell for c in columns for cell in _cells(row, c)]
         writer.writerow(
-            [row.entry.label, row.entry.title, change_text(row)]
-            + ["; ".join(row.changed_from_baseline), baseline_label(rows)]
+            [_text(row.entry.label), _text(row.entry.title), _text(change_text(row))]
+            + [_text("; ".join(row.changed_from_baseline)), _text(baseline_label(rows))]
             + [_plain(value) for value in row.paper]
-            + [len(row.runs), *numbers, row.state, row.message]
+            + [len(row.runs), *numbers, _text(row.state), _text(row.message)]
         )
     return out.getvalue()
 
@@ -58,21 +63,32 @@ def _cells(row: Row, column: Column) -> list[str]:
     return cells
 
 
+def _text(text: str) -> str:
+    """A text that a spreadsheet shows and does not take for a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
 def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.9g}"
 
 
-def results_markdown(
-    study: str, rows: Sequence[Row], columns: Sequence[Column] = ALL_COLUMNS
-) -> str:
-    """The results as Markdown: a table of `columns`, the notes, and what changed."""
+def _inline(text: str) -> str:
+    """A text within a line of Markdown, as it is: no link, no mark, no end of a cell."""
+    text = _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
-    def clean(text: str) -> str:
-        text = re.sub(r"([|*`\[\]])", r"\\\1", " ".join(text.split()))
-        return text.replace("<", "&lt;")
+
+def _block(text: str) -> str:
+    """The same at the beginning of a line: no heading, list or quotation either."""
+    return _BEGINNING.sub(r"\1\\\2", _inline(text), count=1)
+
+
+def results_markdown(comparison: Comparison) -> str:
+    """The results as Markdown: a table, the notes, and what changed."""
+    rows, columns = comparison.rows, comparison.columns
 
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(map(clean, cells))} |"
+        return f"| {' | '.join(map(_inline, cells))} |"
 
     compared = compared_columns(rows)
     against = [f"{c.heading}, against {baseline_label(rows)}" for c in compared]
@@ -85,13 +101,13 @@ def results_markdown(
         + [f"{row.state}: {row.message}" if row.message else row.state]
         for row in rows
     ]
-    notes = [f"{clean(note)}\n" for note in table_notes(rows)]
+    notes = [f"{_block(note)}\n" for note in table_notes(rows)]
     changes = {
-        f"- {clean(row.entry.label)}: {clean(change_text(row))}": None for row in rows
+        f"- {_block(f'{row.entry.label}: {change_text(row)}')}": None for row in rows
     }
     return "\n".join(
         [
-            f"# {clean(study)}",
+            f"# {_block(comparison.study)}",
             "",
             line(heads),
             "|" + "---|" * len(heads),

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from edm_jax import report
-from edm_jax.report import latex, records
-from edm_jax.report.columns import COLUMNS, GROWTH_COLUMNS
+from edm_jax.report import latex, metrics
+from edm_jax.report.columns import ALL_COLUMNS, COLUMNS, GROWTH_COLUMNS
 from edm_jax.report.tables import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +68,10 @@ def rows_of(study: Path, metrics=METRICS, baseline=None):
 def difference_of(rows, label, key="heldout_loss"):
     (row,) = [row for row in rows if row.entry.label == label and row.runs]
     return row.differences[key]
+
+
+def comparison_of(rows) -> report.Comparison:
+    return report.Comparison("study", [], rows, list(ALL_COLUMNS))
 
 
 def said(rows) -> str:
@@ -240,7 +244,7 @@ def test_two_runs_of_the_same_seed_count_once(study):
     assert "b-again-seed0 is not counted: same seed: b-seed0 has seed 0" in said(rows)
     os.utime(study / "b-seed0/evaluation.json", (0, 0))
     (b,) = [r for r in rows_of(study) if r.entry.letter == "b" and r.runs]
-    assert 99.0 in [run.evaluation["best"]["loss"] for run in b.runs]
+    assert 99.0 in [run.evaluation.values[("best", "loss")] for run in b.runs]
     assert len(b.runs) == 4
 
 
@@ -374,8 +378,8 @@ def test_the_csv_holds_mean_interval_n_difference_and_both_p_values(study):
 def test_markdown_and_latex_show_what_the_rows_say(study):
     write_run(study, "c-seed0", status={"state": "failed", "message": "50% & #1_x"})
     rows = rows_of(study)
-    markdown = report.results_markdown("study", rows)
-    tex = report.results_latex("study", rows)
+    markdown = report.results_markdown(comparison_of(rows))
+    tex = report.results_latex(comparison_of(rows))
     for row in rows[:2]:
         assert f"| {row.text(COLUMNS[0])} |" in markdown
         assert latex.escape(row.text(COLUMNS[0])) in tex
@@ -391,7 +395,7 @@ def test_markdown_and_latex_show_what_the_rows_say(study):
 def test_markdown_and_latex_show_the_columns_that_were_asked_for(study, tmp_path):
     runs = [report.load_run(run) for run in report.find_runs([study])]
     chosen = "sigma_rel", "weight_growth"
-    report.write(runs, tmp_path / "out", columns=chosen)
+    report.write(report.compare(runs, columns=chosen), tmp_path / "out")
     head = (tmp_path / "out" / "results.md").read_text().splitlines()[2]
     cells = [cell.strip() for cell in head.strip("|").split("|")]
     assert cells[4:6] == ["best σ_rel", "weights grow by"]
@@ -415,13 +419,13 @@ def test_a_name_that_latex_would_read_as_an_argument_is_guarded(tmp_path):
     write_run(tmp_path / "study", "a-seed0")
     run = write_run(tmp_path / "study", "b-seed0")
     run.rename(run.with_name("[b]-seed0"))
-    text = report.results_latex("s", rows_of(tmp_path / "study"))
+    text = report.results_latex(comparison_of(rows_of(tmp_path / "study")))
     assert not re.search(r"\\\n\[", text)
 
 
 def test_every_line_of_a_latex_table_has_as_many_cells_as_columns(study):
     write_run(study, "c-seed0", status={"state": "failed", "message": "a & b"})
-    text = report.results_latex("study", rows_of(study))
+    text = report.results_latex(comparison_of(rows_of(study)))
     tables = re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", text, re.DOTALL)
     assert len(tables) == 1
     for columns, body in tables:
@@ -482,7 +486,7 @@ def test_an_unknown_baseline_or_metric_is_refused_naming_what_there_is(
     command, tmp_path, argument, message
 ):
     write_seeds(tmp_path / "study", "a", [0.1, 0.2])
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         command([str(tmp_path / "study"), f"--out={tmp_path / 'out'}", argument])
     assert not (tmp_path / "out").exists()
 
@@ -505,11 +509,11 @@ def test_of_many_lines_the_ends_and_an_even_share_are_read_and_every_alert(tmp_p
         lines += [json.dumps({**alert, "message": m}) for m in "xy"]
     write_metrics(run, lines)
     read = report.load_run(run)
-    steps = [record["step"] for record in read.train]
-    assert records.KEPT / 2 < len(steps) <= records.KEPT + 1
+    steps = read.logs["train"].column("step").tolist()
+    assert metrics.KEPT / 2 < len(steps) <= metrics.KEPT + 1
     assert len({b - a for a, b in itertools.pairwise(steps[1:])}) == 1
     assert (steps[0], steps[-1]) == (0, 3002)
-    assert [record["step"] for record in read.dynamics] == steps
+    assert read.logs["dynamics"].column("step").tolist() == steps
     assert len(read.alerts) == 6006
 
 
@@ -527,8 +531,11 @@ def test_few_lines_are_all_read_whatever_their_spelling(tmp_path):
         ],
     )
     read = report.load_run(run)
-    assert [record["loss"] for record in read.train] == [1, 2, 3]
-    assert [record["images_per_s"] for record in read.speed] == [5.0]
+    assert read.logs["train"].column("loss").tolist() == [1, 2, 3]
+    assert read.logs["speed"].column("images_per_s").tolist() == [5.0]
+    assert [str(damage) for damage in read.damage] == [
+        "metrics.jsonl is damaged: line 4 is not valid JSON; line 5 is not valid JSON"
+    ]
 
 
 def test_the_logs_last_lines_are_read_whatever_its_bytes(tmp_path):

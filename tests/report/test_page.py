@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import datetime
+import itertools
 import json
 import re
 from html import unescape
@@ -13,10 +14,11 @@ import pytest
 from browser import CHROMIUM, Browser
 from page_reader import Page
 from PIL import Image
-from synthetic_runs import config_of, rewrite, write_run, write_seeds
+from synthetic_runs import config_of, rewrite, sigma_of, write_run, write_seeds
 
 from edm_jax import report
 from edm_jax.report import following, grids, introduction, looks, page, plots
+from edm_jax.report.runs import Log
 from edm_jax.report.series import over_seeds
 
 in_a_browser = pytest.mark.skipif(
@@ -62,7 +64,7 @@ def study(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(study) -> Path:
     out = study / "report"
-    report.write(load(study), out)
+    report.write(report.compare(load(study)), out)
     return out
 
 
@@ -107,7 +109,7 @@ def test_samples_too_large_for_the_page_are_made_smaller_or_left_out(study):
 
 
 def test_every_figure_lies_beside_the_page_for_a_paper(study, tmp_path):
-    report.write_figures(load(study), tmp_path)
+    report.write_figures(report.compare(load(study)), tmp_path)
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     vector = [f"{n}.{f}" for n in ("dynamics", "ema", "loss") for f in ("pdf", "svg")]
     pixels = ["dynamics.png", "ema.png", "loss.png", "samples.png"]
@@ -122,22 +124,23 @@ def test_every_figure_lies_beside_the_page_for_a_paper(study, tmp_path):
 
 
 def test_texts_from_runs_are_escaped(tmp_path):
-    evil = '</script><script>alert("1")</script><b> & $\\bad{$ %{x} | \n_ \ud800'
-    said = evil.replace("\ud800", "?")  # what is no text cannot be written
+    evil = '</script><script>alert("1")</script><b> & $\\bad{$ %{x} | \n_'
     run = write_run(tmp_path, "a", name="run <b> &amp; $y$")
     rewrite(run / "config.json", title=evil, workload=evil)
-    rewrite(run / "provenance.json", command=evil, long=evil * 20)
+    rewrite(run / "provenance.json", command=[evil], long=evil * 20)
     (run / "log.txt").write_text("<!--<script>")
     other = write_run(tmp_path, "b", state="failed", message=evil)
     rewrite(other / "config.json", title=evil)
-    path = report.write([report.load_run(r) for r in (run, other)], tmp_path / "out")
+    path = report.write(
+        report.compare([report.load_run(r) for r in (run, other)]), tmp_path / "out"
+    )
     text = path.read_text()
     tags = Page(path).tags
     assert tags.count("script") == 4  # Plotly, the page's own, and two of data
     assert '<script>alert("1")' in unescape(text)
     assert '<script>alert("1")' not in text
     assert "<!--" not in text
-    assert embedded(path, "facts")["runs"][0]["provenance"]["command"] == said
+    assert embedded(path, "facts")["runs"][0]["provenance"]["command"] == [evil]
     assert "<script" not in (tmp_path / "out/results.md").read_text()
 
 
@@ -193,17 +196,25 @@ def test_the_page_of_200_runs_of_2000_points_is_below_15_megabytes(tmp_path):
     one = report.load_run(write_run(tmp_path, "g"))
     groups = [f"{side}_{size}x{size}" for size in (64, 32, 16, 8) for side in SIDES]
     rng = np.random.default_rng(0)
-    train, dynamics = [], []
-    below = one.train[0]["sigma"]["below"]
-    for nimg in range(0, 2_000_000, 1000):
-        values = rng.random(40).tolist()
-        sigma = {"below": below, "loss_per_element": values[:8], "logvar": values[8:16]}
-        rates = dict(zip(("all", "other", *groups), values, strict=False))
-        common = {"nimg": nimg, "loss_per_element": values[0]}
-        train.append({**common, "sigma": sigma, "effective_lr": rates})
-        each = {g: {"max": v, "mean": v} for g, v in zip(groups, values, strict=False)}
-        dynamics.append({**common, "activations": each, "weights": each})
-    logs = {"train": train, "heldout": train, "dynamics": dynamics}
+    nimg, values = np.arange(0.0, 2e6, 1000), rng.random((40, 2000))
+    loss = {("loss_per_element",): values[0]}
+    train, dynamics = dict(loss), {}
+    for place, edge in enumerate(sigma_of(1.0)["below"]):
+        train[("sigma", "below", place)] = np.full(2000, edge, float)
+        train[("sigma", "loss_per_element", place)] = values[place]
+        train[("sigma", "logvar", place)] = values[8 + place]
+    for name, rates in zip(("all", "other", *groups), values, strict=False):
+        train[("effective_lr", name)] = rates
+    for kind, statistic in itertools.product(
+        ("activations", "weights"), ("max", "mean")
+    ):
+        for name, each in zip(groups, values, strict=False):
+            dynamics[(kind, name, statistic)] = each
+    logs = {
+        "train": Log(nimg, train),
+        "heldout": Log(nimg, loss),
+        "dynamics": Log(nimg, dynamics),
+    }
     log = "".join(map(chr, rng.integers(40, 120, 32_000)))
     noise = (tmp_path / "noise.png", rng.integers(0, 256, (256, 256, 3), np.uint8))
     Image.fromarray(noise[1]).save(noise[0])
@@ -211,19 +222,17 @@ def test_the_page_of_200_runs_of_2000_points_is_below_15_megabytes(tmp_path):
         dataclasses.replace(
             one,
             path=tmp_path / f"variant-{index}",
-            config={**config_of("g"), "number": index},
+            name=f"variant-{index}",
+            files={**one.files, "config": {**config_of("g"), "number": index}},
             log_tail=log,
             samples=noise[0].read_bytes(),
-            **logs,
+            logs=logs,
         )
         for index in range(200)
     ]
-    for run in runs:
-        run.path.mkdir()
-        (run.path / "evaluation.json").touch()
-    entries = report.ladder(runs)
-    assert len(entries) == 200
-    text = page.render("study", entries, report.results_rows(entries))
+    comparison = report.compare(runs)
+    assert len(comparison.entries) == 200
+    text = page.render(comparison)
     assert 5e6 < len(text.encode()) < 15e6
 
 
@@ -268,7 +277,7 @@ def test_the_introduction_calls_the_ladder_only_what_is_one(tmp_path):
 
 
 def test_a_followed_page_loads_itself_again_and_in_the_end_does_not(study, tmp_path):
-    runs = load(study)
+    runs = report.compare(load(study))
     now = datetime.datetime(2026, 1, 2, 3, 4, 5)
     path = report.write(runs, tmp_path, following=report.Following(10, now))
     text = path.read_text()
@@ -312,7 +321,7 @@ def test_following_writes_on_change_alone_and_ends_with_the_last_run(
     assert len(written[-1][0]) == 3
     assert shown[0][0] == (
         "digits-a-s0  running (evaluate), 1,500,000 of 1,500,000 images, 500 img/s, "
-        f"held-out loss {report.load_run(first).heldout[-1]['loss_per_element']:.4g}"
+        f"held-out loss {report.load_run(first).logs['heldout'].column('loss_per_element')[-1]:.4g}"
     )
     assert shown[-1][2].startswith("digits-b-s0  failed, ")
     assert shown[-1][2].endswith("full disk")
@@ -440,7 +449,7 @@ def test_in_a_browser_the_page_of_runs_that_left_nothing_complains_of_nothing(tm
     for name in ("queued", "<b>bold"):
         (tmp_path / "study" / name).mkdir(parents=True)
         (tmp_path / "study" / name / "config.json").write_text("")
-    path = report.write(load(tmp_path / "study"), tmp_path / "out")
+    path = report.write(report.compare(load(tmp_path / "study")), tmp_path / "out")
     with Browser(tmp_path / "profile", 1280) as browser:
         browser.open(path)
         browser.evaluate("document.querySelectorAll('summary')[0].click()")

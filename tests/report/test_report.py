@@ -22,13 +22,17 @@ from synthetic_runs import (
 from edm_jax import report
 from edm_jax.report.columns import COLUMNS, GROWTH_COLUMNS, format_number
 from edm_jax.report.lengths import traditional_sigma_rel
-from edm_jax.report.series import curve
+from edm_jax.report.runs import Log
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows_of(*runs: Path) -> list:
     return report.results_rows(report.ladder([report.load_run(run) for run in runs]))
+
+
+def compared(path: Path) -> report.Comparison:
+    return report.compare([report.load_run(run) for run in report.find_runs([path])])
 
 
 def read_csv(out: Path) -> list[dict[str, str]]:
@@ -52,7 +56,7 @@ def study(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(study) -> Path:
     out = study / "report"
-    report.write([report.load_run(run) for run in report.find_runs([study])], out)
+    report.write(compared(study), out)
     return out
 
 
@@ -80,25 +84,21 @@ def test_config_diff_ignores_letter_and_title_alone():
     assert report.config_diff(config_of("a"), renamed) == ["seed: 0 -> 1"]
 
 
-def test_growth_is_last_over_first_of_each_group():
-    def record(enc, dec):
-        return {
-            "nimg": 0,
-            "weights": {"enc_8x8": {"mean": enc}, "dec_8x8": {"mean": dec}},
-        }
+def log_of(kind, nimg, **groups) -> Log:
+    values = {(kind, group, "mean"): np.array(v) for group, v in groups.items()}
+    return Log(np.array(nimg, float), values)
 
-    records = [record(2.0, 0.0), record(9.0, 9.0), record(3.0, 1.0)]
-    assert report.growth(records, "weights") == {"enc_8x8": 1.5}
-    assert report.growth(records[:1], "weights") == {}
+
+def test_growth_is_last_over_first_of_each_group():
+    log = log_of("weights", [0, 1, 2], enc_8x8=[2.0, 9.0, 3.0], dec_8x8=[0.0, 9.0, 1.0])
+    assert report.growth(log, "weights") == {"enc_8x8": 1.5}
+    assert report.growth(log[:1], "weights") == {}
 
 
 def test_growth_may_leave_out_the_first_part_of_the_training():
-    records = [
-        {"nimg": nimg, "activations": {"enc_8x8": {"mean": mean}}}
-        for nimg, mean in ((0, 1.0), (20, 3.0), (30, 4.0), (100, 6.0))
-    ]
-    assert report.growth(records, "activations", since=0.25) == {"enc_8x8": 1.5}
-    assert report.growth(records, "activations", since=0.2) == {"enc_8x8": 2.0}
+    log = log_of("activations", [0, 20, 30, 100], enc_8x8=[1.0, 3.0, 4.0, 6.0])
+    assert report.growth(log, "activations", since=0.25) == {"enc_8x8": 1.5}
+    assert report.growth(log, "activations", since=0.2) == {"enc_8x8": 2.0}
 
 
 def test_the_row_shows_the_group_that_grows_most(study):
@@ -113,8 +113,12 @@ def test_a_torn_last_line_of_the_metrics_is_ignored(tmp_path):
     whole = report.load_run(run)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "step": 61, "nimg": 152\xff')
-    assert report.load_run(run).train == whole.train
-    assert report.load_run(run).heldout == whole.heldout
+    torn = report.load_run(run)
+    assert torn.damage == []
+    for kind in ("train", "heldout"):
+        assert torn.logs[kind].nimg.tolist() == whole.logs[kind].nimg.tolist()
+        for name, values in whole.logs[kind].values.items():
+            np.testing.assert_array_equal(torn.logs[kind].column(*name), values)
 
 
 def test_a_resumed_run_counts_the_later_of_two_records_of_the_same_image(tmp_path):
@@ -122,8 +126,8 @@ def test_a_resumed_run_counts_the_later_of_two_records_of_the_same_image(tmp_pat
     again = {"kind": "heldout", "step": 1, "nimg": 0, "loss_per_element": 7.0}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(again) + "\n")
-    heldout = report.load_run(run).heldout
-    assert heldout[0] == again
+    heldout = report.load_run(run).logs["heldout"]
+    assert heldout.column("loss_per_element")[0] == 7.0
     assert len(heldout) == 61
 
 
@@ -222,14 +226,16 @@ def test_runs_with_missing_empty_and_foreign_files_are_rendered(tmp_path):
     (run / "metrics.jsonl").write_text("[1]\nnull\n{}\n")
     (run / "evaluation.json").write_text('{"nimg": 1')
     assert report.load_run(run).samples is None
-    runs = [report.load_run(run) for run in report.find_runs([tmp_path / "study"])]
-    report.write(runs, tmp_path / "out")
-    report.write_figures(runs, tmp_path / "out")
+    report.write(compared(tmp_path / "study"), tmp_path / "out")
+    report.write_figures(compared(tmp_path / "study"), tmp_path / "out")
     first, second = read_csv(tmp_path / "out")
-    assert (
-        first["message"] == "evaluation.json is missing or unreadable: evaluate the run"
+    assert first["state"] == second["state"] == "damaged"
+    assert first["message"] == (
+        "evaluation.json is damaged: it is not valid JSON (Expecting ',' delimiter: line 1 column 11 (char 10)); samples.png is damaged: it is "
+        "not a whole PNG; metrics.jsonl is damaged: line 1 is no record; line 2 is no "
+        "record; line 3 is no record"
     )
-    assert second["message"] == "status.json is missing or unreadable"
+    assert second["message"] == "config.json is damaged: it is empty"
     assert list((tmp_path / "out/figures").iterdir()) == []
 
 
@@ -242,12 +248,12 @@ def test_a_diverged_run_shows_nan_and_its_finite_records_are_drawn(tmp_path):
     for record in records[90:]:
         record |= {"loss": nan, "loss_per_element": nan, "weights": {}}
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    report.write([report.load_run(run)], tmp_path / "out")
-    report.write_figures([report.load_run(run)], tmp_path / "out")
+    report.write(compared(run), tmp_path / "out")
+    report.write_figures(compared(run), tmp_path / "out")
     page = Page(tmp_path / "out/index.html").lines[0]
     assert page["held-out loss"] == "NaN"
     assert read_csv(tmp_path / "out")[0]["raw_loss"] == "nan"
-    nimg, values = curve(report.load_run(run).heldout, "loss_per_element")
+    nimg, values = report.load_run(run).logs["heldout"].curve("loss_per_element")
     assert len(nimg) == 30
     assert np.isfinite(values).all()
     assert (tmp_path / "out/figures/loss.png").exists()
@@ -269,5 +275,7 @@ def test_the_command_writes_the_page_and_names_a_path_that_holds_no_run(
     write_run(tmp_path / "study", "a")
     main([str(tmp_path / "study"), f"--out={tmp_path / 'out'}"])
     assert capsys.readouterr().out == f"Wrote {tmp_path / 'out/index.html'}\n"
-    with pytest.raises(SystemExit, match="nothing-here is no run and holds none"):
+    with pytest.raises(
+        FileNotFoundError, match="nothing-here is no run and holds none"
+    ):
         main([str(tmp_path / "nothing-here")])
