@@ -1,5 +1,6 @@
 """Reads files that may be damaged, and writes files whole or not at all."""
 
+import argparse
 import contextlib
 import errno
 import json
@@ -57,6 +58,13 @@ def kind_of(descriptor: int) -> str:
     if stat.S_ISREG(mode):
         return ""
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "special")
+
+
+def user_path(text: str) -> Path:
+    """A path that a user typed, as a type of argparse: ~ is their home directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a path")
+    return Path(os.path.expanduser(text))
 
 
 def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:
@@ -127,7 +135,11 @@ def read_json(path: PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         Damaged: it cannot be read, or holds anything else.
     """
-    raw = read_bytes(path)
+    return json_object(path, read_bytes(path))
+
+
+def json_object(path: PathLike, raw: bytes) -> dict[str, Any]:
+    """The JSON object that a file's bytes are; raises Damaged naming the file."""
     if not raw.strip():
         raise Damaged(path, "is damaged: it is empty.")
     try:

@@ -1,12 +1,12 @@
 """What the commands share: config arguments, one-sentence errors, progress bars."""
 
 import argparse
-import json
 import logging
 import math
 import os
 import platform
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -92,6 +92,7 @@ def run_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--run",
         required=True,
+        type=os.path.expanduser,
         help="a run directory, or snapshots of the original code: a directory of "
         "PREFIX-KIMG-SIGMA_REL.pkl, one such file, or a pattern",
     )
@@ -110,12 +111,15 @@ def open_run(
 ) -> tuple[RunDir, ml_collections.ConfigDict]:
     """The run that --run means and its config, as recorded there."""
     path = _taken_over(options)
-    recorded = read_json(path / "config.json")
-    if not recorded:
-        raise FileNotFoundError(
-            f"{path} is not a run directory: it has no config.json."
-        )
-    config = configs.from_json(recorded, path / "config.json")
+    try:
+        if not (recorded := read_json(path / "config.json")):
+            raise FileNotFoundError(
+                f"{path} is not a run directory: it has no config.json."
+            )
+        config = configs.from_json(recorded, path / "config.json")
+    except files.Damaged as error:
+        reason = f"{error.reason} Restore it from a copy: this command needs it."
+        raise files.Damaged(error.path, reason) from None
     # The status of a run in training is its trainer's to write.
     return RunDir(path, config, writing=claims.is_free(path)), config
 
@@ -145,12 +149,24 @@ def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]
             f"with {', '.join(f'{name}://' for name in OBJECT_STORES)}."
         )
     directory = epath.Path(options.run if remote else _taken_over(options))
-    if (directory / "config.json").exists():
-        recorded = json.loads((directory / "config.json").read_text())
-        root = recorded.get("training", {}).get("snapshot_dir", "")
-        return snapshot_place(directory, root), directory
-    inside = directory / "snapshots"
+    inside, config = directory / "snapshots", directory / "config.json"
+    if config.exists():
+        try:
+            raw = config.read_bytes() if remote else files.read_bytes(config)
+            training = files.json_object(config, raw).get("training", {})
+            root = training.get("snapshot_dir", "")
+            return snapshot_place(directory, root), directory
+        except (files.Damaged, AttributeError, TypeError) as error:
+            reason = getattr(error, "reason", "is damaged: it is not a run's config.")
+            there = shlex.quote(f"--run={inside}")
+            remedy = f"Restore it, or name the snapshots themselves: {there}"
+            raise files.Damaged(config, f"{reason} {remedy}") from None
     return (inside if inside.is_dir() else directory), directory
+
+
+def command(script: str, *arguments: object) -> str:
+    """A command of this project, to be pasted into a shell."""
+    return shlex.join(["python", f"experiments/{script}", *map(str, arguments)])
 
 
 def allowed_fields(text: str, config: ml_collections.ConfigDict) -> list[str]:

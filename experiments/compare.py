@@ -7,7 +7,6 @@ mean over seeds, its 95% interval, and how sure its difference to --baseline is.
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import rich.live
 import rich.text
 
 from edm_jax import files, report
+from edm_jax.files import user_path
 from experiments import cli
 
 
@@ -39,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare runs of a study.")
     parser.add_argument(
-        "directories", nargs="+", type=_path, help="a study, or run directories"
+        "directories", nargs="+", type=user_path, help="a study, or run directories"
     )
     parser.add_argument(
-        "--out", type=_path, default=Path("report"), help="where to write (%(default)s)"
+        "--out",
+        type=user_path,
+        default=Path("report"),
+        help="where to write (%(default)s)",
     )
     parser.add_argument(
         "--baseline",
@@ -142,10 +145,6 @@ class _Lines:
             if line not in self._said:
                 print(line, flush=True)
         self._said = set(lines)
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))
 
 
 def _seconds(text: str) -> float:

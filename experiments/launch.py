@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rich.console
+import rich.markup
 import rich.table
 
 import configs
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--study", default="ladder", help="a name, or a FILE.py (%(default)s)")
     add("--workload", default="digits", help="(%(default)s)")
-    add("--runs", type=Path, help="study directory (runs/STUDY-WORKLOAD)")
+    add("--runs", type=files.user_path, help="study directory (runs/STUDY-WORKLOAD)")
     add("--seeds", help="of every run, such as 0-2 or 0,3 (the study's own)")
     add("--dry_run", action="store_true", help="say what would run, where, how much")
     add("--retry_failed", action="store_true", help="run those again that failed")
@@ -133,7 +134,12 @@ def _dry_run(plans: Sequence[planning.Plan], options: argparse.Namespace) -> Non
     """The table of what would run, where, how many images, how much disk."""
     table = rich.table.Table("run", "what", "images", "disk")
     for plan in plans:
-        cells = plan.spec.name, plan.action, f"{plan.nimg:,}", disk.human(plan.bytes)
+        cells = (
+            rich.markup.escape(plan.spec.name),
+            plan.action,
+            f"{plan.nimg:,}",
+            disk.human(plan.bytes),
+        )
         table.add_row(*cells)
     # As wide as it is where nobody sees it, so that it can be searched.
     console = rich.console.Console()
@@ -188,7 +194,7 @@ def _local(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
         sys.exit("launch: some runs were preempted; the same command goes on.")
     print(
         f"{len(tasks)} runs in {live.duration(time.monotonic() - start)}; next: "
-        f"python experiments/compare.py {tasks[0].path.parent}"
+        f"{cli.command('compare.py', tasks[0].path.parent)}"
     )
 
 
@@ -241,7 +247,7 @@ def _slurm(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
     jobs = slurm.submit(tasks, directory / "slurm", resources, directory.name)
     print(
         f"Submitted {len(jobs)} runs as {jobs[0].job_id} to {jobs[-1].job_id}; watch them "
-        f"with python experiments/compare.py {directory} --follow."
+        f"with {cli.command('compare.py', directory, '--follow')}"
     )
 
 

@@ -112,7 +112,7 @@ class _Row:
             f"{nimg:,} of {total:,}" if total else "",
             f"{rate:,.0f}" if moving and rate else "",
             duration((total - nimg) / rate) if moving and rate else "",
-            rich.markup.escape(why or self._where)[:60],
+            rich.markup.escape((why or self._where)[:60]),
         ]
 
     def news(self) -> str:

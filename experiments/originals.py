@@ -60,9 +60,10 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
     files = _averages(path, files)
     prefixes = sorted({original.name_of(file)[0] for file in files})
     if len(prefixes) > 1:
+        pattern = shlex.quote(f"--run={path}/{prefixes[0]}-*{SUFFIX}")
         raise ValueError(
             f"{path} holds snapshots of several networks ({', '.join(prefixes)}): name "
-            f"those of one, such as --run='{path}/{prefixes[0]}-*{SUFFIX}'."
+            f"those of one, such as {pattern}."
         )
     name = prefixes[0] if len(files) > 1 else files[0].name.removesuffix(SUFFIX)
     first = original.load(files[0])

@@ -16,6 +16,7 @@ import argparse
 import csv
 import io
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -84,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="at these times, such as 4096,8192 (the last snapshot's)",
     )
-    parser.add_argument("--out", help="directory (RUN/reconstructed)")
+    parser.add_argument(
+        "--out", type=os.path.expanduser, help="directory (RUN/reconstructed)"
+    )
     parser.add_argument(
         "--dtype",
         default="float32",
@@ -146,9 +149,9 @@ def parse_profile(text: str) -> ema.AnyProfile:
             start, stop = numbers.groups()
             return ema.UniformProfile(float(start), float(stop) if stop else None)
         if kind == "table":
-            return _load_table(rest)
+            return _load_table(os.path.expanduser(rest))
         if kind == "function":
-            return _load_function(rest)
+            return _load_function(os.path.expanduser(rest))
     except ValueError as error:
         raise ValueError(f"--profile={text!r}: {error}") from error
     raise ValueError(

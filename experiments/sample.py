@@ -6,7 +6,7 @@ rows are classes, and the raw images as samples.npz.
 
 import argparse
 import math
-from pathlib import Path
+import os
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from edm_jax import data, diffusion, ema
 from edm_jax.ema import snapshots
 from edm_jax.evals import evaluation
 from edm_jax.evals.heldout import Inference
+from edm_jax.files import user_path
 from edm_jax.models import ops, unet
 from edm_jax.models.unet import Params, UNetSpec
 from edm_jax.runs.directory import RunDir
@@ -30,7 +31,9 @@ def main() -> None:
         help="EMA length (0.1, or the only one there is)",
     )
     which.add_argument(
-        "--weights", help="a reconstructed .safetensors file to sample from instead"
+        "--weights",
+        type=os.path.expanduser,
+        help="a reconstructed .safetensors file to sample from instead",
     )
     parser.add_argument(
         "--force", action="store_true", help="whatever the reconstruction's error"
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", default="0-99", help="such as 0-9 or 3,7 (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="directory (RUN/samples)")
+    parser.add_argument("--out", type=user_path, help="directory (RUN/samples)")
     options = parser.parse_args()
     seeds = cli.seed_list(options.seeds)
     cli.prepare_jax()

@@ -8,12 +8,12 @@ and what it has measured so far, from which the same command goes on.
 
 import argparse
 import sys
-from pathlib import Path
 
 from edm_jax import data, diffusion, report
 from edm_jax.ema import snapshots
 from edm_jax.evals import sweeps
 from edm_jax.evals.heldout import HeldOut
+from edm_jax.files import user_path
 from edm_jax.models import ops
 from edm_jax.runs import directory
 from experiments import cli
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed", type=float, help="length of the other parts (the best of all)"
     )
-    parser.add_argument("--out", type=Path, help="directory (RUN/sweeps)")
+    parser.add_argument("--out", type=user_path, help="directory (RUN/sweeps)")
     return parser
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, plain
@@ -70,7 +71,7 @@ def _train(
             run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
         raise
     if hosts.is_first():
-        print(f"Trained {path}; next: python experiments/evaluate.py --run={path}")
+        print(f"Trained {path}; next: {cli.command('evaluate.py', f'--run={path}')}")
 
 
 def _lost(sentence: str) -> None:
@@ -83,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
     """The options of this command."""
     options = cli.config_parser(__doc__)
     add = options.add_argument
-    add("--run", type=Path, help="run directory (runs/WORKLOAD-LETTER-seedN)")
+    add(
+        "--run", type=files.user_path, help="run directory (runs/WORKLOAD-LETTER-seedN)"
+    )
     add(
         "--allow",
         default="",

@@ -323,7 +323,7 @@ def snapshot_place(run: epath.PathLike, root: str) -> epath.Path:
     if not root:
         return run / "snapshots"
     whole = run.absolute()
-    return epath.Path(root) / whole.parent.name / whole.name
+    return epath.Path(os.path.expanduser(root)) / whole.parent.name / whole.name
 
 
 def plain(config: Any) -> dict[str, Any]:
