@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 import train_step
-from flax import traverse_util
 
 import configs
-from edm_jax import ema
+from edm_jax import ema, tree
 from edm_jax.models import ops, unet
 from experiments import cli
 
@@ -201,19 +200,19 @@ class TorchSide:
 def checked_params(config: Any) -> dict[str, np.ndarray]:
     """Parameters by path, gains not 0; AssertionError unless both networks agree."""
     spec, rng = ops.resolve_network(config), np.random.default_rng(0)
-    drawn = traverse_util.flatten_dict(unet.init_params(spec, 0), sep="/")
+    drawn = tree.flatten(unet.init_params(spec, 0))
     params = {name: x + 0.5 * name.endswith("gain") for name, x in drawn.items()}
-    tree = traverse_util.unflatten_dict(params, sep="/")
     inputs = unet.abstract_inputs(spec, 4)
     x, c_noise, label = (rng.standard_normal(a.shape, np.float32) for a in inputs)
-    theirs = jax.jit(unet.Network(spec).apply)({"params": tree}, x, c_noise, label)
+    ours = {"params": tree.unflatten(params)}
+    theirs = jax.jit(unet.Network(spec).apply)(ours, x, c_noise, label)
     net = Network(spec, params)
     f, u = net(*map(torch.tensor, (np.moveaxis(x, -1, 1), c_noise, label)))
     for a, b in zip((f.movedim(1, -1), u), map(np.array, theirs)):
         np.testing.assert_allclose(a.detach(), b, rtol=1e-4, atol=1e-4 * np.std(b))
     (f.sum() + u.sum()).backward()  # must reach every parameter
     reached = [w.numel() for w in net.weights.values() if w.grad is not None]
-    assert sum(reached) == unet.count_params(tree), sum(reached)
+    assert sum(reached) == unet.count_params(ours["params"]), sum(reached)
     return params
 
 

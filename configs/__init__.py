@@ -16,7 +16,7 @@ from ml_collections.config_flags import tuple_parser
 
 from configs import config_a
 from configs.workloads import get_workload
-from edm_jax import files, menu
+from edm_jax import files, menu, tree
 from edm_jax.models import ops
 
 LETTERS = "abcdefg"
@@ -201,12 +201,6 @@ def duration_note(config: ml_collections.ConfigDict) -> str:
     )
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
+def flatten(config: Mapping | ml_collections.ConfigDict) -> dict[str, object]:
     """{'network.dropout': 0.1, ...}."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return tree.flatten(config, ".")

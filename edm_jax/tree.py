@@ -13,15 +13,9 @@ def flatten(tree: Any, separator: str = "/", prefix: str = "") -> dict[str, Any]
         separator: stands between the names.
         prefix: stands before every name.
 
-    Raises:
-        ValueError: a name is empty or holds the separator.
     """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if not name or separator in name:
-            raise ValueError(
-                f"{prefix}{name!r}: a name must not be empty or hold {separator!r}."
-            )
         if hasattr(value, "items"):
             flat |= flatten(value, separator, f"{prefix}{name}{separator}")
         else:
@@ -30,7 +24,9 @@ def flatten(tree: Any, separator: str = "/", prefix: str = "") -> dict[str, Any]
 
 
 def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
-    """{'outer/inner': leaf} -> nested dicts: the inverse of `flatten`.
+    """{'outer/inner': leaf} -> nested dicts.
+
+    The inverse of `flatten` where no name is empty or holds the separator.
 
     Raises:
         ValueError: a name has an empty part, or is both a leaf and a dict.

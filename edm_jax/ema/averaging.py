@@ -163,6 +163,16 @@ def traced_power_weight(delta: Any, nimg: Any, gamma: float) -> "jax.Array":
     return -jnp.expm1((gamma + 1) * jnp.log1p(-jnp.clip(ratio, 0.0, 1.0)))
 
 
+def traced_traditional_weight(
+    delta: Any, nimg: Any, halflife_nimg: float, rampup: float
+) -> "jax.Array":
+    """`traditional_weight` on a device, float32: the first update, at 0, has weight 1."""
+    import jax.numpy as jnp
+
+    halflife = jnp.minimum(halflife_nimg, rampup * nimg)
+    return -jnp.expm1(-jnp.log(2.0) * delta / halflife)
+
+
 def restore(
     stored: PathLike, targets: Sequence[Target], like: Any, **options: Any
 ) -> dict[Target, Any]:

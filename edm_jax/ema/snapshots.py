@@ -359,7 +359,10 @@ def flatten(params: Params) -> dict[str, Any]:
     """
     if "__metadata__" in params:
         raise ValueError("No weights can be stored under the name '__metadata__'.")
-    return {
-        name: leaf if hasattr(leaf, "shape") else np.array(leaf)
-        for name, leaf in tree.flatten(params).items()
-    }
+    flat = {}
+    for name, leaf in tree.flatten(params, "\0").items():
+        if "/" in name or not all(name.split("\0")):
+            raise ValueError(f"{name!r}: a name must not be empty or hold '/'.")
+        array = leaf if hasattr(leaf, "shape") else np.array(leaf)
+        flat[name.replace("\0", "/")] = array
+    return flat

@@ -3,21 +3,10 @@
 import json
 from typing import Any
 
-from edm_jax import files
+from edm_jax import files, tree
 from edm_jax.report.runs import Json
 
 IGNORED = ("letter", "title")
-
-
-def _flatten(config: Json, prefix: str = "") -> dict[str, str]:
-    """Write a nested config as dotted names and compact values."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _compact(value)
-    return flat
 
 
 def _compact(value: Any) -> str:
@@ -36,7 +25,10 @@ def config_diff(before: Json, after: Json) -> list[str]:
     The letter and the title are not compared; a field that only one side has
     stands as '(absent)' on the other.
     """
-    old, new = _flatten(before), _flatten(after)
+    old, new = (
+        {name: _compact(value) for name, value in tree.flatten(side, ".").items()}
+        for side in (before, after)
+    )
     names = [*new, *(name for name in old if name not in new)]
     sides = {name: (old.get(name), new.get(name)) for name in names}
     return [

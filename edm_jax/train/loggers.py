@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from edm_jax import tree
+
 UPLOAD_SECONDS = 300  # how long the end of a run waits for what W&B has not sent yet
 
 
@@ -170,17 +172,20 @@ def flatten(record: Mapping[str, Any]) -> dict[str, float]:
     """
     place = "kind", "step", "nimg"
     values = {name: value for name, value in record.items() if name not in place}
-    return dict(_numbers(record["kind"], values))
+    return {
+        name: float(value)
+        for name, value in tree.flatten({record["kind"]: _as_dicts(values)}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+def _as_dicts(value: Any) -> Any:
+    """The same, with every list as a dict of its entries by position."""
+    if isinstance(value, list | tuple):
+        value = {str(i): each for i, each in enumerate(value)}
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(f"{name}/{key}", inner)
-    elif isinstance(value, list | tuple):
-        yield from _numbers(name, dict(enumerate(value)))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield name, float(value)
+        return {name: _as_dicts(each) for name, each in value.items()}
+    return value
 
 
 @contextlib.contextmanager

@@ -33,35 +33,39 @@ class TrainState(NamedTuple):
 
 
 def power_ema_weight(gamma: float, every: int = 1) -> EmaWeight:
-    """1 - beta of the power-function EMA, beta = (1 - delta/nimg)^(gamma+1) (App. C.2).
+    """1 - beta of the power-function EMA, `averaging.traced_power_weight`, in steps.
 
-    delta counts the images since the EMA's last update, so a profile does not depend
-    on how often it is updated; between updates the weight is 0, at the first it is 1.
+    Updated every so many steps: the profile does not depend on how many.
     """
 
-    def weight(step: jax.Array, due: bool = False) -> jax.Array:
-        now, since_last = step + 1, step % every + 1
-        new = averaging.traced_power_weight(since_last, now, gamma)
-        return jnp.where(due | (now % every == 0), new, 0.0)
+    def weight(since: jax.Array, step: jax.Array) -> jax.Array:
+        return averaging.traced_power_weight(since, step + 1, gamma)
 
-    return weight
+    return _when_due(weight, every)
 
 
 def traditional_ema_weight(
     halflife_nimg: float, rampup: float, batch_size: int, every: int = 1
 ) -> EmaWeight:
-    """1 - beta of an exponential EMA whose half-life is min(halflife, rampup * nimg).
+    """1 - beta of an exponential EMA, `averaging.traced_traditional_weight`."""
 
-    nimg is counted before the step [choice], so the first update has weight 1.
-    """
-
-    def weight(step: jax.Array, due: bool = False) -> jax.Array:
+    def weight(since: jax.Array, step: jax.Array) -> jax.Array:
         nimg = step.astype(jnp.float32) * batch_size
-        halflife = jnp.minimum(halflife_nimg, rampup * nimg)
-        log_beta = -jnp.log(2.0) * (step % every + 1) * batch_size / halflife
-        return jnp.where(due | ((step + 1) % every == 0), -jnp.expm1(log_beta), 0.0)
+        return averaging.traced_traditional_weight(
+            since * batch_size, nimg, halflife_nimg, rampup
+        )
 
-    return weight
+    return _when_due(weight, every)
+
+
+def _when_due(weight: Callable[[Any, Any], jax.Array], every: int) -> EmaWeight:
+    """weight(steps since the last update, step), or 0 between updates."""
+
+    def due_weight(step: jax.Array, due: bool = False) -> jax.Array:
+        new = weight(step % every + 1, step)
+        return jnp.where(due | ((step + 1) % every == 0), new, 0.0)
+
+    return due_weight
 
 
 def init_state(
