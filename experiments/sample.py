@@ -1,7 +1,7 @@
 """Sample from a run: python experiments/sample.py --run=runs/ladder-digits/g-seed0.
 
-One seed an image: the same seed gives the same image in any batch. Writes a grid whose
-rows are classes, and the raw images as samples.npz.
+Each seed makes one image, the same in any batch. Writes a grid whose rows are classes,
+and the raw images as samples.npz.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
         help="a reconstructed .safetensors file to sample from instead",
     )
     parser.add_argument(
-        "--force", action="store_true", help="whatever the reconstruction's error"
+        "--force", action="store_true", help="accept any error of the reconstruction"
     )
     parser.add_argument(
         "--seeds", default="0-99", help="such as 0-9 or 3,7 (%(default)s)"
@@ -64,7 +64,8 @@ def main() -> None:
     evaluation.save_grid(images, labels, out / "grid.png")
     raw = data.denormalize(config.data, images)
     np.savez(out / "samples.npz", image=raw, label=labels, seed=np.asarray(seeds))
-    print(f"Wrote {len(images)} images to {out}")
+    plural = "" if len(images) == 1 else "s"
+    print(f"Wrote {len(images)} image{plural} to {out}")
 
 
 def _fitting(path: str, abstract_params: Params) -> Params:
@@ -77,8 +78,8 @@ def _fitting(path: str, abstract_params: Params) -> Params:
     if found != wanted:
         name = min(found.items() ^ wanted.items())[0]
         raise ValueError(
-            f"{path} holds the weights of another network than the run's: {name} is "
-            f"{found.get(name, 'not there')}, and not {wanted.get(name, 'there')}."
+            f"{path} holds the weights of another network than the run's: {name} has "
+            f"shape {found.get(name)} there, and {wanted.get(name)} in the run."
         )
     return params
 

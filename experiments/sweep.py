@@ -2,8 +2,9 @@
 
 The length of all weights (paper Fig. 5a), over training time (5c), and of one part of the
 network at a time with the others fixed (5b), each with its optimum: the best measured,
-and the vertex of a parabola. Quality is the held-out loss. Writes figures, sweeps.json
-and what it has measured so far, from which the same command goes on.
+and the vertex of a parabola. Quality is the held-out loss. Lengths that the snapshots
+cannot express are left out and named. Writes figures, sweeps.json and points.json, from
+which the same command resumes.
 """
 
 import argparse
@@ -27,10 +28,10 @@ def main() -> None:
     kinds = options.kinds.split(",")
     if set(kinds) - set(KINDS):
         raise ValueError(
-            f"--kinds={options.kinds!r} is not a list of {', '.join(KINDS)}."
+            f"--kinds={options.kinds!r}: choose from {', '.join(KINDS)}, separated by commas."
         )
     if options.times < 1:
-        raise ValueError(f"--times={options.times}, but must be at least 1.")
+        raise ValueError(f"--times={options.times}: choose 1 or more.")
     cli.prepare_jax()
     run, config = cli.open_run(options)
     sigma_rels = cli.number_list("--sigma_rel", options.sigma_rel)
@@ -75,6 +76,7 @@ def _measure(
             "The snapshots express none of the lengths asked for: choose others with "
             "--sigma_rel, or store snapshots more often (training.snapshot_mimg)."
         )
+    sweeps.warn_left_out(sigma_rels, whole.sigma_rel)
     over_time, by_group = [], []
     if "time" in kinds:
         over_time = measured.over_time(sigma_rels, options.times)

@@ -30,19 +30,21 @@ class AverageState(NamedTuple):
 class Averages:
     """Power-function averages of a pytree of weights, at lengths σ_rel (App. C.2).
 
-    Time, nimg, is whatever is counted: images, tokens, or steps. Raises ValueError for a
-    σ_rel outside [0.0001, 0.28867), or given twice.
+    Time, nimg, is counted in any one unit: images, tokens, or steps. Raises ValueError
+    for a σ_rel outside [0.0001, 0.28867), or given twice.
     """
 
     def __init__(self, sigma_rels: Sequence[float] = (0.05, 0.10)):
         self.profiles = tuple(PowerProfile(s) for s in sigma_rels)
         if len(set(self.profiles)) < len(self.profiles) or not self.profiles:
-            raise ValueError(f"sigma_rels = {sigma_rels}: name each length, and once.")
+            raise ValueError(
+                f"sigma_rels = {sigma_rels}: name one length or more, each once."
+            )
 
     def init(self, params: Any) -> AverageState:
         """The state before the first step; float32 copies of the weights.
 
-        Raises ValueError for a tree without leaves, and for leaves that are no
+        Raises ValueError for a tree without leaves, and for leaves that are not
         floating-point arrays: counters and keys have no average.
         """
         import jax.numpy as jnp
@@ -55,7 +57,7 @@ class Averages:
             dtype = getattr(leaf, "dtype", type(leaf))
             if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
                 raise ValueError(
-                    f"{name} holds {dtype} and no floating-point numbers: give the "
+                    f"{name} holds {dtype}, not floating-point numbers: give the "
                     "weights alone."
                 )
 
@@ -65,10 +67,11 @@ class Averages:
         return AverageState(0, tuple(_map(copy, params) for _ in self.profiles))
 
     def update(self, state: AverageState, params: Any, nimg: Any) -> AverageState:
-        """The averages with the weights after `nimg`, however long the last update ago.
+        """The averages including the weights after `nimg`.
 
-        Inside jit, nimg may be a traced number: above 0, and 32 bits wide, so count
-        steps there where images would be too many; outside, it is exact up to 2^53.
+        Updates may be any time apart. Inside jit, nimg may be a traced number: above 0,
+        and 32 bits wide, so count steps there if images would be too many. Outside, it
+        is exact up to 2^53.
         """
         averages = tuple(
             _jitted_lerp()(
@@ -88,14 +91,14 @@ class Averages:
         """Stores a snapshot of every average; process 0 writes, and all call this.
 
         meta: further fields of SnapshotMeta, such as config_hash. Raises ValueError as
-        `snapshots.write`, and for a time that is no whole number.
+        `snapshots.write`, and for a time that is not a whole number.
         """
         import jax
 
         nimg = int(state.nimg)
         if nimg != state.nimg:
             raise ValueError(
-                f"nimg = {state.nimg} is no whole number: count in a smaller unit."
+                f"nimg = {state.nimg} is not a whole number: count in a smaller unit."
             )
         fields = {"update_interval": 1, "config_hash": ""} | meta
         return [
@@ -132,8 +135,8 @@ def power_weight(
     ratio = np.asarray(delta_nimg, np.float64) / np.asarray(nimg_next, np.float64)
     if not np.all((ratio > 0) & (ratio <= 1)):
         raise ValueError(
-            "An EMA update spans more than no images and at most all images so far: "
-            f"got delta_nimg = {delta_nimg} at nimg_next = {nimg_next}."
+            f"delta_nimg = {delta_nimg} at nimg_next = {nimg_next}: an EMA update spans "
+            "more than 0 images, and at most all images so far."
         )
     with np.errstate(divide="ignore"):  # log1p(-1) = -inf is the first update
         return -np.expm1((gamma + 1) * np.log1p(-ratio))
@@ -179,7 +182,7 @@ def restore(
     """Reconstructs targets as pytrees like `like`, in its structure and dtypes.
 
     options: those of `posthoc.reconstruct`. Raises ValueError as that does, and where
-    the snapshots hold another structure.
+    the snapshots hold a tree of another structure.
     """
     import jax
 
@@ -191,8 +194,8 @@ def restore(
         if flat.keys() != set(names):
             odd = sorted(flat.keys() ^ set(names))
             raise ValueError(
-                f"The snapshots in {stored} hold other weights than `like`: {odd[0]} is "
-                "in one of them only."
+                f"The snapshots in {stored} hold other weights than `like`: only one of "
+                f"them has {odd[0]}."
             )
         for name, leaf in zip(names, leaves, strict=True):
             if flat[name].shape != np.shape(leaf):
@@ -214,7 +217,7 @@ def to_dict(tree: Any) -> dict[str, Any]:
 
 
 def gather(leaf: Any) -> np.ndarray:
-    """A leaf on this host, whole, however it is spread over devices and processes."""
+    """The whole of a leaf on this host, however devices and processes share it."""
     import jax
 
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:

@@ -42,7 +42,7 @@ def sigma_rel_from_gamma(gamma: float) -> float:
     Raises ValueError for γ <= 0.
     """
     if not gamma > 0:
-        raise ValueError(f"gamma = {gamma} is no EMA profile: choose an exponent > 0.")
+        raise ValueError(f"gamma = {gamma}: choose an exponent above 0.")
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 

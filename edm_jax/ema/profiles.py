@@ -1,7 +1,7 @@
 """EMA profiles: how much each moment of the training weighs in an average (App. C).
 
-NumPy float64 only. Time is counted in training images (nimg) throughout; any other unit
-does as well, as long as it is one.
+NumPy float64 only. Time is counted in training images (nimg); any other unit serves as
+well, if it is the same throughout.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Profile:
         raise NotImplementedError
 
     def edges(self, t: float) -> Sequence[float]:
-        """The times at which the density or its slope jumps, as far as is known."""
+        """The times at which the density or its slope is known to jump."""
         del t
         return ()
 
@@ -58,8 +58,8 @@ class PowerProfile(Profile):
     def __post_init__(self) -> None:
         if 0 < self.sigma_rel < SIGMA_REL_SHORTEST:
             raise ValueError(
-                f"sigma_rel = {self.sigma_rel} is an average over next to nothing: "
-                f"choose {SIGMA_REL_SHORTEST} or more."
+                f"sigma_rel = {self.sigma_rel} averages over almost nothing: choose "
+                f"{SIGMA_REL_SHORTEST} or more."
             )
         gamma_from_sigma_rel(self.sigma_rel)
 
@@ -120,7 +120,7 @@ class TraditionalProfile(Profile):
         return np.where(inside, rate * np.exp2(-ramp - flat), 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        """The knee, and some half-lives before t, lest a short one is overlooked."""
+        """The knee, and some half-lives before t, so that a short one is not missed."""
         back = t - self.halflife_mimg * 1e6 * np.array([1, 2, 4, 8, 16, 32, 64])
         return [self._knee, *back[back > 0]]
 
@@ -156,7 +156,7 @@ class UniformProfile(Profile):
         if not 0 <= self.start_nimg < stop:
             raise ValueError(
                 f"A uniform average over ({self.start_nimg}, {self.stop_nimg}] has no "
-                "images in it: choose a start of at least 0, before the stop."
+                "images in it: choose a start of 0 or more, before the stop."
             )
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
@@ -177,8 +177,8 @@ class UniformProfile(Profile):
     def _stop(self, t: float) -> float:
         if self.start_nimg >= t:
             raise ValueError(
-                f"The window from nimg = {self.start_nimg:.0f} starts after the average "
-                f"ends, at {t:.0f}: choose an earlier one."
+                f"The window from nimg = {self.start_nimg:.0f} starts after the time of "
+                f"the average, {t:.0f}: choose an earlier start."
             )
         return t if self.stop_nimg is None else min(t, self.stop_nimg)
 
@@ -229,9 +229,9 @@ class TableProfile(Profile):
 
 @dataclasses.dataclass(frozen=True)
 class FunctionProfile(Profile):
-    """Weights from a function of τ in nimg (an array), up to a factor, under a name.
+    """Weights from a named function of τ in nimg (an array), up to a factor.
 
-    Read back from a file, it has its name only.
+    A file stores its name alone.
     """
 
     name: str
@@ -239,9 +239,12 @@ class FunctionProfile(Profile):
     kind: ClassVar[str] = "function"
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
-        """What the function says, up to t; raises ValueError where that is no weight."""
+        """The function's values up to t; raises ValueError where they are no weights."""
         if self.function is None:
-            raise ValueError(f"The function {self.name!r} is known by its name only.")
+            raise ValueError(
+                f"Only the name of the function {self.name!r} was stored: give the "
+                "function itself."
+            )
         tau = np.asarray(tau, np.float64)
         try:
             returned = np.asarray(self.function(tau), np.float64)
@@ -253,12 +256,13 @@ class FunctionProfile(Profile):
             ) from error
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise ValueError(
-                f"The weights that {self.name!r} gives are not all finite and at least 0."
+                f"The weights that {self.name!r} returns must all be finite and at least "
+                "0."
             )
         return np.where(tau <= t, weight, 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        """A grid: where a function jumps, nobody says."""
+        """A grid: it is not known where a function jumps."""
         return [*(t * np.arange(1, 2049) / 2048)]
 
     @property

@@ -166,7 +166,7 @@ def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.nd
     # What lies below holds less than 1e-22 of the square of any power function.
     lowest = t.min() * 10 ** (-22 / (2 * min([gamma.min(), *powers]) + 1))
     lowest = min([lowest, *(edge / 2 for edge in kinks)])
-    # A hundredth of the first time on, whatever is steep is as good as zero.
+    # Before a hundredth of the first time, steep profiles are zero to float64.
     early = t.min() / 100
     marks = np.unique([lowest, early, *t, *(nimg for nimg, _ in targets), *kinks])
     marks = marks[(marks >= lowest) & (marks <= last)]
@@ -184,7 +184,7 @@ def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.nd
 
 
 def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
-    """Halves intervals until ∫p² is settled on each: finds what jumps unannounced."""
+    """Halves intervals until ∫p² is settled on each, to find jumps not in `edges`."""
 
     def energies(edges: np.ndarray) -> np.ndarray:
         tau, weight = _nodes(edges)
@@ -196,7 +196,7 @@ def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
         halved = energies(np.sort(np.append(edges, middles))).reshape(-1, 2).sum(axis=1)
         if not halved.any():
             raise ValueError(
-                f"{profile.label} gives no weight to anything up to nimg = {t:.0f}."
+                f"{profile.label} gives no weight to any image up to nimg = {t:.0f}."
             )
         unsettled = np.abs(whole - halved) > 1e-12 * halved.sum()
         if not unsettled.any():
@@ -204,7 +204,8 @@ def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
         edges = np.sort(np.append(edges, middles[unsettled]))
         if len(edges) > _MAX_INTERVALS:
             raise ValueError(
-                f"{profile.label} is too rough to be integrated: give a smoother one."
+                f"{profile.label} is too rough to be integrated: give a smoother "
+                "function."
             )
     return edges
 
@@ -243,5 +244,5 @@ def _check(snapshots: Sequence[Stored], targets: Sequence[Wanted]) -> None:
     if last > first:
         raise ValueError(
             f"A snapshot at nimg = {last:.0f} is later than the target at nimg = "
-            f"{first:.0f}: leave it out."
+            f"{first:.0f}: do not use it for that target."
         )

@@ -4,6 +4,7 @@ The paper's Fig. 5a, 5c and 5b, with the held-out loss as the measure of quality
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,12 @@ import numpy as np
 from edm_jax import tree
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.posthoc import Reconstruction
-from edm_jax.ema.profiles import PowerProfile
+from edm_jax.ema.profiles import PowerProfile, decimal
 from edm_jax.ema.snapshots import Snapshot
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.runs import directory
 
+_log = logging.getLogger(__name__)
 REBUILD_BYTES = 4 * 2**30  # for averages rebuilt together
 WHOLE = "all weights"
 _FIT_POINTS = 5  # of a parabola
@@ -55,7 +57,7 @@ class Optimum(NamedTuple):
 
 
 def optimum(curve: Curve) -> Optimum:
-    """Finds the best length of a curve; raises ValueError for one without points."""
+    """Finds the best length of a curve; raises ValueError where it has no points."""
     x, y = np.array(curve.sigma_rel), np.array(curve.loss)
     if not len(x):
         raise ValueError(f"No length was measured at nimg = {curve.nimg}.")
@@ -79,7 +81,8 @@ def rebuilt(
     nimg: int | None = None,
     max_error: float = math.inf,
 ) -> Iterator[tuple[float, Reconstruction]]:
-    """Each length in turn; as many to a pass over the snapshots as memory allows."""
+    """Yields each length with its average, as many per pass over the snapshots as fit
+    into memory."""
     size = max((snapshot.size for snapshot in stored), default=1)
     together = max(1, REBUILD_BYTES // (4 * size))
     for start in range(0, len(sigma_rels), together):
@@ -91,18 +94,30 @@ def rebuilt(
 def keep_expressible(
     stored: Sequence[Snapshot], sigma_rels: Sequence[float]
 ) -> list[float]:
-    """Those lengths that the snapshots express, or else the stored ones at the end.
+    """The lengths that the snapshots express, or else those stored at the end.
 
-    A single snapshot has its own length only, near as others may be.
+    Of a single snapshot, its own length alone, however near others are. Warns of the
+    lengths that are left out.
     """
     found = errors(stored, sigma_rels, posthoc.last_nimg(stored))
     good = [s for s in sigma_rels if found[s] <= posthoc.MAX_ERROR]
     metas = [snapshot.meta for snapshot in stored]
     powers = [(m.nimg, m.profile) for m in metas if isinstance(m.profile, PowerProfile)]
-    if good and len(powers) > 1:
-        return good
-    last = posthoc.last_nimg(stored)
-    return [profile.sigma_rel for nimg, profile in powers if nimg == last]
+    if not good or len(powers) < 2:
+        last = posthoc.last_nimg(stored)
+        good = [profile.sigma_rel for nimg, profile in powers if nimg == last]
+    warn_left_out(sigma_rels, good)
+    return good
+
+
+def warn_left_out(asked: Sequence[float], kept: Sequence[float]) -> None:
+    """Warns of the lengths that were asked for and are not kept, if any."""
+    if left := [decimal(s) for s in asked if s not in kept]:
+        _log.warning(
+            "Left out sigma_rel = %s: the snapshots cannot express %s.",
+            ", ".join(left),
+            "them" if len(left) > 1 else "it",
+        )
 
 
 def errors(
@@ -117,8 +132,7 @@ def errors(
 class Sweeps:
     """Measures curves of one run, and remembers every point in a file.
 
-    So that an interrupted sweep goes on where it was, and another one measures only what
-    is new.
+    An interrupted sweep resumes from there, and another one measures only what is new.
     """
 
     def __init__(
@@ -133,10 +147,13 @@ class Sweeps:
         made_of = {snapshot.path.name: snapshot.checksum for snapshot in stored}
         try:
             known = directory.read_json(memory)
-        except ValueError:  # torn: what it held is measured again
+        except (OSError, ValueError):  # damaged: its points are measured again
             known = {}
-        known = known if known.get("snapshots") == made_of else {}
-        self._points: dict[str, float] = known.get("points", {})
+        points = known.get("points") if known.get("snapshots") == made_of else None
+        points = points if isinstance(points, dict) else {}
+        self._points: dict[str, float] = {
+            key: loss for key, loss in points.items() if isinstance(loss, float)
+        }
         self._made_of = made_of
 
     def lengths(
@@ -145,7 +162,8 @@ class Sweeps:
         nimg: int | None = None,
         max_error: float = posthoc.MAX_ERROR,
     ) -> Curve:
-        """Loss against the length of all weights (Fig. 5a), where it can be had."""
+        """Loss against the length of all weights (Fig. 5a), as far as the snapshots
+        express it."""
         nimg = posthoc.last_nimg(self._stored) if nimg is None else nimg
         found = errors(self._stored, sigma_rels, nimg)
         wanted = [s for s in sigma_rels if found[s] <= max_error]
@@ -153,7 +171,7 @@ class Sweeps:
         return self._curve(nimg, WHOLE, None, wanted, found, what)
 
     def over_time(self, sigma_rels: Sequence[float], times: int) -> list[Curve]:
-        """Loss against length at so many times of the training (Fig. 5c)."""
+        """Loss against length at `times` times of the training (Fig. 5c)."""
         last = posthoc.last_nimg(self._stored)
         seen = sorted({snapshot.meta.nimg for snapshot in self._stored})
         wanted = [last * (i + 1) / times for i in range(times)]
@@ -169,8 +187,8 @@ class Sweeps:
         found = errors(self._stored, [*sigma_rels, fixed], nimg)
         if found[fixed] > posthoc.MAX_ERROR:
             raise ValueError(
-                f"The snapshots cannot express sigma_rel = {fixed} of the other parts: "
-                f"its error would be {found[fixed]:.2g}; choose another length for them."
+                f"The snapshots cannot express sigma_rel = {fixed} for the other parts: "
+                f"its error would be {found[fixed]:.2g}. Choose another with --fixed."
             )
         wanted = [s for s in sigma_rels if found[s] <= posthoc.MAX_ERROR]
         missing = [
@@ -238,13 +256,17 @@ def levels(abstract_params: Any) -> dict[str, list[str]]:
 def tensors(abstract_params: Any, pattern: str) -> dict[str, list[str]]:
     """Each weight tensor whose name the regular expression finds, by itself.
 
-    Raises ValueError for a pattern that is none, or finds nothing.
+    Raises ValueError for a pattern that is not valid, or finds nothing.
     """
     try:
         found = [n for n in snapshots.flatten(abstract_params) if re.search(pattern, n)]
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(
+            f"{pattern!r} is not a regular expression: {error}."
+        ) from error
     if not found:
         example = next(iter(snapshots.flatten(abstract_params)))
-        raise ValueError(f"No tensor is named like {pattern!r}; one is {example}.")
+        raise ValueError(
+            f"No tensor's name matches {pattern!r}; such a name is {example}."
+        )
     return {name: [name] for name in found}

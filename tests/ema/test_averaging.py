@@ -71,7 +71,7 @@ def test_updates_at_any_times_leave_the_profile(nimg, traced):
 def test_a_time_that_goes_back_changes_nothing_under_jit_and_is_refused_outside():
     averages = ema.Averages((0.1,))
     state = averages.update(averages.init(jnp.zeros(2)), jnp.ones(2), 8)
-    with pytest.raises(ValueError, match="spans more than no images"):
+    with pytest.raises(ValueError, match="spans more than 0 images"):
         averages.update(state, 2 * jnp.ones(2), 4)
     traced = jax.jit(averages.update)(state, 2 * jnp.ones(2), 4)
     np.testing.assert_array_equal(traced.averages[0], state.averages[0])
@@ -124,7 +124,7 @@ def test_any_pytree_is_stored_and_restored_in_its_structure(tmp_path):
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="hold other weights than `like`: list/1"):
+    with pytest.raises(ValueError, match="only one of them has list/1"):
         ema.restore(tmp_path, [0.05], like={"list": [jnp.ones((2, 3))]})
 
 
@@ -151,7 +151,7 @@ def test_lengths_and_times_without_sense_are_refused(tmp_path):
             ema.Averages(sigma_rels)
     averages = ema.Averages()
     state = averages.update(averages.init(jnp.ones(2)), jnp.ones(2), 1.7)
-    with pytest.raises(ValueError, match="no whole number"):
+    with pytest.raises(ValueError, match="not a whole number"):
         averages.save(tmp_path, state)
 
 

@@ -1,6 +1,7 @@
 """Sweeps of EMA length: where the optimum lies, per time and per part of the network."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -98,6 +99,15 @@ def test_lengths_that_the_snapshots_cannot_express_are_not_measured(stored, tmp_
     assert sweeps.keep_expressible(stored, [0.004, 0.285]) == [0.05, 0.10]
 
 
+def test_lengths_that_are_left_out_are_named(stored, caplog):
+    assert sweeps.keep_expressible(stored, [0.004, 0.05, 0.1, 0.285]) == [0.05, 0.1]
+    said = "Left out sigma_rel = 0.004, 0.285: the snapshots cannot express them."
+    assert caplog.messages == [said]
+    caplog.clear()
+    sweeps.keep_expressible(stored, [0.05, 0.1])
+    assert not caplog.messages
+
+
 def test_the_best_length_moves_over_the_training_as_it_must(stored, tmp_path):
     # Half of the time of .2: right in the middle, too early for any length at the end.
     heldout = Parabola(enc_8x8_block0=mean_time(0.2) / 2)
@@ -132,10 +142,20 @@ def test_a_length_of_the_others_that_cannot_be_had_is_refused(stored, tmp_path):
         measured.by_group(sweeps.levels(NAMES), LENGTHS, fixed=0.001)
 
 
-def test_a_torn_memory_is_measured_again(stored, tmp_path):
-    (tmp_path / "points.json").write_text('{"points": {')
-    heldout = Parabola(out_conv=mean_time(0.1))
-    sweeps.Sweeps(heldout, stored, tmp_path / "points.json").lengths(LENGTHS[:3])
+@pytest.mark.parametrize(
+    "text",
+    ['{"points": {', "[]", '{"snapshots": MADE, "points": []}', "PIPE"]
+    + ['{"snapshots": MADE, "points": {"[4096, \\"all weights\\", null, 0.03]": "x"}}'],
+)
+def test_a_damaged_memory_is_measured_again(stored, tmp_path, text):
+    memory = tmp_path / "points.json"
+    made_of = {each.path.name: each.checksum for each in stored}
+    if text == "PIPE":
+        os.mkfifo(memory)
+    else:
+        memory.write_text(text.replace("MADE", json.dumps(made_of)))
+    heldout = Parabola()
+    sweeps.Sweeps(heldout, stored, memory).lengths(LENGTHS[:3])
     assert heldout.calls == 3
 
 
@@ -154,9 +174,9 @@ def test_a_sweep_measures_nothing_twice(stored, tmp_path):
 def test_tensors_are_picked_by_a_pattern():
     found = sweeps.tensors(NAMES, "out_.*kernel$")
     assert found == {"unet/out_conv/kernel": ["unet/out_conv/kernel"]}
-    with pytest.raises(ValueError, match="No tensor is named like 'conv9'"):
+    with pytest.raises(ValueError, match="No tensor's name matches 'conv9'"):
         sweeps.tensors(NAMES, "conv9")
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         sweeps.tensors(NAMES, "(")
 
 

@@ -156,7 +156,7 @@ def test_a_request_that_cannot_be_met_is_one_sentence(
     [
         ("f = 3", "has no function 'f'"),
         ("def f(nimg): return 1 / 0", "failed: ZeroDivisionError"),
-        ("def f(nimg): return -nimg", "not all finite and at least 0"),
+        ("def f(nimg): return -nimg", "must all be finite and at least 0"),
         ("import nothing_like_it", "fails: ModuleNotFoundError"),
         ("import sys; sys.exit(3)", "fails: SystemExit"),
         ("def g(nimg): return nimg", "has no function 'f'"),
