@@ -17,7 +17,7 @@ from edm_jax import tree
 from edm_jax.ema import container
 from edm_jax.ema.container import Header, Table
 from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
-from edm_jax.files import Damaged, parse_json
+from edm_jax.files import Damaged, json_kind, parse_json
 
 FORMAT = "edm_jax.snapshot"
 FORMAT_VERSION = 3
@@ -182,7 +182,7 @@ def _json(words: dict[str, str], name: str, *kinds: type) -> Any:
     """The JSON value of a word; raises ValueError for one of no such kind."""
     value = parse_json(words[name].encode(), unique=True)
     if type(value) not in kinds:
-        raise ValueError(f"its {name} is a {type(value).__name__}")
+        raise ValueError(f"its {name} is {json_kind(value)}")
     return value
 
 

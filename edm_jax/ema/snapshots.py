@@ -242,7 +242,7 @@ def cast(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
     where one becomes infinite."""
     if np.asarray(values).dtype.kind in "OSUmMc":
         raise ValueError(
-            f"{name} holds {values.dtype} and no real numbers: leave it out."
+            f"{name} holds {values.dtype}, not real numbers: store the weights alone."
         )
     with np.errstate(over="ignore"):
         stored = np.asarray(values, DTYPES[dtype], order="C")

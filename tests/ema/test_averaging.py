@@ -140,12 +140,12 @@ def test_any_pytree_is_stored_and_restored_in_its_structure(tmp_path):
         ({"__metadata__": jnp.ones(3)}, "__metadata__"),
     ],
 )
-def test_what_has_no_average_is_refused(params, message):
+def test_leaves_that_cannot_be_averaged_are_refused(params, message):
     with pytest.raises(ValueError, match=message):
         ema.Averages().init(params)
 
 
-def test_lengths_and_times_without_sense_are_refused(tmp_path):
+def test_invalid_lengths_and_times_are_refused(tmp_path):
     for sigma_rels in ((), (0.1, 0.1), (1e-300,), (0.3,)):
         with pytest.raises(ValueError, match="sigma_rel"):
             ema.Averages(sigma_rels)

@@ -276,7 +276,7 @@ def test_a_thousand_snapshots_of_four_lengths_are_well_conditioned():
     ],
     ids=lambda profile: profile.label,
 )
-def test_the_fit_error_of_any_profile_is_what_direct_integration_says(profile):
+def test_the_fit_error_of_any_profile_equals_direct_integration(profile):
     # Uneven in time, with some missing.
     stored = [
         s for i, s in enumerate(stored_profiles(16, (0.05, 0.10))) if i not in (3, 9)
@@ -306,7 +306,7 @@ def test_the_fit_error_of_any_profile_is_what_direct_integration_says(profile):
     assert solution.fit_error == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_function_is_what_it_is_in_closed_form_wherever_it_jumps():
+def test_a_function_equals_its_closed_form_wherever_it_jumps():
     stored = stored_profiles(32, (0.05, 0.10))
     t = stored[-1][0]
     rng = np.random.default_rng(0)
@@ -335,7 +335,7 @@ def test_the_fit_error_of_one_snapshot_is_its_closed_form(sigma_rel):
     assert solution.fit_error == pytest.approx(expected, abs=1e-12)
 
 
-def test_short_averages_are_not_overlooked():
+def test_the_integration_does_not_miss_short_averages():
     stored = stored_profiles(32, (0.05, 0.10))
     t = stored[-1][0]
     for profile in (ema.TraditionalProfile(1e-3), ema.UniformProfile(0, 1)):
@@ -363,7 +363,7 @@ def test_a_constant_half_life_counts_what_it_leaves_on_the_initial_weights():
     ],
     ids=lambda profile: profile.label,
 )
-def test_a_target_is_the_same_beside_another_time(profile):
+def test_a_target_does_not_depend_on_targets_at_other_times(profile):
     stored = stored_profiles(12, (0.05, 0.10))
     early, late = stored[-1][0], 1.25 * stored[-1][0]
     alone = ema.solve(stored, [(early, profile)])[0]
@@ -400,7 +400,7 @@ def test_a_profile_without_weight_is_refused(profile, message):
         (ema.FunctionProfile("f"), "Only the name of the function"),
     ],
 )
-def test_a_profile_that_has_nothing_to_say_at_its_time_is_refused(profile, message):
+def test_a_profile_without_weight_before_its_time_is_refused(profile, message):
     with pytest.raises(ValueError, match=message):
         ema.solve([(100.0, P)], [(100.0, profile)])
 

@@ -95,7 +95,7 @@ def test_updates_every_k_steps_reconstruct_the_same_profiles(every):
     ],
     ids=lambda profile: profile.label,
 )
-def test_any_profile_averages_a_random_walk_as_it_says(profile):
+def test_any_profile_averages_a_random_walk_by_its_density(profile):
     rng = np.random.default_rng(1)
     path = np.cumsum(rng.standard_normal((2048, 300)), axis=0) / np.sqrt(2048)
     ends = BATCH * np.arange(1, 2049)
@@ -132,7 +132,7 @@ def test_any_profile_averages_a_random_walk_as_it_says(profile):
     ],
     ids=["second half", "middle half", "triangle", "half-life"],
 )
-def test_weights_written_out_by_hand_make_the_same_average(profile, weights):
+def test_explicit_weights_make_the_same_average(profile, weights):
     rng = np.random.default_rng(1)
     path = np.cumsum(rng.standard_normal((2048, 300)), axis=0) / np.sqrt(2048)
     averages, stored = {s: np.zeros(300) for s in TRACKED}, []
@@ -214,7 +214,7 @@ def test_a_stored_length_comes_back_unchanged_at_its_nimg(tmp_path):
     assert solution.nimg == 2048
 
 
-def test_missing_snapshots_cost_accuracy_and_are_no_obstacle():
+def test_missing_snapshots_cost_accuracy_only():
     stored, direct = walk(count=64)
     thinned = [each for i, each in enumerate(stored) if i not in (20, 41, 77, 90)]
     whole, holed = (
@@ -242,7 +242,7 @@ def test_snapshots_of_two_configs_are_not_mixed(tmp_path):
         ema.reconstruct(tmp_path, [0.1])
 
 
-def test_a_reconstruction_is_no_snapshot_of_a_run(tmp_path):
+def test_a_reconstruction_among_the_snapshots_is_refused(tmp_path):
     snapshots.write(tmp_path, tree(), meta(1024, ancestry={"inputs": []}))
     with pytest.raises(ValueError, match="is a reconstruction, not a snapshot"):
         ema.reconstruct(tmp_path, [0.05])
@@ -267,7 +267,7 @@ def test_a_snapshot_that_does_not_fit_is_named(tmp_path):
         (ema.UniformProfile(1000, 1001), "start and end at snapshots"),
     ],
 )
-def test_what_cannot_be_expressed_is_refused_with_what_can(profile, said):
+def test_a_refusal_names_the_range_that_can_be_expressed(profile, said):
     stored, _ = walk(updates=256, count=64, units=2)
     with pytest.raises(ValueError, match=f"cannot express .*{said}"):
         ema.reconstruct_trees(as_trees(stored), [profile])

@@ -49,7 +49,7 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_files_hold_what_memory_would(tmp_path):
+def test_files_hold_the_same_as_reconstructions_in_memory(tmp_path):
     stored = store(tmp_path / "in")
     _, paths = rebuild.run(stored, request(), tmp_path / "out")
     expected = ema.reconstruct(stored, [0.05, 0.07, 0.15])
@@ -60,7 +60,7 @@ def test_files_hold_what_memory_would(tmp_path):
             np.testing.assert_array_equal(snapshots.flatten(params)[name], leaf)
 
 
-def test_an_output_tells_its_full_ancestry(tmp_path):
+def test_an_output_records_its_full_ancestry(tmp_path):
     stored = store(tmp_path / "in")
     job, (path,) = rebuild.run(stored, request(0.07), tmp_path / "out")
     ancestry = snapshots.open_snapshot(path).meta.ancestry
@@ -159,7 +159,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch):
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
-def test_a_journal_of_other_snapshots_is_not_believed(tmp_path, monkeypatch):
+def test_a_journal_of_other_snapshots_is_ignored(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     combine = combining.combine
 
@@ -189,7 +189,7 @@ def flip(path, offset=-40):
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "foreign"])
-def test_a_damaged_snapshot_is_left_out_told_and_solved_without(tmp_path, how):
+def test_a_damaged_snapshot_is_left_out_and_named(tmp_path, how):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     bad = stored / "power-0.050-000000016384.safetensors"
     if how == "flipped":
@@ -234,7 +234,7 @@ def test_weights_that_were_not_finite_leave_nothing_behind(tmp_path):
     assert not list(out.iterdir())
 
 
-def test_a_damaged_header_at_the_end_does_not_move_the_time_either(tmp_path):
+def test_a_damaged_last_header_does_not_change_the_time_of_the_targets(tmp_path):
     stored = store(tmp_path / "in")
     for sigma_rel in TRACKED:
         flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors", 40)
@@ -245,7 +245,7 @@ def test_a_damaged_header_at_the_end_does_not_move_the_time_either(tmp_path):
     assert f"the last snapshot, at {11 * 4096}" in str(error.value)
 
 
-def test_the_snapshots_themselves_are_not_written_over(tmp_path):
+def test_outputs_cannot_replace_the_snapshots(tmp_path):
     stored = store(tmp_path / "in")
     before = contents(stored)
     (tmp_path / "link").symlink_to(stored)
@@ -269,7 +269,7 @@ def test_two_targets_of_one_name_are_refused(tmp_path):
     assert different[0].label != different[1].label
 
 
-def test_a_second_writer_is_refused_meanwhile(tmp_path, monkeypatch):
+def test_a_second_writer_is_refused(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     combine = combining.combine
 
@@ -285,7 +285,7 @@ def test_a_second_writer_is_refused_meanwhile(tmp_path, monkeypatch):
     rebuild.run(stored, request(0.15, 0.2), out)
 
 
-def test_a_finished_target_is_kept_in_other_company(tmp_path):
+def test_a_finished_target_is_kept_when_others_are_added(tmp_path):
     stored, out = store(tmp_path / "in", count=32), tmp_path / "out"
     rebuild.run(stored, request(0.07, 0.12), out)
     before = {
@@ -299,7 +299,7 @@ def test_a_finished_target_is_kept_in_other_company(tmp_path):
     assert len(list(out.iterdir())) == 5
 
 
-def test_what_an_abandoned_command_left_is_cleared(tmp_path, monkeypatch):
+def test_partial_files_of_an_abandoned_command_are_removed(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
 
     def interrupted(*_):
@@ -327,7 +327,7 @@ def test_strict_refuses_a_damaged_snapshot_by_name(tmp_path, how):
     assert not out.exists() or not list(out.iterdir())
 
 
-def test_a_damaged_last_snapshot_does_not_move_the_time_that_is_meant(tmp_path):
+def test_a_damaged_last_snapshot_does_not_change_the_time_of_the_targets(tmp_path):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     for sigma_rel in TRACKED:
         flip(stored / f"power-{sigma_rel:.3f}-{COUNT * 4096:012d}.safetensors")

@@ -218,7 +218,7 @@ def test_every_flipped_bit_is_noticed(tmp_path, small_chunks):
             snapshots.read(path)
 
 
-def test_a_scan_tells_snapshots_from_what_is_none(tmp_path):
+def test_a_scan_tells_snapshots_from_other_files(tmp_path):
     good = snapshots.write(tmp_path, tree(), meta(1024))
     torn = snapshots.write(tmp_path, tree(), meta(2048))
     torn.write_bytes(torn.read_bytes()[:-4])
@@ -232,7 +232,7 @@ def test_a_scan_tells_snapshots_from_what_is_none(tmp_path):
     ]
 
 
-def test_what_is_no_file_is_no_obstacle(tmp_path):
+def test_directories_and_dangling_links_are_left_out(tmp_path):
     snapshots.write(tmp_path, tree(), meta(1024))
     (tmp_path / "directory.safetensors").mkdir()
     (tmp_path / "nowhere.safetensors").symlink_to(tmp_path / "gone")
@@ -248,7 +248,7 @@ def test_what_is_no_file_is_no_obstacle(tmp_path):
     "header",
     ["[" * 100_000, '{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,4]}}'],
 )
-def test_a_header_made_to_harm_is_named(tmp_path, header):
+def test_a_hostile_header_is_named(tmp_path, header):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"0000")
     with pytest.raises(ema.Damaged, match="bad.safetensors is "):
@@ -282,7 +282,7 @@ def rewrite(path, **words):
         ("format", "other", "is not a snapshot"),
     ],
 )
-def test_a_header_that_cannot_be_believed_is_named(tmp_path, key, value, message):
+def test_an_invalid_header_is_named(tmp_path, key, value, message):
     path = snapshots.write(tmp_path, tree(), meta())
     rewrite(path)
     assert snapshots.read(path)[1] == meta()

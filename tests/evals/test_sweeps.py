@@ -136,7 +136,7 @@ def test_each_part_is_swept_with_the_others_fixed(stored, tmp_path):
     assert min(first.loss) == pytest.approx(floor, rel=1e-2)
 
 
-def test_a_length_of_the_others_that_cannot_be_had_is_refused(stored, tmp_path):
+def test_a_length_of_the_others_that_cannot_be_expressed_is_refused(stored, tmp_path):
     measured = sweeps.Sweeps(Parabola(), stored, tmp_path / "points.json")
     with pytest.raises(ValueError, match="cannot express sigma_rel = 0.001"):
         measured.by_group(sweeps.levels(NAMES), LENGTHS, fixed=0.001)

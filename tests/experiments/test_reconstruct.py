@@ -51,14 +51,14 @@ def trained(tmp_path):
         ("", []),
     ],
 )
-def test_lists_of_lengths_may_be_told_by_their_step(text, numbers):
+def test_a_list_of_lengths_may_be_given_by_its_step(text, numbers):
     assert cli.number_list("--sigma_rel", text) == numbers
 
 
 @pytest.mark.parametrize(
     "text", ["0.1,...,0.2", "0.1,0.1,...,0.2", "0.1,0.2,...,0.25", "a"]
 )
-def test_a_list_that_makes_no_sense_is_refused(text):
+def test_an_invalid_list_is_refused(text):
     with pytest.raises(ValueError, match="is not a list of numbers"):
         cli.number_list("--sigma_rel", text)
 
@@ -163,7 +163,7 @@ def test_a_request_that_cannot_be_met_is_one_sentence(
         ("import numpy\ndef f(t): return numpy.random.rand(len(t))", "too rough"),
     ],
 )
-def test_a_function_that_makes_no_weights_is_told(
+def test_a_function_that_does_not_return_weights_is_refused(
     monkeypatch, capsys, trained, tmp_path, source, sentence
 ):
     (tmp_path / "mine.py").write_text(source)
@@ -217,7 +217,9 @@ def test_force_makes_what_would_be_refused(monkeypatch, capsys, trained):
     assert "fit 4.2e-01" in capsys.readouterr().out
 
 
-def test_damage_is_told_and_left_out_or_refused(monkeypatch, capsys, trained):
+def test_a_damaged_snapshot_is_left_out_and_named_or_refused(
+    monkeypatch, capsys, trained
+):
     bad = trained.snapshots / "power-0.050-000000010240.safetensors"
     bad.write_bytes(bad.read_bytes()[:-10])
     command = [f"--run={trained.path}", "--sigma_rel=0.1,0.12"]

@@ -128,7 +128,7 @@ def test_nothing_is_restored_where_nothing_was_saved(tmp_path):
     assert restore(tmp_path / "checkpoints") is None
 
 
-def test_a_state_comes_back_to_the_bit_with_what_json_holds(stored):
+def test_a_state_and_its_extra_fields_come_back_bit_for_bit(stored):
     found = restore(stored)
     assert_is_step(found, 20)
     assert {name: found.extra[name] for name in EXTRA} == EXTRA
@@ -241,7 +241,7 @@ def test_whatever_happens_to_one_file_no_wrong_number_comes_back(
     assert len(results) > 10 and any(results.values()), results
 
 
-def test_every_key_of_the_header_is_missed(stored, tmp_path, caplog):
+def test_a_header_that_lacks_any_key_is_damaged(stored, tmp_path, caplog):
     text = (stored / "20/extra/metadata").read_text()
     for key in ("text", "sha256", "checksums"):
         path = shutil.copytree(stored, tmp_path / key)
@@ -397,7 +397,7 @@ except ValueError as error:
     assert len(done.stderr) < 2000
 
 
-def test_where_all_are_damaged_it_says_so_until_they_are_moved_away(pair):
+def test_training_is_refused_while_all_checkpoints_are_damaged(pair):
     for step in ("10", "20"):
         (pair / step / "state" / "_METADATA").unlink()
     before = len(list(pair.rglob("*")))
@@ -428,14 +428,14 @@ def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(pair):
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_what_another_process_finds_damaged_is_passed_over_here_too(pair, call):
+def test_a_checkpoint_that_one_process_finds_damaged_is_passed_over_by_all(pair, call):
     calls = itertools.count(1)
     found = restore(pair, agree=lambda value: [value, float(next(calls) == call)])
     assert_is_step(found, 10)
     assert names(pair) == ["10", "20.damaged"]
 
 
-def test_what_a_kill_left_half_written_is_ignored(pair):
+def test_a_checkpoint_that_a_kill_left_half_written_is_ignored(pair):
     shutil.copytree(pair / "20", pair / "30.orbax-checkpoint-tmp")
     shutil.rmtree(pair / "30.orbax-checkpoint-tmp" / "state")
     assert_is_step(restore(pair), 20)
@@ -467,9 +467,7 @@ def test_a_state_of_another_layout_is_refused_and_nothing_is_set_aside(
 
 
 @pytest.mark.parametrize("room", [0, 20_000])
-def test_a_full_disk_is_told_in_a_sentence_and_costs_nothing_that_was_there(
-    small_disk, room
-):
+def test_a_full_disk_is_one_sentence_and_loses_no_earlier_checkpoint(small_disk, room):
     path, filler = small_disk / "checkpoints", small_disk / "filler"
     store(path, 10)
     filler.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - room))
