@@ -1,17 +1,14 @@
-"""Everything that a run needs to resume exactly; the only file that knows Orbax."""
+"""Everything that a run needs to resume exactly; with `orbax_quirks` the only file that
+knows Orbax."""
 
 import contextlib
 import errno
-import functools
-import gc
 import hashlib
 import itertools
 import json
 import logging
 import math
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,34 +20,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from edm_jax.files import Damaged, open_regular
+from edm_jax.train import orbax_quirks
 from edm_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)
 Agree = Callable[[float], list[float]]
 
+orbax_quirks.write_small_arrays_once()
 
-def _write_small_arrays_once() -> None:
-    """Has replicas share the writing of large arrays only, and no shardings stored.
-
-    Orbax would cut every array into a part for each device. What is cut into small
-    parts takes several times its room on disk, and longer to write.
-    """
-    handler = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=2**20, enable_write_sharding_file=False
-    )
-    absl_log = logging.getLogger("absl")  # it warns that a handler is replaced
-    level = absl_log.level
-    absl_log.setLevel(logging.ERROR)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    absl_log.setLevel(level)
-
-
-_write_small_arrays_once()
-
-
-# Orbax takes a directory whose name holds one of these for a pattern, and TensorStore
-# the last for a slash.
-_SPECIAL = frozenset("*?[]\\")
 # What may keep a sound file from being read.
 _PASSING = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG),
@@ -111,7 +88,7 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
         )
-        self._place = _plain_path(self._directory)
+        self._place = orbax_quirks.plain_path(self._directory)
         self._manager = ocp.CheckpointManager(self._place, options=options)
         self._saved: int | None = None
 
@@ -134,12 +111,12 @@ class Checkpoints:
             if isinstance(found, Restored) and not worst:
                 self._saved = step
                 return found
-            reason = fault.reason if fault else "as another process sees it"
+            reason = fault.reason if fault else "another process found it damaged"
             if worst > 1:
                 raise OSError(
                     f"The checkpoint {self._directory / str(step)} cannot be read "
-                    f"({reason}), though nothing shows that it is damaged: see to that, "
-                    "then run the same command again."
+                    f"({reason}), though nothing shows that it is damaged: resolve "
+                    "that, then run the same command again."
                 )
             _log.warning(
                 "The checkpoint %s is damaged (%s) and is passed over.",
@@ -202,7 +179,7 @@ class Checkpoints:
         try:
             if fault is None:
                 items = ocp.args.Composite(extra=ocp.args.JsonRestore())
-                with _hushed():
+                with orbax_quirks.hushed():
                     header = self._manager.restore(step, args=items)["extra"]
                 sound = hashlib.sha256(header["text"].encode()).hexdigest()
                 if sound != header["sha256"] or "checksums" not in header:
@@ -210,7 +187,7 @@ class Checkpoints:
         except Exception as error:  # noqa: BLE001  whatever a damaged file makes it
             fault = self._fault(step, error)
         if any(self._agree(float(fault is not None))):
-            return fault or _Fault("as another process sees it")
+            return fault or _Fault("another process found it damaged")
         extra = json.loads(header["text"])
         if odd := sorted(set(extra["layout"].items()) ^ set(_layout(shapes).items())):
             raise ValueError(
@@ -220,7 +197,7 @@ class Checkpoints:
             )
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes._asdict()))
-            with _hushed():
+            with orbax_quirks.hushed():
                 restored = self._manager.restore(step, args=items)["state"]
             state = TrainState(**restored)
             if _checksums(state) != header["checksums"]:
@@ -327,54 +304,3 @@ def _layout(state: TrainState) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{x.dtype} {x.shape}"
         for path, x in jax.tree_util.tree_leaves_with_path(state)
     }
-
-
-def _plain_path(directory: Path) -> Path:
-    """The directory, or a link to it where Orbax would misread its name."""
-    if not _SPECIAL & set(os.fspath(directory)):
-        return directory
-    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    link = Path(tempfile.gettempdir()) / f"edm_jax-{os.getuid()}-{digest}"
-    directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # another process of this run made it
-        link.symlink_to(directory)
-    if not link.is_symlink() or os.readlink(link) != os.fspath(directory):
-        raise OSError(f"{link} is in the way of a link to {directory}: remove it.")
-    return link
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keeps Orbax and its libraries silent about a read: its failure is told once."""
-    _ignore_stragglers()
-    loggers = [
-        logging.getLogger(n) for n in ("absl", "asyncio", "orbax", "tensorstore")
-    ]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    except Exception as error:
-        error.__traceback__ = None  # it holds the tasks that wait for other reads
-        gc.collect()
-        raise
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
-
-
-@functools.cache
-def _ignore_stragglers() -> None:
-    """Where one of its reads fails, Orbax closes the event loop that the others end in."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    words = "exception was never retrieved", "was destroyed but it is pending"
-    logging.getLogger("asyncio").addFilter(
-        lambda record: not any(word in record.getMessage() for word in words)
-    )

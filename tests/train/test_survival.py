@@ -125,7 +125,9 @@ def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_to_the_same_end(runs, mo
             file.write(bytes(4096))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2, output
-    assert "Traceback" not in output and "o space left on device" in output
+    assert "Traceback" not in output
+    # By a checkpoint, or by a file of the run directory.
+    assert "o space left on device" in output or "The disk is full at" in output
     # Nothing is half-written.
     assert log.read_bytes().endswith(b"\n")
     for path in run.rglob("*.json"):
