@@ -67,7 +67,9 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
         )
     name = prefixes[0] if len(files) > 1 else files[0].name.removesuffix(SUFFIX)
     first = original.load(files[0])
-    run = _open(Path("runs") / f"original-{name}", _config(first, reference))
+    settings, config = first.settings, _config(first, reference)
+    del first  # one file at a time stays mapped
+    run = _open(Path("runs") / f"original-{name}", config)
     memory = run.path / "originals.json"
     taken = read_json(memory)
     missing = [
@@ -81,7 +83,7 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
         print(f"Copying snapshots of the original code to {run.path}", file=sys.stderr)
         with cli.progress_bar() as bar:
             for file in bar.track(missing, description="snapshots"):
-                _store(run, file, first.settings)
+                _store(run, file, settings)
                 taken[file.name] = _identity(file)
                 write_json(memory, taken)
         _tell_what_is_kept(run)

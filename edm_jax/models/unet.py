@@ -6,7 +6,6 @@ once into `Ops`, the operations standing in each slot; the topology is a block c
 
 import dataclasses
 import functools
-import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.backend import spread
-from edm_jax.models import layers
+from edm_jax.models import layers, topology
 from edm_jax.models.layers import Array
 
 Params = Any  # a nested dict of arrays
@@ -220,8 +219,7 @@ class Embedding(nn.Module):
 class UNet(nn.Module):
     """F: (N, H, W, C) c_in-scaled noisy images -> (N, H, W, C) float32 (paper Fig. 16).
 
-    A skip is pushed after every encoder element; every ordinary decoder block takes
-    one. label: (N, num_classes) float32, one-hot or soft. dropout_keys: (N,), or None.
+    label: (N, num_classes) float32, one-hot or soft. dropout_keys: (N,), or None.
     """
 
     spec: UNetSpec
@@ -236,45 +234,28 @@ class UNet(nn.Module):
     ) -> Array:
         spec, ops = self.spec, self.spec.ops
         emb = Embedding(spec, name="embedding")(c_noise, label)
-        salts = itertools.count()
         make_block = nn.remat(spec.block) if spec.remat else spec.block
-
-        def block(x: Array, side: str, level: int, name: str, **slots) -> Array:
-            res = spec.resolution >> level
-            slots = {"features": x.shape[-1], "encoder": side == "enc"} | slots
-            full_name = f"{side}_{res}x{res}_{name}"
-            module = make_block(spec, salt=next(salts), name=full_name, **slots)
-            return module(x, emb, dropout_keys)
-
-        def ordinary_block(x: Array, side: str, level: int, i: int) -> Array:
-            features = spec.model_channels * spec.channel_mult[level]
-            attention = (spec.resolution >> level) in spec.attention_resolutions
-            slots = {"features": features, "attention": attention}
-            return block(x, side, level, f"block{i}", **slots)
-
+        first, *blocks = topology.elements(spec)
         if spec.constant_channel:
             x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-        features = spec.model_channels * spec.channel_mult[0]
-        name = f"enc_{spec.resolution}x{spec.resolution}_conv"
-        x = ops.layer(features, 3, name=name)(x.astype(spec.io_dtype))
+        x = ops.layer(first.features, 3, name=first.name)(x.astype(spec.io_dtype))
         x = x.astype(spec.dtype)
         skips = [x]
-        levels = range(len(spec.channel_mult))
-        for level in levels:
-            if level > 0:
-                x = block(x, "enc", level, "down", resample="down")
+        for salt, element in enumerate(blocks):
+            encoder = element.side == "enc"
+            block = make_block(
+                spec,
+                features=element.features,
+                salt=salt,
+                encoder=encoder,
+                resample=element.resample,
+                attention=element.attention,
+                name=element.name,
+            )
+            x = ops.cat(x, skips.pop()) if element.takes_skip else x
+            x = block(x, emb, dropout_keys)
+            if encoder:
                 skips.append(x)
-            for i in range(spec.blocks_per_level):
-                x = ordinary_block(x, "enc", level, i)
-                skips.append(x)
-        for level in reversed(levels):
-            if level == levels[-1]:
-                x = block(x, "dec", level, "in0", attention=True)
-                x = block(x, "dec", level, "in1")
-            else:
-                x = block(x, "dec", level, "up", resample="up")
-            for i in range(spec.blocks_per_level + 1):
-                x = ordinary_block(ops.cat(x, skips.pop()), "dec", level, i)
         x = ops.norm(name="out_norm")(x.astype(spec.io_dtype))
         x = ops.silu(x) if spec.output_silu else x
         out = ops.last_layer(spec.channels, 3, gain=ops.gain, name="out_conv")

@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm_jax.models import topology
+from edm_jax.models.topology import Element
+
 Tensors = Mapping[str, np.ndarray]
 
 HEAD_CHANNELS = 64
 LOGVAR_FEATURES = 128
-_BLOCK0 = re.compile(r"unet\.enc\.([0-9]+)x\1_block0(?=\.conv_res1\.weight\Z)")
+_INPUT = re.compile(r"unet\.enc\.([0-9]{1,6})x\1_conv\.weight")
 ADVICE = ": name a snapshot of a config-G network of the original code."
 _NAME = re.compile(r"(.+)-([0-9]{7,})-([0-9]\.[0-9]{3})\.pkl")
 
@@ -139,54 +142,63 @@ def infer(tensors: Tensors) -> OriginalNetwork:
             f"accepted{ADVICE}"
         )
     embedding, _ = widths("unet.emb_noise.weight", 2)
-    blocks = {int(match[1]): match[0] for match in map(_BLOCK0.match, tensors) if match}
-    resolutions = sorted(blocks, reverse=True)
-    levels = [widths(f"{blocks[r]}.conv_res1.weight", 4)[0] for r in resolutions]
+    found = [int(match[1]) for match in map(_INPUT.fullmatch, tensors) if match]
+    if len(found) != 1:
+        raise ValueError(f"There are {len(found)} input convolutions, not one{ADVICE}")
+
+    def weight(resolution: int, i: int, layer: str) -> str:
+        block = Element("enc", resolution, f"block{i}", 0, 0)
+        return f"{original_name(block)}.{layer}.weight"
+
+    levels: dict[int, int] = {}  # channels by resolution
+    side = found[0]
+    while side and weight(side, 0, "conv_res1") in tensors:
+        levels[side], _, _, _ = widths(weight(side, 0, "conv_res1"), 4)
+        side //= 2
     if not levels:
         raise ValueError(f"The encoder has no blocks{ADVICE}")
-    middle = f"unet.dec.{resolutions[-1]}x{resolutions[-1]}_in0"
+    middle = original_name(Element("dec", min(levels), "in0", 0, 0))
     if f"{middle}.emb_gain" in tensors and f"{middle}.attn_qkv.weight" not in tensors:
         raise ValueError(
             f"The block {middle!r} has no attention, which means that it has fewer "
             f"channels than a head; only networks with attention there are accepted{ADVICE}"
         )
-    unit = math.gcd(*levels)
-    first = blocks[resolutions[0]].removesuffix("0")
+    unit = math.gcd(*levels.values())
     labelled = "unet.emb_label.weight" in tensors
     return OriginalNetwork(
-        resolution=resolutions[0],
+        resolution=found[0],
         channels=widths("unet.out_conv.weight", 4)[0],
         num_classes=widths("unet.emb_label.weight", 2)[1] if labelled else 0,
         model_channels=unit,
-        channel_mult=tuple(width // unit for width in levels),
+        channel_mult=tuple(width // unit for width in levels.values()),
         blocks_per_level=next(
             i
             for i in itertools.count()
-            if f"{first}{i}.conv_res1.weight" not in tensors
+            if weight(found[0], i, "conv_res1") not in tensors
         ),
         attention_resolutions=tuple(
-            r for r in resolutions if f"{blocks[r]}.attn_qkv.weight" in tensors
+            side for side in levels if weight(side, 0, "attn_qkv") in tensors
         ),
         noise_channels=0 if noise == unit else noise,
-        embedding_channels=0 if embedding == max(levels) else embedding,
+        embedding_channels=0 if embedding == max(levels.values()) else embedding,
     )
 
 
 def slots(network: OriginalNetwork) -> Iterator[Slot]:
     """Every tensor of such a network, as the original code names and shapes it."""
-    widths = [network.model_channels * mult for mult in network.channel_mult]
-    first, features = widths[0], network.noise_channels or network.model_channels
-    embedding = network.embedding_channels or max(widths)
-    side = f"{network.resolution}x{network.resolution}"
+    first, *blocks = topology.elements(network)
+    features = network.noise_channels or network.model_channels
+    widest = network.model_channels * max(network.channel_mult)
+    embedding = network.embedding_channels or widest
     kernels = {
         "unet.emb_noise": ((embedding, features), "unet/embedding/noise0"),
         "unet.emb_label": ((embedding, network.num_classes), "unet/embedding/label"),
         # One channel more than the images have: it is constant.
-        f"unet.enc.{side}_conv": (
-            (first, network.channels + 1, 3, 3),
-            f"unet/enc_{side}_conv",
+        original_name(first): (
+            (first.features, network.channels + 1, 3, 3),
+            f"unet/{first.name}",
         ),
-        "unet.out_conv": ((network.channels, first, 3, 3), "unet/out_conv"),
+        "unet.out_conv": ((network.channels, first.features, 3, 3), "unet/out_conv"),
         "logvar_linear": ((1, LOGVAR_FEATURES), "logvar"),
     }
     if not network.num_classes:
@@ -199,8 +211,8 @@ def slots(network: OriginalNetwork) -> Iterator[Slot]:
         yield Slot(f"unet.emb_fourier.{leaf}", (features,), noise)
         logvar = f"logvar_features/{leaf}"
         yield Slot(f"logvar_fourier.{leaf}", (LOGVAR_FEATURES,), logvar)
-    for block in _blocks(network):
-        yield from block.slots(embedding)
+    for block in blocks:
+        yield from _block_slots(block, embedding)
 
 
 def arrange(slot: Slot, tensor: np.ndarray) -> np.ndarray:
@@ -220,60 +232,27 @@ def arrange(slot: Slot, tensor: np.ndarray) -> np.ndarray:
     return np.moveaxis(tensor, (0, 1), (-1, -2)) if tensor.ndim else tensor
 
 
-class _Block(NamedTuple):
-    side: str
-    resolution: int
-    name: str
-    channels_in: int
-    channels: int
-    attention: bool
-
-    def slots(self, embedding: int) -> Iterator[Slot]:
-        """The block's tensors; embedding is the width of the noise embedding."""
-        block = f"{self.resolution}x{self.resolution}_{self.name}"
-        cin, cout = self.channels_in, self.channels
-        # The encoder's branch leaves the main path after the 1x1 convolution.
-        branch_in = cout if self.side == "enc" else cin
-        kernels = {
-            "conv_res0": ((cout, branch_in, 3, 3), "branch/conv0"),
-            "emb_linear": ((cout, embedding), "branch/emb_linear"),
-            "conv_res1": ((cout, cout, 3, 3), "branch/conv1"),
-        }
-        if cin != cout:
-            kernels["conv_skip"] = (cout, cin, 1, 1), "conv_skip"
-        if self.attention:
-            kernels["attn_qkv"] = (3 * cout, cout, 1, 1), "attention/qkv"
-            kernels["attn_proj"] = (cout, cout, 1, 1), "attention/proj"
-        theirs, ours = f"unet.{self.side}.{block}", f"unet/{self.side}_{block}"
-        yield Slot(f"{theirs}.emb_gain", (), f"{ours}/branch/emb_linear/gain")
-        for name, (shape, path) in kernels.items():
-            yield Slot(f"{theirs}.{name}.weight", shape, f"{ours}/{path}/kernel")
+def original_name(element: Element) -> str:
+    """The original code's name of an element."""
+    return f"unet.{element.side}.{element.place}"
 
 
-def _blocks(network: OriginalNetwork) -> Iterator[_Block]:
-    widths = [network.model_channels * mult for mult in network.channel_mult]
-    count, last = network.blocks_per_level, len(widths) - 1
-    width = widths[0]
-    skips = [width]
-    for level, channels in enumerate(widths):
-        side = network.resolution >> level
-        attention = side in network.attention_resolutions
-        if level:
-            yield _Block("enc", side, "down", width, width, False)
-            skips.append(width)
-        for i in range(count):
-            yield _Block("enc", side, f"block{i}", width, channels, attention)
-            width = channels
-            skips.append(width)
-    for level, channels in reversed(list(enumerate(widths))):
-        side = network.resolution >> level
-        attention = side in network.attention_resolutions
-        if level == last:
-            yield _Block("dec", side, "in0", width, width, True)
-            yield _Block("dec", side, "in1", width, width, False)
-        else:
-            yield _Block("dec", side, "up", width, width, False)
-        for i in range(count + 1):
-            block_in = width + skips.pop()
-            yield _Block("dec", side, f"block{i}", block_in, channels, attention)
-            width = channels
+def _block_slots(element: Element, embedding: int) -> Iterator[Slot]:
+    """A block's tensors; embedding is the width of the noise embedding."""
+    cin, cout = element.features_in, element.features
+    # The encoder's branch leaves the main path after the 1x1 convolution.
+    branch_in = cout if element.side == "enc" else cin
+    kernels = {
+        "conv_res0": ((cout, branch_in, 3, 3), "branch/conv0"),
+        "emb_linear": ((cout, embedding), "branch/emb_linear"),
+        "conv_res1": ((cout, cout, 3, 3), "branch/conv1"),
+    }
+    if cin != cout:
+        kernels["conv_skip"] = (cout, cin, 1, 1), "conv_skip"
+    if element.attention:
+        kernels["attn_qkv"] = (3 * cout, cout, 1, 1), "attention/qkv"
+        kernels["attn_proj"] = (cout, cout, 1, 1), "attention/proj"
+    theirs, ours = original_name(element), f"unet/{element.name}"
+    yield Slot(f"{theirs}.emb_gain", (), f"{ours}/branch/emb_linear/gain")
+    for name, (shape, path) in kernels.items():
+        yield Slot(f"{theirs}.{name}.weight", shape, f"{ours}/{path}/kernel")

@@ -112,6 +112,8 @@ def _members(prefix: str, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
 def _named(prefix: str, members: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     for key, member in members.items():
         name = f"{prefix}.{key}" if prefix else str(key)
+        if "." in str(key):
+            raise Refused(f"holds a member {name[:40]!r} with a dot in its own name")
         if len(name) > _MAX_NAME:
             raise Refused(f"nests its modules too deeply at {name[:40]!r}")
         if member is not None:  # PyTorch's word for a member that is absent

@@ -7,14 +7,20 @@ written, and used; or refused by name.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from edm_jax.models import topology
+from edm_jax.models.topology import Element
 from edm_jax.original import arrays
-from edm_jax.original.mapping import ADVICE, HEAD_CHANNELS, OriginalNetwork
+from edm_jax.original.mapping import (
+    ADVICE,
+    HEAD_CHANNELS,
+    OriginalNetwork,
+    original_name,
+)
 from edm_jax.original.reader import Module, Stored
 
 # What a constructor takes where its caller names nothing else.
@@ -35,7 +41,6 @@ _SIZES = {
     *("channel_mult", "channel_mult_noise", "channel_mult_emb", "attn_resolutions"),
     *("channels_per_head", "logvar_channels"),
 }
-_BLOCK = re.compile(r"unet\.(enc|dec)\.[0-9]+x[0-9]+_(?!conv\Z)([^.]+)")
 
 
 class Settings(NamedTuple):
@@ -56,18 +61,16 @@ def read(stored: Stored, network: OriginalNetwork) -> Settings:
         ValueError: the network computes what no network here can. The sentence names
             the attribute, its value and what is accepted.
     """
-    said = _Attributes(stored.modules)
+    blocks = {original_name(each): each for each in topology.elements(network)[1:]}
+    said = _Attributes(stored.modules, blocks)
     said.check_classes()
     said.check_only("", "img_resolution", network.resolution)
     said.check_only("", "img_channels", network.channels)
     said.check_only("", "label_dim", network.num_classes)
-    blocks = {n: m for n in stored.modules if (m := _BLOCK.fullmatch(n))}
-    for name, match in blocks.items():
-        side, kind = match.groups()
-        said.check_only(name, "flavor", side)
+    for name, block in blocks.items():
+        said.check_only(name, "flavor", block.side)
         said.check_only(name, "resample_filter", [1, 1])
-        keep = kind not in ("down", "up")
-        said.check_only(name, "resample_mode", "keep" if keep else kind)
+        said.check_only(name, "resample_mode", block.resample)
     balance = said.common(blocks, "res_balance", _BALANCE)
     if balance != said.common(blocks, "attn_balance", _BALANCE):
         said.refuse(said.attending[0], "attn_balance", f"the res_balance, {balance:g},")
@@ -126,8 +129,8 @@ _BOUND = _Kind("a number above 0, or None,", lambda x: x > 0)
 class _Attributes:
     """The attributes of modules, by module and name."""
 
-    def __init__(self, modules: Mapping[str, Module]):
-        self._modules = modules
+    def __init__(self, modules: Mapping[str, Module], blocks: Mapping[str, Element]):
+        self._modules, self._blocks = modules, blocks
         makers = [modules[name].state for name in ("unet", "") if name in modules]
         found = [state.get("_init_kwargs") for state in makers]
         self._given = [given for given in found if isinstance(given, dict)]
@@ -137,13 +140,12 @@ class _Attributes:
                     f"The network was made with {str(key)!r}, a setting that the "
                     f"original code does not have{ADVICE}"
                 )
-        suffix = ".attn_qkv"
-        self.attending = [n.removesuffix(suffix) for n in modules if n.endswith(suffix)]
+        self.attending = [name for name, each in blocks.items() if each.attention]
 
     def check_classes(self) -> None:
         """Raises ValueError for a class that the original code does not have there."""
         for name, module in self._modules.items():
-            wanted = _class_of(name)
+            wanted = "Block" if name in self._blocks else _class_of(name)
             if module.class_name != wanted:
                 raise ValueError(
                     f"The class of {_place(name)} is {module.class_name[:60]!r}, but "
@@ -218,13 +220,11 @@ class _Attributes:
 
 
 def _class_of(name: str) -> str:
-    """The class that a module of that name has in the original code."""
+    """The class that a module other than a block has in the original code."""
     if name in ("", "unet"):
         return "UNet" if name else "Precond"
     if name in ("unet.enc", "unet.dec"):
         return "ModuleDict"
-    if _BLOCK.fullmatch(name):
-        return "Block"
     return "MPFourier" if name.endswith("_fourier") else "MPConv"
 
 

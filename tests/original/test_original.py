@@ -188,6 +188,15 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, name, shape, message):
     assert str(error.value).startswith(f"{path}: The")
 
 
+def test_levels_end_where_the_resolution_does():
+    tensors = random_tensors(network())
+    last = tensors["unet.enc.4x4_block0.conv_res1.weight"]
+    for side in (2, 1, 0):  # 0 would be halved for ever
+        tensors[f"unet.enc.{side}x{side}_block0.conv_res1.weight"] = last
+    tensors["unet.dec.1x1_in0.attn_qkv.weight"] = last
+    assert mapping.infer(tensors).channel_mult == (1, 2, 2, 2)
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path):
     tensors = random_tensors(network())
     tensors["unet.emb_fourier.freqs"].view(np.uint16)[3] = 0x7C01  # a signalling NaN
@@ -307,6 +316,7 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
     refused(tmp_path, snapshot(None), "a module '' of an unknown form")
     refused(tmp_path, snapshot(persistent({})), "without a dict '_parameters'")
     refused(tmp_path, snapshot(module({"w": 1})), "a tensor 'w' of an unknown form")
+    refused(tmp_path, snapshot(module({"a.w": 1})), "a member 'a.w' with a dot")
     with pytest.raises(FileNotFoundError, match=NAME):
         reader.read(tmp_path / "none" / NAME)
 

@@ -1,0 +1,90 @@
+"""The U-Net's topology as data: its elements in the order of a forward pass (Fig. 16).
+
+The network is built from this list, and the original code's names map onto it. Needs
+neither JAX nor Flax.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Sizes(Protocol):
+    """What the topology depends on, as in a config's `network` fields."""
+
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def model_channels(self) -> int: ...
+    @property
+    def channel_mult(self) -> Sequence[int]: ...
+    @property
+    def blocks_per_level(self) -> int: ...
+    @property
+    def attention_resolutions(self) -> Sequence[int]: ...
+
+
+class Element(NamedTuple):
+    """The input convolution or a block.
+
+    Every element of the encoder leaves its output as a skip, and every ordinary block
+    of the decoder takes the last one that is left.
+    """
+
+    side: str  # enc or dec
+    resolution: int  # of its output
+    kind: str  # conv, down, up, in0, in1, or block0 ...
+    features_in: int  # with those of the skip, where it takes one
+    features: int
+    attention: bool = False
+    takes_skip: bool = False
+
+    @property
+    def place(self) -> str:
+        """Such as 8x8_block0: the original code's name within a side."""
+        return f"{self.resolution}x{self.resolution}_{self.kind}"
+
+    @property
+    def name(self) -> str:
+        """Such as enc_8x8_block0: the name of its parameters here."""
+        return f"{self.side}_{self.place}"
+
+    @property
+    def resample(self) -> str:
+        """'down' or 'up' where it changes the resolution, else 'keep'."""
+        return self.kind if self.kind in ("down", "up") else "keep"
+
+
+def elements(sizes: Sizes) -> list[Element]:
+    """The input convolution and every block.
+
+    The convolution's features_in are left at 0: they are the images' channels, and one
+    more where a constant is appended.
+    """
+    widths = [sizes.model_channels * mult for mult in sizes.channel_mult]
+    levels = [(sizes.resolution >> i, width) for i, width in enumerate(widths)]
+    lowest, width = levels[-1][0], widths[0]
+    found = [Element("enc", sizes.resolution, "conv", 0, width)]
+    for resolution, features in levels:
+        if resolution < sizes.resolution:
+            found.append(Element("enc", resolution, "down", width, width))
+        attention = resolution in sizes.attention_resolutions
+        for i in range(sizes.blocks_per_level):
+            kind = f"block{i}"
+            found.append(Element("enc", resolution, kind, width, features, attention))
+            width = features
+    skips = [element.features for element in found]
+    for resolution, features in reversed(levels):
+        if resolution == lowest:
+            found.append(Element("dec", resolution, "in0", width, width, True))
+            found.append(Element("dec", resolution, "in1", width, width))
+        else:
+            found.append(Element("dec", resolution, "up", width, width))
+        attention = resolution in sizes.attention_resolutions
+        for i in range(sizes.blocks_per_level + 1):
+            both = width + skips.pop()
+            kind = f"block{i}"
+            found.append(
+                Element("dec", resolution, kind, both, features, attention, True)
+            )
+            width = features
+    return found
