@@ -256,7 +256,7 @@ def run(main: Callable[[], None]) -> None:
         if jax.distributed.is_initialized():
             traceback.print_exc()
             status = 1
-        elif why := _jax_start_failure(error):
+        elif why := _device_failure(error):
             print(f"{name}: {why}", file=sys.stderr)
             status = 2
         else:
@@ -278,8 +278,17 @@ _INSTALL = {
 }
 
 
-def _jax_start_failure(error: Exception) -> str:
-    """Why JAX cannot start its devices, if `error` comes of that; else ''."""
+def _device_failure(error: Exception) -> str:
+    """What to do if a device cannot be started or ran out of memory; else ''."""
+    said = str(error)
+    if "RESOURCE_EXHAUSTED" in said:
+        return (
+            "A device ran out of memory: set training.microbatches higher, "
+            "training.remat=True or, with several devices, training.sharding=full."
+        )
+    # Asking again may succeed meanwhile, as when another process frees a GPU's memory.
+    if "Unable to initialize backend" in said:
+        return jax_start_sentence(said)
     frames = traceback.extract_tb(error.__traceback__)
     if not any(f"{os.sep}jax{os.sep}" in frame.filename for frame in frames):
         return ""

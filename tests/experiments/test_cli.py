@@ -76,3 +76,25 @@ def test_a_jax_that_cannot_start_is_one_sentence(command, platform, tmp_path):
     assert lines[-1].startswith(f"{command}: JAX cannot start on '{platform}'")
     assert f"pip install -U 'jax[{platform}" in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes",
+            "train: A device ran out of memory: set training.microbatches higher",
+        ),
+        ("Unable to initialize backend 'cuda': INTERNAL: no device", "train: "),
+    ],
+)
+def test_a_device_that_fails_is_one_sentence(said, sentence, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as exit_status:
+        cli.run(fail)
+    err = capsys.readouterr().err
+    assert exit_status.value.code == 2
+    assert err.startswith(sentence) and err.count("\n") == 1
