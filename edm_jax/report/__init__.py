@@ -13,7 +13,7 @@ from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
 from edm_jax.report.read import find_runs, load_run
 from edm_jax.report.runs import Run
-from edm_jax.report.sweeps import draw_sweeps
+from edm_jax.report.sweep_figures import draw_sweeps
 from edm_jax.report.tables import METRICS, Comparison, compare, results_rows
 from edm_jax.report.writers import results_csv, results_markdown
 

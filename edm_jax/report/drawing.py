@@ -48,13 +48,10 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure: its file's name, its heading and its caption."""
+    """One figure and its file's name."""
 
     name: str
     figure: Figure
-    title: str
-    caption: str
-
     formats: tuple[str, ...] = ("png", "pdf", "svg")
 
     def png(self) -> bytes:
@@ -78,8 +75,13 @@ def line_style(look: Look) -> dict:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a user's text as mathematics."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading a user's text as mathematics; set σ_rel as such."""
+    return text.replace("$", r"\$").replace("σ_rel", r"$\sigma_\mathrm{rel}$")
+
+
+def ring(axes: Axes, x: float, y: float, colour: Any) -> None:
+    """Mark an optimum."""
+    axes.plot(x, y, "o", ms=6, mfc=CARD, mew=1.6, color=colour)
 
 
 def config_legend(

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from edm_jax.report.details import PANELS, group_sides, shown_run
+from edm_jax.report.curves import image_unit, places
 from edm_jax.report.drawing import INK, WIDTH, Drawing, plain
 from edm_jax.report.looks import PALETTE
+from edm_jax.report.plots import PANELS, group_sides, shown_run
 from edm_jax.report.runs import Entry
-from edm_jax.report.series import image_unit, thin
 
 MOST_ROWS = 8  # configs drawn: more fit no sheet of paper
 POINTS = 200  # of one curve in a panel an inch or two wide
@@ -42,14 +42,17 @@ def dynamics(entries: Sequence[Entry]) -> Drawing | None:
     for axes_row, (entry, run) in zip(grid, shown, strict=True):
         for axes, (kind, statistic) in zip(axes_row, PANELS, strict=True):
             for group, (side, resolution) in groups.items():
-                x, y = thin(*run.logs["dynamics"].curve(kind, group, statistic), POINTS)
+                x, y = run.logs["dynamics"].curve(kind, group, statistic)
+                kept = places(len(x), POINTS)
                 style = {"color": colours[resolution], "lw": 1.2}
-                axes.plot(x / unit, y, ls="-" if side == "enc" else "--", **style)
+                axes.plot(
+                    x[kept] / unit, y[kept], ls="-" if side == "enc" else "--", **style
+                )
             axes.tick_params(labelsize=8)
         state = "" if run.measured else f" ({run.state})"
         name = plain(f"{entry.label}   {entry.title}{state}")
         axes_row[0].set_title(name, loc="left", fontweight="bold", fontsize=9)
-    own = _share_columns(grid)
+    _share_columns(grid)
     for axes, (kind, statistic) in zip(grid[0], PANELS, strict=True):
         x = axes.get_position().x0
         head = f"{kind.capitalize()}, {statistic}"
@@ -59,30 +62,12 @@ def dynamics(entries: Sequence[Entry]) -> Drawing | None:
     lines += [Line2D([], [], color=INK, ls=ls) for ls in ("-", "--")]
     names = [f"{r}×{r}" for r in resolutions] + ["encoder", "decoder"]
     figure.legend(lines, names, loc="upper left", ncols=len(lines), fontsize=8.5)
-    axis = (
-        f"Each row has its own vertical axis for {' and '.join(own)}, whose ranges "
-        "differ too much between configs; other columns share one"
-        if own
-        else "Each column shares one vertical axis"
-    )
-    caption = (
-        "Maximum and mean over layers of the magnitude of activations and of weights "
-        f"against images trained. {axis}, from zero. The paper (Fig. 3 and 15): in C both "
-        "grow without bound, in D activations stop growing while weights still do, in E "
-        "both stand still; weights do so in F and G too."
-    )
-    if len(shown) < len(entries):
-        caption += f" {len(shown)} of {len(entries)} configs."
-    return Drawing("dynamics", figure, "Magnitudes during training", caption)
+    return Drawing("dynamics", figure)
 
 
-def _share_columns(grid: np.ndarray) -> list[str]:
-    """Give each column one y axis from zero, or each of its rows if they differ.
-
-    Returns the names of the columns whose rows have their own axes.
-    """
-    own = []
-    for column, (kind, statistic) in zip(grid.T, PANELS, strict=True):
+def _share_columns(grid: np.ndarray) -> None:
+    """Give each column one y axis from zero, or each of its rows if they differ."""
+    for column in grid.T:
         tops = [
             max(
                 (line.get_ydata().max() for line in a.lines if len(line.get_ydata())),
@@ -92,9 +77,6 @@ def _share_columns(grid: np.ndarray) -> list[str]:
         ]
         positive = [top for top in tops if top > 0] or [1.0]
         alone = max(positive) / min(positive) > SHARED_RANGE
-        if alone:
-            own.append(f"{kind} ({statistic})")
         for axes, top in zip(column, tops, strict=True):
             axes.set_ylim(0, 1.08 * ((top or 1.0) if alone else max(positive)))
             axes.yaxis.set_major_locator(MaxNLocator(3))
-    return own

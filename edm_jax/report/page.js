@@ -222,7 +222,7 @@
     }
     const text = (words) => ({ text: words, font: { size: 12, color: c.soft }, standoff: 8 });
     const x = axis(c, { title: text(figure.x), rangemode: "tozero", nticks: 6 });
-    const yTitle = { title: text(panel.y || figure.y) };
+    const yTitle = { title: text(panel.y) };
     const y = panel.linear ? axis(c, { rangemode: "tozero", nticks: 6, ...yTitle }) : logAxis(c, traces, yTitle);
     const widest = Math.max(0, ...[...ends.values()].map((end) => end.text.length));
     const right = ends.size > MOST_END_LABELS ? 14 : 14 + 8 * widest;

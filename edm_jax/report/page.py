@@ -10,14 +10,13 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from edm_jax.report import plots
-from edm_jax.report.details import details
 from edm_jax.report.facts import facts, unfinished
 from edm_jax.report.following import Following
 from edm_jax.report.grids import grids
 from edm_jax.report.introduction import introduction
 from edm_jax.report.looks import Look, assign
 from edm_jax.report.notes import table_notes
+from edm_jax.report.plots import page_data
 from edm_jax.report.results import (
     Index,
     growth_table,
@@ -27,7 +26,6 @@ from edm_jax.report.results import (
 )
 from edm_jax.report.runs import Entry
 from edm_jax.report.sections import figure_sections
-from edm_jax.report.series import image_unit
 from edm_jax.report.tables import Comparison, Row
 
 BYTES = 14_000_000  # of the page: samples get what the rest leaves of it
@@ -99,29 +97,6 @@ def _document(
 </body>
 </html>
 """
-
-
-def page_data(entries: Sequence[Entry], looks: Sequence[Look]) -> dict[str, Any]:
-    """The numbers that the page's script draws."""
-    places = plots.Places()
-    unit, label = image_unit(run for entry in entries for run in entry.runs)
-    return {
-        "configs": [
-            {
-                "label": entry.label,
-                "title": entry.title,
-                "slot": look.slot,
-                "dash": look.dash,
-                "n": len(entry.measured),
-            }
-            for entry, look in zip(entries, looks, strict=True)
-        ],
-        "images": label,
-        "loss": plots.loss(entries, places),
-        "ema": plots.ema(entries, places),
-        "details": details(entries, unit, places),
-        "x": places.lists,
-    }
 
 
 def _json(name: str, value: Any) -> str:

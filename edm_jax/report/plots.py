@@ -1,27 +1,44 @@
-"""What the page draws of losses and EMA lengths: plain numbers, to be sent as JSON."""
+"""The numbers that the page's script draws, short and each list of x once."""
 
+import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from edm_jax.report.lengths import excess, sweep, traditional
-from edm_jax.report.runs import Curve, Entry, Run
-from edm_jax.report.series import (
-    Band,
-    image_unit,
-    loss_curve,
-    over_seeds,
-    share,
-    thin,
-    thin_band,
+from edm_jax.report import curves
+from edm_jax.report.curves import Chart, Line, image_unit, share
+from edm_jax.report.curves import places as kept_places
+from edm_jax.report.looks import Look
+from edm_jax.report.runs import Entry, Json, Log, Run
+
+# All the magnitudes, losses and rates of all configs together: 7 bytes each.
+VALUES = 400_000
+CURVES = 58  # of one config at most resolutions
+PANELS = (
+    ("activations", "max"),
+    ("activations", "mean"),
+    ("weights", "max"),
+    ("weights", "mean"),
 )
 
-LOSS_VALUES = 100_000  # points of the loss figure, over all configs
-ALONE = 60  # runs beyond which no curve of a single seed is sent
-ALONE_POINTS = 120
 
-Json = dict[str, Any]
+def page_data(entries: Sequence[Entry], looks: Sequence[Look]) -> Json:
+    """All that the script needs of the configs."""
+    places = Places()
+    unit, label = image_unit(run for entry in entries for run in entry.runs)
+    points = share(VALUES, CURVES * len(entries))
+    return {
+        "configs": [
+            {"label": e.label, "title": e.title, "slot": look.slot, "dash": look.dash}
+            | {"n": len(e.measured)}
+            for e, look in zip(entries, looks, strict=True)
+        ],
+        "images": label,
+        "loss": _chart(curves.losses(entries), places),
+        "ema": _chart(curves.ema(entries), places),
+        "details": [_details(shown_run(e), unit, places, points) for e in entries],
+        "x": places.lists,
+    }
 
 
 def rounded(values: Sequence[float] | np.ndarray) -> list[float | None]:
@@ -47,104 +64,106 @@ class Places:
         return self._index[key]
 
 
-def loss(entries: Sequence[Entry], places: Places) -> Json | None:
-    """Held-out and training loss by config: bands of finished runs, lines of others."""
-    runs = [run for entry in entries for run in entry.runs]
-    unit, label = image_unit(runs)
-    points = share(LOSS_VALUES, 2 * len(entries))
-    panels = []
-    for log, title in (
-        ("heldout", "Held-out loss of the averaged weights"),
-        ("train", "Training loss, smoothed"),
-    ):
-        curves = []
-        for index, entry in enumerate(entries):
-            measured = [(run, loss_curve(run, log)) for run in entry.measured]
-            found = [(run, (x / unit, y)) for run, (x, y) in measured if len(x)]
-            curves += _curves(index, found, places, points, len(runs) <= ALONE)
-            curves += _unfinished(index, entry, log, unit, places, points)
-        panels.append({"title": title, "curves": curves})
-    if not any(panel["curves"] for panel in panels):
-        return None
-    return {"x": label, "y": "λ-weighted loss per element", "panels": panels}
-
-
-def ema(entries: Sequence[Entry], places: Places) -> Json | None:
-    """Held-out loss by EMA length, its excess over the best, and both optima."""
-    losses, excesses, points = [], [], []
-    runs = [run for entry in entries for run in entry.measured]
-    for index, entry in enumerate(entries):
-        sweeps = [(run, sweep(run)) for run in entry.measured]
-        found = [(run, curve) for run, curve in sweeps if len(curve[0])]
-        band = over_seeds([curve for _, curve in found])
-        if band is None:
-            continue
-        best = int(band.mean.argmin())
-        alone = len(runs) <= ALONE
-        losses += _curves(index, found, places, len(band.x), alone, best)
-        above = [(run, (x, excess(y))) for run, (x, y) in found]
-        # Of the mean, so that the ring lies on the axis; seeds have bests of their own.
-        mean = Band(band.x, excess(band.mean))
-        excesses += [_line(index, mean, places, best)]
-        if alone and len(above) > 1:
-            excesses += [_alone(index, run, curve, places) for run, curve in above]
-        points += [
-            {"c": index, "at": rounded(point)}
-            for run in entry.measured
-            for point in traditional(run)
-        ]
-    if not losses:
+def _chart(chart: Chart | None, places: Places) -> Json | None:
+    if chart is None:
         return None
     panels = [
-        {"title": "Held-out loss", "curves": losses, "traditional": points},
-        {"title": "Excess over each config’s own best", "curves": excesses},
+        {"title": p.title, "y": p.y, "linear": p.linear}
+        | {"curves": [_line(line, places) for line in p.lines]}
+        | {"traditional": [{"c": c, "at": rounded(at)} for c, *at in p.marks]}
+        for p in chart.panels
     ]
-    panels[1] |= {"linear": True, "y": "percent"}
-    return {
-        "x": "EMA length σ<sub>rel</sub>",
-        "y": "λ-weighted loss per element",
-        "panels": panels,
+    x = chart.x.replace("σ_rel", "σ<sub>rel</sub>")
+    return {"x": x, "panels": panels}
+
+
+def _line(line: Line, places: Places) -> Json:
+    made: Json = {"c": line.config, "x": places.add(line.x), "y": rounded(line.y)}
+    if line.low is not None and line.high is not None:
+        made |= {"low": rounded(line.low), "high": rounded(line.high)}
+    if line.best is not None:
+        made["best"] = line.best
+    if line.seed:
+        made["seed"] = line.seed
+    if line.aside:
+        made |= {"run": line.aside.run.name, "state": line.aside.state}
+    return made
+
+
+def shown_run(entry: Entry) -> Run:
+    """The run that stands for a config: finished if one is, else the longest."""
+    measured = {id(run) for run in entry.measured}
+    return max(entry.runs, key=lambda r: (id(r) in measured, len(r.logs["dynamics"])))
+
+
+def _details(run: Run, unit: float, places: Places, points: int) -> Json:
+    found = {
+        "magnitudes": _magnitudes(run, unit, places, points),
+        "sigma": _sigma(run, unit, places, points),
+        "rates": _rates(run, unit, places, points),
     }
+    return {"run": run.name} | {name: part for name, part in found.items() if part}
 
 
-def _curves(
-    index: int,
-    found: Sequence[tuple[Run, Curve]],
-    places: Places,
-    points: int,
-    alone: bool,
-    best: int | None = None,
-) -> list[Json]:
-    """The band of a config, and the curve of each of several seeds."""
-    band = over_seeds([curve for _, curve in found])
-    if band is None:
-        return []
-    curves = [_line(index, thin_band(band, points), places, best)]
-    if alone and len(found) > 1:
-        curves += [_alone(index, run, curve, places) for run, curve in found]
-    return curves
+def _magnitudes(run: Run, unit: float, places: Places, points: int) -> Json:
+    log = run.logs["dynamics"]
+    log = log[kept_places(len(log), points)]
+    groups = group_sides(log)
+    if not groups:
+        return {}
+    panels = [
+        {g: rounded(log.column(kind, g, statistic)) for g in groups}
+        for kind, statistic in PANELS
+    ]
+    return {"x": places.add(log.nimg / unit), "panels": panels}
 
 
-def _line(index: int, band: Band, places: Places, best: int | None) -> Json:
-    line: Json = {"c": index, "x": places.add(band.x), "y": rounded(band.mean)}
-    if band.low is not None and band.high is not None:
-        line |= {"low": rounded(band.low), "high": rounded(band.high)}
-    return line if best is None else line | {"best": best}
+def group_sides(log: Log) -> dict[str, tuple[str, int]]:
+    """Side and resolution of every group such as enc_8x8 that has magnitudes."""
+    kinds = {kind for kind, _ in PANELS}
+    names = {str(name[1]) for name in log.values if name[0] in kinds and len(name) == 3}
+    found = {name: re.fullmatch(r"(enc|dec)_(\d{1,6})x\d{1,6}", name) for name in names}
+    return {name: (m[1], int(m[2])) for name, m in sorted(found.items()) if m}
 
 
-def _alone(index: int, run: Run, curve: Curve, places: Places) -> Json:
-    x, y = thin(*curve, ALONE_POINTS)
-    return {"c": index, "x": places.add(x), "y": rounded(y), "seed": run.name}
+def _sigma(run: Run, unit: float, places: Places, points: int) -> Json:
+    """Loss and u by range of sigma, averaged between the points that are kept."""
+    log = run.logs["train"]
+    edges = [v for name, v in log.values.items() if name[:2] == ("sigma", "below")]
+    log = log[np.isfinite(edges[0])] if edges else log[:0]
+    if not len(log):
+        return {}
+    kept = kept_places(len(log), points)
+    found: Json = {
+        "x": places.add(log.nimg[kept] / unit),
+        "below": [rounded(edge[-1:])[0] for edge in edges],
+    }
+    for key, name in ("loss", "loss_per_element"), ("logvar", "logvar"):
+        columns = [log.column("sigma", name, i) for i in range(len(edges))]
+        averages = _averaged(np.array(columns).T, kept)
+        found[key] = [rounded(column) for column in averages.T]
+    return found
 
 
-def _unfinished(
-    index: int, entry: Entry, log: str, unit: float, places: Places, points: int
-) -> list[Json]:
-    """Each run whose numbers are not among its config's, as a line of its own."""
-    lines = []
-    for aside in entry.aside:
-        x, y = thin(*loss_curve(aside.run, log), points)
-        if len(x):
-            line = {"c": index, "x": places.add(x / unit), "y": rounded(y)}
-            lines.append(line | {"run": aside.run.name, "state": aside.state})
-    return lines
+def _averaged(values: np.ndarray, kept: slice) -> np.ndarray:
+    """Means over the stretch of records that ends at each kept one; NaNs left out."""
+    ends = range(len(values))[kept]
+    stretches = np.split(values, [end + 1 for end in ends[:-1]])
+    present = np.array([np.isfinite(part).sum(0) for part in stretches])
+    sums = np.array(
+        [np.nan_to_num(part, posinf=0, neginf=0).sum(0) for part in stretches]
+    )
+    return np.where(present, sums / np.maximum(present, 1), np.nan)
+
+
+def _rates(run: Run, unit: float, places: Places, points: int) -> Json:
+    """Effective learning rates by group, |dw| / |w| of one step."""
+    log = run.logs["train"]
+    names = sorted(name for name in log.values if name[0] == "effective_lr")
+    if not names:
+        return {}
+    columns = np.array([log.column(*name) for name in names])
+    log = log[np.flatnonzero(np.isfinite(columns).any(axis=0))]
+    log = log[kept_places(len(log), points)]
+    curves = {str(name[-1]): rounded(log.column(*name)) for name in names}
+    return {"x": places.add(log.nimg / unit), "curves": curves}

@@ -9,7 +9,7 @@ import numpy as np
 
 Json = dict[str, Any]
 Name = tuple[str | int, ...]  # the keys that lead to a number in a record
-Curve = tuple[np.ndarray, np.ndarray]
+Series = tuple[np.ndarray, np.ndarray]  # x and y of a curve
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Log:
         found = self.values.get(name)
         return np.full(len(self), np.nan) if found is None else found
 
-    def curve(self, *name: str | int) -> Curve:
+    def curve(self, *name: str | int) -> Series:
         """Images trained and a quantity, where it is finite."""
         values = self.column(*name)
         kept = np.isfinite(values)

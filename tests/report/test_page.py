@@ -18,8 +18,8 @@ from synthetic_runs import config_of, rewrite, sigma_of, write_run, write_seeds
 
 from edm_jax import report
 from edm_jax.report import following, grids, introduction, looks, page, plots
+from edm_jax.report.curves import over_seeds
 from edm_jax.report.runs import Log
-from edm_jax.report.series import over_seeds
 
 in_a_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium to look at the page with"
@@ -149,7 +149,7 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed():
     band = over_seeds([(x, x + 1), (x, x + 3), (x[1:], x[1:] + 8)])
     assert band is not None and band.low is not None and band.high is not None
     assert band.x.tolist() == [1, 2, 3]
-    assert band.mean.tolist() == [5, 6, 7]
+    assert band.y.tolist() == [5, 6, 7]
     assert band.low.tolist() == [2, 3, 4]
     assert band.high.tolist() == [9, 10, 11]
     alone = over_seeds([(x, x)])

@@ -21,7 +21,7 @@ from synthetic_runs import (
 
 from edm_jax import report
 from edm_jax.report.columns import COLUMNS, GROWTH_COLUMNS, format_number
-from edm_jax.report.lengths import traditional_sigma_rel
+from edm_jax.report.curves import traditional_sigma_rel
 from edm_jax.report.runs import Log
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edm_jax.report.drawing import CARD, INK, STYLE, WIDTH, Drawing, plain
+from edm_jax.report.drawing import CARD, INK, STYLE, WIDTH, Drawing, plain, ring
 from edm_jax.report.looks import PALETTE
 
 Curves = Sequence[dict[str, Any]]  # sweeps.Curve as JSON, with its optimum
@@ -37,11 +37,7 @@ def _length(title: str, curve: dict[str, Any]) -> Drawing:
     axes.set_title(plain(title), loc="left")
     _curve(axes, curve, PALETTE[1], "all weights")
     _finish(axes)
-    caption = (
-        "Held-out loss against the EMA length σ_rel of all weights; the ring is the best "
-        "length measured, the cross the vertex of a parabola through its neighbours."
-    )
-    return Drawing("ema_length", figure, "Quality against EMA length", caption)
+    return Drawing("ema_length", figure)
 
 
 def _over_time(title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
@@ -64,11 +60,7 @@ def _over_time(title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
     right.set_xlim(left=0)
     right.set_ylim(0, 1.15 * np.nanmax([*best, *fitted]))
     right.legend()
-    caption = (
-        "Held-out loss against EMA length at several times of the training, and the best "
-        "length against the images trained."
-    )
-    return Drawing("training_time", figure, "EMA length over the training", caption)
+    return Drawing("training_time", figure)
 
 
 def _by_group(title: str, curves: Curves) -> Drawing:
@@ -95,18 +87,13 @@ def _by_group(title: str, curves: Curves) -> Drawing:
         axes.tick_params(labelbottom=True)
     for axes in panels[:, 0]:
         axes.set_ylabel("held-out loss")
-    caption = (
-        "Held-out loss against the EMA length of one part of the network, the others at "
-        "the dotted length. A flat curve is a part whose length does not matter."
-    )
-    return Drawing("groups", figure, "EMA length of one part", caption)
+    return Drawing("groups", figure)
 
 
 def _curve(axes: Axes, curve: dict[str, Any], colour: Any, label: str) -> None:
     best = curve["optimum"]
     axes.plot(curve["sigma_rel"], curve["loss"], ".-", ms=3, color=colour, label=label)
-    ring = {"marker": "o", "ms": 6, "mfc": CARD, "mew": 1.6, "ls": ""}
-    axes.plot(best["sigma_rel"], best["loss"], color=colour, **ring)
+    ring(axes, best["sigma_rel"], best["loss"], colour)
     if best["fitted_sigma_rel"] is not None:
         cross = {"marker": "x", "ms": 6, "mew": 1.4, "ls": ""}
         axes.plot(best["fitted_sigma_rel"], best["fitted_loss"], color=INK, **cross)
