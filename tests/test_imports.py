@@ -65,6 +65,16 @@ EMA_ORDER = [
     "averaging",
     "__init__",
 ]
+# Likewise in `report`: runs as data, results, curves, figures, page, files.
+REPORT_ORDER = [
+    *("runs", "fields", "metrics", "read", "following"),
+    *("changes", "statistics", "columns", "grouping", "tables", "notes"),
+    *("looks", "curves", "plots"),
+    *("drawing", "magnitudes", "figures", "sweep_figures"),
+    *("facts", "introduction", "sections", "results", "grids", "page"),
+    *("writers", "latex", "__init__"),
+]
+ORDERS = {"ema": EMA_ORDER, "report": REPORT_ORDER}
 FILES = sorted((ROOT / "edm_jax").rglob("*.py"))
 
 
@@ -82,18 +92,21 @@ def test_rooms_import_from_the_floors_below_only(path):
             assert FLOOR_OF[second] < FLOOR_OF[room], f"{room} imports {second}"
 
 
-@pytest.mark.parametrize("name", EMA_ORDER)
-def test_the_averages_build_on_one_another_in_one_direction(name):
-    before = EMA_ORDER[: EMA_ORDER.index(name)]
-    for found in imports(ROOT / "edm_jax" / "ema" / f"{name}.py"):
+@pytest.mark.parametrize(
+    ("room", "name"), [(room, name) for room, order in ORDERS.items() for name in order]
+)
+def test_the_files_of_a_room_build_on_one_another_in_one_direction(room, name):
+    before = ORDERS[room][: ORDERS[room].index(name)]
+    for found in imports(ROOT / "edm_jax" / room / f"{name}.py"):
         parts = found.split(".")
-        if parts[:2] == ["edm_jax", "ema"]:
+        if parts[:2] == ["edm_jax", room]:
             assert parts[2] in before
 
 
-def test_every_file_of_the_averages_has_its_place():
-    files = {path.stem for path in (ROOT / "edm_jax" / "ema").glob("*.py")}
-    assert files == set(EMA_ORDER)
+@pytest.mark.parametrize("room", ORDERS)
+def test_every_file_of_an_ordered_room_has_its_place(room):
+    files = {path.stem for path in (ROOT / "edm_jax" / room).glob("*.py")}
+    assert files == set(ORDERS[room])
 
 
 def test_the_compute_path_imports_without_data_and_config_libraries():

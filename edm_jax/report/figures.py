@@ -23,10 +23,9 @@ from edm_jax.report.drawing import (
     plain,
     ring,
 )
-from edm_jax.report.grids import with_samples
 from edm_jax.report.looks import PALETTE, Look, assign
 from edm_jax.report.magnitudes import dynamics
-from edm_jax.report.runs import Entry
+from edm_jax.report.runs import Entry, with_samples
 
 MOST_GRIDS = 24
 MOST_PIXELS = 4096  # to a side of a grid: more do not show

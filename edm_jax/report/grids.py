@@ -8,7 +8,7 @@ from html import escape
 from PIL import Image
 
 from edm_jax.report.results import Index
-from edm_jax.report.runs import Entry, Run
+from edm_jax.report.runs import Entry, Run, with_samples
 
 MOST = 48  # grids: more are not compared by eye
 SMALL = 480  # pixels of width of one that is made smaller
@@ -41,12 +41,6 @@ def grids(entries: Sequence[Entry], index: Index, budget: int) -> str:
         f'<section><h2>Samples</h2><figure><div class="grids" style="--w:{width}px">'
         f"{''.join(parts)}</div><figcaption>{note}</figcaption></figure></section>"
     )
-
-
-def with_samples(entries: Sequence[Entry]) -> list[tuple[Entry, Run]]:
-    """The first finished run of each config, where it has samples."""
-    measured = [(entry, entry.measured[0]) for entry in entries if entry.measured]
-    return [(entry, run) for entry, run in measured if run.samples]
 
 
 def _grid(entry: Entry, run: Run, index: Index, data: str | None) -> str:

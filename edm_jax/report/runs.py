@@ -1,6 +1,7 @@
 """Runs as data: what the files of a run directory hold, checked when they were read."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,9 @@ class Entry:
     def measured(self) -> list[Run]:
         """The runs whose numbers may be shown, one for each seed."""
         return [r for r in self.runs if all(aside.run is not r for aside in self.aside)]
+
+
+def with_samples(entries: Sequence[Entry]) -> list[tuple[Entry, Run]]:
+    """The first finished run of each config, where it has samples."""
+    measured = [(entry, entry.measured[0]) for entry in entries if entry.measured]
+    return [(entry, run) for entry, run in measured if run.samples]
