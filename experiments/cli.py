@@ -230,7 +230,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Not a stream of its own: a bar takes the place of sys.stderr.
-        print(record.getMessage(), file=sys.stderr, flush=True)
+        print(files.printable(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -5,12 +5,13 @@ and the raw images as samples.npz.
 """
 
 import argparse
+import io
 import math
 import os
 
 import numpy as np
 
-from edm_jax import data, diffusion, ema
+from edm_jax import data, diffusion, ema, files
 from edm_jax.ema import snapshots
 from edm_jax.evals import evaluation
 from edm_jax.evals.heldout import Inference
@@ -63,7 +64,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     evaluation.save_grid(images, labels, out / "grid.png")
     raw = data.denormalize(config.data, images)
-    np.savez(out / "samples.npz", image=raw, label=labels, seed=np.asarray(seeds))
+    whole = io.BytesIO()
+    np.savez(whole, image=raw, label=labels, seed=np.asarray(seeds))
+    files.write_bytes(out / "samples.npz", whole.getvalue())
     plural = "" if len(images) == 1 else "s"
     print(f"Wrote {len(images)} image{plural} to {out}")
 

@@ -10,7 +10,7 @@ which the same command resumes.
 import argparse
 import sys
 
-from edm_jax import data, diffusion, report
+from edm_jax import data, diffusion, files, report
 from edm_jax.ema import snapshots
 from edm_jax.evals import sweeps
 from edm_jax.evals.heldout import HeldOut
@@ -54,7 +54,7 @@ def main() -> None:
     for drawing in report.draw_sweeps(
         title, found["lengths"], found["over_time"], found["by_group"]
     ):
-        (out / f"{drawing.name}.png").write_bytes(drawing.png())
+        files.write_bytes(out / f"{drawing.name}.png", drawing.png())
     _print(found)
     print(f"Drawn in {out}")
 

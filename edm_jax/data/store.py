@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from edm_jax import files
+
 _ACCEPTED = (
     "edm_jax reads TFDS data sets. data.name takes the name of one ('digits', "
     "'my_data:1.0.0') or the directory of a prepared one, where its dataset_info.json "
@@ -86,7 +88,7 @@ def open_builder(data: DataConfig) -> Any:
     """Returns the TFDS builder of a data set, prepared or not.
 
     Raises:
-      ValueError: `name` or `data_dir` is not what it must be.
+      ValueError: `name` or `data_dir` is not what it must be, or holds what is no file.
     """
     import tensorflow_datasets as tfds
 
@@ -96,12 +98,28 @@ def open_builder(data: DataConfig) -> Any:
     if os.path.isfile(data_dir):
         kind = _kind(Path(data_dir))
         raise ValueError(f"data.data_dir={data.data_dir!r} is {kind}. {_ACCEPTED}")
+    if data.name and "://" not in data_dir + data.name:
+        _check_files(own if own.is_dir() else Path(data_dir or _default_dir(), own))
     try:
         if data.name and (own / "dataset_info.json").is_file():
             return tfds.builder_from_directory(own)
         return tfds.builder(data.name, data_dir=data_dir or None)
     except Exception as error:  # TFDS raises many kinds
         raise ValueError(_refusal(data, own, error)) from error
+
+
+def _default_dir() -> str:
+    """Where TFDS looks if it is not told."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+
+
+def _check_files(directory: Path) -> None:
+    """Raises files.Damaged for a pipe and the like, which TFDS would wait for."""
+    if not directory.is_dir():  # NAME:VERSION
+        directory = directory.with_name(directory.name.partition(":")[0])
+    for path in directory.rglob("*"):
+        if not path.is_dir():
+            files.open_regular(path).close()
 
 
 def _refusal(data: DataConfig, own: Path, error: Exception) -> str:

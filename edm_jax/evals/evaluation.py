@@ -1,5 +1,6 @@
 """What a trained run is worth: every EMA length, a grid of samples, a distance."""
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from edm_jax import data, diffusion, ema
+from edm_jax import data, diffusion, ema, files
 from edm_jax.diffusion import samplers
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import frechet, sweeps
@@ -148,4 +149,6 @@ def save_grid(images: np.ndarray, labels: np.ndarray, path: Path) -> None:
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     scale = max(1, 64 // side)
     size = (image.width * scale, image.height * scale)
-    image.resize(size, Image.Resampling.NEAREST).save(path)
+    whole = io.BytesIO()
+    image.resize(size, Image.Resampling.NEAREST).save(whole, "PNG")
+    files.write_bytes(path, whole.getvalue())

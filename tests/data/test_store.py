@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from edm_jax import data
-from edm_jax.data import pipeline
+from edm_jax.data import pipeline, store
 
 CLASS = tfds.features.ClassLabel(num_classes=10)
 BYTES = tfds.features.Tensor(shape=(2, 2, 1), dtype=np.uint8, encoding="bytes")
@@ -342,3 +343,15 @@ def test_a_half_deleted_data_set_says_to_delete_the_rest(tmp_path):
     (tmp_path / "digits/1.0.0/dataset_info.json").unlink()
     with pytest.raises(ValueError, match="lost its dataset_info.json; delete"):
         data.load_split(digits, "train")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "stored-train.array_record-*"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path)])
+def test_a_file_that_would_be_waited_for_is_refused_by_name(tmp_path, name, make):
+    data = labelled(tmp_path, [0, 1])
+    (path,) = Path(data.name).glob(name)
+    path.unlink()
+    make(path)
+    for named in (data, config("stored", tmp_path)):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            store.open_builder(named)
