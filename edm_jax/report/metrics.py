@@ -44,24 +44,30 @@ def read_metrics(
 
 def _enter(found: Found, place: int, line: bytes, faults: list[str]) -> None:
     """Sort a line by its kind and its nimg, parsed only if these are hidden."""
-    kind: Any
-    nimg: Any
     beginning = _BEGINNING.match(line)
     if beginning and line.endswith(b"}"):
         kind, nimg = beginning[1].decode(), int(beginning[2])
     else:
-        record = _parse(place, line, faults) if line.strip() else {"kind": "none"}
-        kind, nimg = record.get("kind"), record.get("nimg")
-        if record and not isinstance(kind, str):
-            faults.append(f"line {place} is of no kind")
-    if not isinstance(kind, str) or kind not in found:
-        return
-    if not is_count(nimg):
+        kind, nimg = _kind_and_place(place, line, faults)
+    if kind in found:
+        # Several alerts may be of the same moment.
+        key = (nimg, line) if kind == "alert" else nimg
+        found[kind][key] = nimg, place, line
+
+
+def _kind_and_place(place: int, line: bytes, faults: list[str]) -> tuple[str, int]:
+    """The kind and the nimg of a line; '' where it has none."""
+    record = _parse(place, line, faults) if line.strip() else {}
+    if not record:
+        return "", 0
+    kind, nimg = record.get("kind"), record.get("nimg")
+    if not isinstance(kind, str):
+        faults.append(f"line {place} is of no kind")
+    elif not is_count(nimg):
         faults.append(f"line {place} does not say at how many images it was written")
-        return
-    # Several alerts may be of the same moment.
-    key = (nimg, line) if kind == "alert" else (nimg,)
-    found[kind][key] = int(nimg), place, line
+    else:
+        return kind, int(nimg or 0)
+    return "", 0
 
 
 def _sorted(by: dict[Any, Line]) -> list[Line]:
@@ -101,10 +107,11 @@ def _log(lines: Iterable[Line], faults: list[str]) -> Log:
         wrong: list[str] = []
         numbers(record, (), found, wrong)
         faults += [f"line {place}: {fault}" for fault in wrong]
-        if len(names.keys() | found.keys()) > MOST_NAMES:
-            faults.append(f"line {place} is not read: it holds too many quantities")
-            continue
-        names |= dict.fromkeys(found)
+        if not found.keys() <= names.keys():
+            if len(names.keys() | found.keys()) > MOST_NAMES:
+                faults.append(f"line {place} is not read: it holds too many quantities")
+                continue
+            names |= dict.fromkeys(found)
         places.append(nimg)
         records.append(found)
     rows = [[record.get(name, math.nan) for name in names] for record in records]
