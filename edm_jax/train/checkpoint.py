@@ -81,6 +81,11 @@ class Checkpoints:
         keep_every: float = math.inf,
         agree: Agree = lambda value: [value],
     ):
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise NotADirectoryError(
+                f"{directory} is not a directory: move it away, or put the checkpoints "
+                "back there."
+            )
         self._directory, self._agree = directory.resolve(), agree
         policies = [LatestN(keep), _FirstOfEach(keep_every)]
         options = ocp.CheckpointManagerOptions(
@@ -89,7 +94,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._place = orbax_quirks.plain_path(self._directory)
-        self._manager = ocp.CheckpointManager(self._place, options=options)
+        with orbax_quirks.hushed():
+            self._manager = ocp.CheckpointManager(self._place, options=options)
         self._saved: int | None = None
 
     def restore(self, shapes: TrainState) -> Restored | None:
@@ -100,9 +106,13 @@ class Checkpoints:
         are damaged, and for the state of another network or optimizer; OSError where
         something else keeps one from being read: then nothing is renamed.
         """
-        self._manager.reload()
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        with orbax_quirks.hushed():
+            self._manager.reload()
+            steps = self._manager.all_steps()
+        # Orbax sees directories alone.
+        inside = [path for path in self._directory.iterdir() if not path.is_dir()]
+        files = [int(path.name) for path in inside if path.name.isdecimal()]
+        for step in sorted([*steps, *files], reverse=True):
             found = self._read(step, shapes)
             fault = found if isinstance(found, _Fault) else None
             worst = max(
@@ -220,6 +230,8 @@ class Checkpoints:
         """What stands out before anything is parsed, and would make a reader wait."""
         place = self._directory / str(step)
         if not place.is_dir():
+            if os.path.lexists(place):
+                return _Fault("it is not a directory")
             return _Fault("it was removed meanwhile", damaged=False)
 
         def stop(error: OSError) -> None:

@@ -412,6 +412,22 @@ def test_training_is_refused_while_all_checkpoints_are_damaged(pair):
     assert restore(pair) is None
 
 
+def test_a_file_where_a_checkpoint_is_due_is_damaged_and_not_overlooked(pair):
+    for step in ("10", "20"):
+        shutil.rmtree(pair / step)
+        (pair / step).write_text("text")
+    with pytest.raises(ValueError, match=f"All checkpoints in {pair} are damaged"):
+        restore(pair)
+    assert names(pair) == ["10.damaged", "20.damaged"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path)])
+def test_what_is_no_directory_of_checkpoints_is_refused_by_name(tmp_path, make):
+    make(tmp_path / "checkpoints")
+    with pytest.raises(OSError, match="/checkpoints is not a directory"):
+        Checkpoints(tmp_path / "checkpoints")
+
+
 def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(pair):
     for attempt in ("20.damaged", "20.damaged1", "20.damaged2"):
         (pair / "20" / "state" / "_METADATA").unlink()
