@@ -7,7 +7,7 @@
 One JSON object: images/s (median, least, most of the rounds), the seconds of the first
 step, which compiles, peak memory of a device, and model FLOP/s (6 per multiply-accumulate
 of a forward pass) against the peak of the data sheet and against a matrix product measured
-here. On a CPU the step is also measured as JAX makes it, without what `edm_jax.backend`
+here. On a CPU the step is also measured as JAX makes it, without what `edm_jax.platform`
 does, in turn, so that noise of the machine falls on both.
 """
 
@@ -23,8 +23,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from edm_jax import backend
+from edm_jax import platform
 from edm_jax.diffusion import flops
+from edm_jax.platform import operations
 from edm_jax.train import trainer
 from experiments import cli
 
@@ -88,9 +89,13 @@ def _run(steps: int) -> float:
 
 
 def plain(config) -> Measured:
-    """The step without what `edm_jax.backend` does; spoils the process for others."""
-    backend.prepare = lambda: None
-    backend.compiler_options = lambda: None
+    """The step without what `edm_jax.platform` does; spoils the process for others."""
+    platform.prepare = lambda: None
+    for module in (platform, operations):
+        module.compiler_options = lambda platform: None
+    platform.convolve_upsampled = lambda x, kernel, convolve, upsample: convolve(
+        upsample(x), kernel
+    )
     return Measured(config)
 
 

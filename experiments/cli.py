@@ -19,7 +19,8 @@ import rich.progress
 from etils import epath
 
 import configs
-from edm_jax import backend, files, menu
+from edm_jax import files, menu
+from edm_jax.platform import prepare
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 
@@ -329,7 +330,7 @@ def prepare_jax() -> None:
 
     Compiled programs lie where the user chose, else below ~/.cache.
     """
-    backend.prepare()
+    prepare()
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         # By machine: what is compiled for one CPU may not run on another.

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the ground up. A room imports from rooms on floors below its own only.
 FLOORS = (
-    "menu files tree backend",
+    "menu files tree platform",
     "ema runs",
     "models data",
     "optim diffusion original",

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from edm_jax import backend
 from edm_jax.diffusion.denoiser import Denoiser
 from edm_jax.models import unet
 
@@ -49,8 +48,7 @@ def forward_macs(spec: unet.UNetSpec) -> int:
     denoiser = Denoiser(spec, 0.5)
     params = unet.abstract_params(spec)
     inputs = unet.abstract_inputs(spec)
-    with backend.untuned():  # the same on every device
-        return count_macs(lambda *args: denoiser(*args).image, params, *inputs)
+    return count_macs(lambda *args: denoiser(*args).image, params, *inputs)
 
 
 def train_flops(spec: unet.UNetSpec) -> float:

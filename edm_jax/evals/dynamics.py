@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import backend
+from edm_jax import platform
 from edm_jax.models.unet import Params
 
 # Encoder and decoder blocks only, as in the paper: not the input convolution.
@@ -49,7 +49,7 @@ def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.A
     flat = jax.tree_util.tree_leaves_with_path(updates)
     for (path, update), w in zip(flat, jax.tree.leaves(params), strict=True):
         if path[-1].key == "kernel":
-            pair = [backend.sum_over(jnp.square(x)) for x in (update, w)]
+            pair = [platform.total(jnp.square(x)) for x in (update, w)]
             names = [key.key for key in path]
             block = _BLOCK.match(names[1]) if names[0] == "unet" else None
             for place in ("all", "_".join(block.groups()) if block else "other"):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from edm_jax import backend, data, diffusion
+from edm_jax import data, diffusion, platform
 from edm_jax.evals import dynamics
 from edm_jax.models import unet
 from edm_jax.models.unet import Params
@@ -16,11 +16,11 @@ class Inference:
     """A denoiser compiled once, for one batch shape, with its layer statistics."""
 
     def __init__(self, denoiser: diffusion.Denoiser, batch_size: int):
-        backend.prepare()
+        platform.prepare()
         self.batch_size = batch_size
         self._forward = jax.jit(
             lambda *inputs: denoiser(*inputs, statistics=True),
-            compiler_options=backend.compiler_options(),
+            compiler_options=platform.compiler_options(jax.default_backend()),
         )
 
     def denoise(self, params: Params, x: Any, sigma: Any, label: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ the output unit.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import backend
-from edm_jax.backend import apart, spread
+from edm_jax import platform
+from edm_jax.platform import alone, broadcast_to
 
 Array = jax.Array
 
@@ -26,18 +27,22 @@ Array = jax.Array
 _TINY = 1e-30
 
 
+def mean(x: Array, axes: tuple[int, ...]) -> Array:
+    """Mean over `axes`, kept as size 1."""
+    total = jnp.expand_dims(platform.total(x, axes), axes)
+    return total / (x.size // total.size)
+
+
 def magnitude(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
     """eps + RMS over `axes`, kept as size 1, in float32: what Alg. 1 divides by."""
-    squares = jnp.square(x.astype(jnp.float32))
-    total = jnp.expand_dims(backend.sum_over(squares, axes), axes)
-    return eps + jnp.sqrt(total / (x.size // total.size) + _TINY)
+    return eps + jnp.sqrt(mean(jnp.square(x.astype(jnp.float32)), axes) + _TINY)
 
 
+@alone
 def normalize(x: Array, axes: tuple[int, ...]) -> Array:
     """Divides by eps + RMS over `axes`, in float32 (Alg. 1); keeps the dtype."""
-    x = apart(x)
-    scale = spread(1 / magnitude(x, axes), x.shape)
-    return apart((x.astype(jnp.float32) * scale).astype(x.dtype))
+    scale = broadcast_to(1 / magnitude(x, axes), x.shape)
+    return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def unit_magnitude(kernel: Array) -> Array:
@@ -55,14 +60,16 @@ def pixel_norm(x: Array) -> Array:
     return normalize(x, axes=(-1,))
 
 
+@alone
 def plain_silu(x: Array) -> Array:
     """SiLU (App. B.1)."""
-    return apart(jax.nn.silu(apart(x)))
+    return jax.nn.silu(x)
 
 
+@alone
 def mp_silu(x: Array) -> Array:
     """Magnitude-preserving SiLU (Eq. 81)."""
-    return apart(jax.nn.silu(apart(x)) * (1 / 0.596))
+    return jax.nn.silu(x) * (1 / 0.596)
 
 
 def plain_sum(a: Array, b: Array, t: float) -> Array:
@@ -92,6 +99,16 @@ def mp_cat(a: Array, b: Array, t: float) -> Array:
     return jnp.concatenate([scale_a * a, scale_b * b], axis=-1)
 
 
+def modulate(x: Array, scale: Array, shift: Array | None = None) -> Array:
+    """x (1 + scale) + shift: (N, H, W, C) by (N, C), in the dtype of x."""
+
+    def each_pixel(value: Array) -> Array:
+        return broadcast_to(value.astype(x.dtype)[:, None, None, :], x.shape)
+
+    y = x * each_pixel(1 + scale)
+    return y if shift is None else y + each_pixel(shift)
+
+
 def float32_precision(
     x: Array, precision: jax.lax.Precision | None
 ) -> jax.lax.Precision | None:
@@ -106,10 +123,18 @@ def resample(x: Array, mode: str) -> Array:
     n, h, w, c = x.shape
     if mode == "down":
         return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return upsample(x)
+
+
+@alone
+def upsample(x: Array) -> Array:
+    """Repeats each pixel as a 2x2 square: (N, H, W, C) -> (N, 2H, 2W, C)."""
+    n, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
-    return apart(x.reshape(n, 2 * h, 2 * w, c))
+    return x.reshape(n, 2 * h, 2 * w, c)
 
 
+@alone
 def convolve(
     x: Array,
     kernel: Array,
@@ -119,34 +144,17 @@ def convolve(
     """(N, H, W, C) and (rows, columns, C, out) -> (N, H, W, out)."""
     dims = ("NHWC", "HWIO", "NHWC")
     strides = (1, 1)
-    return apart(
-        jax.lax.conv_general_dilated(
-            x, kernel, strides, padding, dimension_numbers=dims, precision=precision
-        )
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=dims, precision=precision
     )
 
 
-def convolve_upsampled(
-    x: Array, kernel: Array, precision: jax.lax.Precision | None
-) -> Array:
-    """`convolve(resample(x, "up"), kernel)` of 3x3 taps, for 4/9 of the products.
-
-    An output pixel sees 2x2 pixels of x, which ones being a matter of its parity:
-    taps that meet the same pixel are added first.
-    """
-
-    def merged(taps: Array, axis: int, parity: int) -> Array:
-        first, middle, last = jnp.split(taps, 3, axis)
-        pair = [first + middle, last] if parity else [first, middle + last]
-        return jnp.concatenate(pair, axis)
-
-    def pixels(i: int, j: int) -> Array:  # of row parity i and column parity j
-        taps = apart(merged(merged(kernel, 0, i), 1, j))
-        return convolve(x, taps, precision, padding=((1 - i, i), (1 - j, j)))
-
-    rows = [jnp.stack([pixels(i, 0), pixels(i, 1)], axis=3) for i in (0, 1)]
-    n, h, w, _ = x.shape
-    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, -1)
+@alone
+def matmul(x: Array, kernel: Array, precision: jax.lax.Precision | None) -> Array:
+    """(..., C) and (C, out) -> (..., out)."""
+    # In rows: the kernel's gradient is then one product, without transpositions.
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
@@ -261,18 +269,14 @@ class Layer(nn.Module):
         gain = declare(self, "gain", zeros_draw, ()) if self.gain else 1.0
         if self.normalized:
             kernel = normalize_units(kernel) / math.sqrt(fan_in)
-        upsampling = self.resample == "up" and backend.is_tuned()
-        x = apart(x if upsampling else resample(x, self.resample))
-        kernel = apart((kernel * gain).astype(x.dtype))
+        kernel = (kernel * gain).astype(x.dtype)
         precision = float32_precision(x, self.precision)
-        if upsampling:
-            y = convolve_upsampled(x, kernel, precision)
-        elif window:
-            y = convolve(x, kernel, precision)
+        if window and self.resample == "up":
+            conv = functools.partial(convolve, precision=precision)
+            y = platform.convolve_upsampled(x, kernel, conv, upsample)
         else:
-            # In rows: the kernel's gradient is then one product, without transpositions.
-            y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
-            y = apart(y).reshape(*x.shape[:-1], self.features)
+            product = convolve if window else matmul
+            y = product(resample(x, self.resample), kernel, precision)
         if self.bias:
             bias = declare(self, "bias", self.draw, (self.features,), fan_in)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
@@ -294,20 +298,20 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        n, _, _, channels = x.shape
+        channels = x.shape[-1]
         groups = min(32, channels // 4)
 
         def group_mean(y: Array) -> Array:
             # Channels first: CPUs are slow at reducing a short last axis.
-            means = backend.sum_over(y, (1, 2)) / (y.shape[1] * y.shape[2])
-            means = means.reshape(n, groups, -1).mean(axis=-1)
-            return jnp.repeat(means, channels // groups, axis=-1)[:, None, None, :]
+            means = mean(y, (1, 2)).reshape(len(y), groups, -1).mean(axis=-1)
+            means = jnp.repeat(means, channels // groups, axis=-1)
+            return broadcast_to(means[:, None, None, :], y.shape)
 
         y = x.astype(jnp.float32)
         if self.affine:
-            y = y - spread(group_mean(y), y.shape)
+            y = y - group_mean(y)
         eps = 1e-5 if self.affine else 1e-4
-        y = y * spread(jax.lax.rsqrt(group_mean(jnp.square(y)) + eps), y.shape)
+        y = y * jax.lax.rsqrt(group_mean(jnp.square(y)) + eps)
         if self.affine:
             scale = declare(self, "scale", ones_draw, (channels,))
             bias = declare(self, "bias", zeros_draw, (channels,))

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.backend import spread
 from edm_jax.models import layers, topology
 from edm_jax.models.layers import Array
 
@@ -91,9 +90,9 @@ class Branch(nn.Module):
         y = ops.layer(self.features, 3, resample=self.resample, name="conv0")(y)
         parts = 2 if ops.shift else 1
         linear = ops.layer(self.features * parts, 1, gain=ops.gain, name="emb_linear")
-        scale, *shift = jnp.split(linear(emb)[:, None, None, :], parts, axis=-1)
-        y = ops.norm(name="norm1")(y) * spread((1 + scale).astype(y.dtype), y.shape)
-        y = ops.silu(y + spread(shift[0].astype(y.dtype), y.shape) if shift else y)
+        scale_and_shift = jnp.split(linear(emb), parts, axis=-1)
+        y = layers.modulate(ops.norm(name="norm1")(y), *scale_and_shift)
+        y = ops.silu(y)
         y = layers.dropout(y, self.spec.dropout, dropout_keys, self.salt)
         return ops.last_layer(self.features, 3, name="conv1")(y)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from edm_jax import backend
+from edm_jax import platform
 from edm_jax.train.step import Batch, TrainState
 
 # Below this a leaf is repeated on every device: to gather it would cost more.
@@ -62,7 +62,7 @@ class JitStep:
             ),
             donate_argnums=0,
             out_shardings=(self._state, self._whole),
-            compiler_options=backend.compiler_options(),
+            compiler_options=platform.compiler_options(devices[0].platform),
         )
         self._gather = jax.jit(lambda tree: tree, out_shardings=self._whole)
 

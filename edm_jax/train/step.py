@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from edm_jax import backend, diffusion
+from edm_jax import diffusion, platform
 from edm_jax.ema import averaging
 from edm_jax.evals import dynamics
 from edm_jax.models.unet import Params
@@ -174,6 +174,5 @@ def make_current_averages(
 def _rms(tree: Params) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     return jnp.sqrt(
-        sum(backend.sum_over(jnp.square(x)) for x in leaves)
-        / sum(x.size for x in leaves)
+        sum(platform.total(jnp.square(x)) for x in leaves) / sum(x.size for x in leaves)
     )

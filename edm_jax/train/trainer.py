@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax import backend, diffusion, ema
+from edm_jax import diffusion, ema, platform
 from edm_jax.models import ops, unet
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain, weight_norm
@@ -62,9 +62,9 @@ class Trainer:
 def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
     """Assembles a run; `devices` default to all. Raises ValueError where it can't.
 
-    First prepares the process for JAX on a CPU: `backend.prepare`.
+    First prepares the process for JAX on a CPU: `platform.prepare`.
     """
-    backend.prepare()
+    platform.prepare()
     devices = devices or jax.devices()
     loss, opt, training = config.loss, config.optimizer, config.training
     parts = len(devices) * training.microbatches

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from edm_jax import platform
 from edm_jax.models import layers
 
 
@@ -138,10 +139,13 @@ def test_upsampling_within_a_convolution_changes_no_number(shape):
         gradient = jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
         return jax.tree.leaves(gradient(x, kernel))
 
-    within = value_and_gradients(lambda x, k: layers.convolve_upsampled(x, k, None))
-    before = value_and_gradients(
-        lambda x, k: layers.convolve(layers.resample(x, "up"), k, None)
+    def convolve(x, kernel, **padding):
+        return layers.convolve(x, kernel, None, **padding)
+
+    within = value_and_gradients(
+        lambda x, k: platform.convolve_upsampled(x, k, convolve, layers.upsample)
     )
+    before = value_and_gradients(lambda x, k: convolve(layers.upsample(x), k))
     for a, b in zip(within, before, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""What makes XLA fast on a CPU changes no number, and is taken by the XLA that is pinned."""
+"""Each platform gets its own form, all forms compute the same, and XLA takes its options."""
 
 import os
 import re
@@ -11,8 +11,10 @@ import jaxlib
 import numpy as np
 import pytest
 
-from edm_jax import backend
-from edm_jax.models import layers
+import configs
+from edm_jax import diffusion, platform
+from edm_jax.models import layers, ops, unet
+from edm_jax.platform import operations, options
 
 
 @pytest.mark.skipif(
@@ -20,14 +22,20 @@ from edm_jax.models import layers
 )
 def test_the_pinned_xla_takes_every_option():
     # A refused option is left out in silence: the step would only be slower.
-    assert backend.compiler_options() == backend._CPU_OPTIONS
+    assert platform.compiler_options("cpu") == options._CPU_OPTIONS
+
+
+@pytest.mark.parametrize("target", ["tpu", "gpu", "cuda"])
+def test_options_are_those_of_the_target_not_of_the_host(target):
+    assert jax.default_backend() == "cpu"
+    assert platform.compiler_options(target) is None
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(backend, "_CPU_OPTIONS", {"xla_cpu_no_such_option": True})
-    options = backend.compiler_options.__wrapped__()
-    assert options is None
-    jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
+    monkeypatch.setattr(options, "_CPU_OPTIONS", {"xla_cpu_no_such_option": True})
+    found = platform.compiler_options.__wrapped__("cpu")
+    assert found is None
+    jax.jit(lambda x: x + 1, compiler_options=found)(0.0)
 
 
 def compiled_gradient(options):
@@ -51,14 +59,19 @@ def computed_while_transposing(text):
     return set(re.findall(r" = \S+ (\w+)\(", "".join(transposing)))
 
 
-@pytest.mark.skipif(not backend.compiler_options(), reason="this XLA has no barriers")
+tuned = pytest.mark.skipif(
+    not platform.compiler_options("cpu"), reason="this XLA does not take the options"
+)
+
+
+@tuned
 def test_barriers_keep_arithmetic_out_of_transpositions_and_change_no_number(
     monkeypatch,
 ):
     moves = {"parameter", "reverse", "transpose", "copy", "bitcast"}
-    text, apart = compiled_gradient(backend.compiler_options())
+    text, apart = compiled_gradient(platform.compiler_options("cpu"))
     assert computed_while_transposing(text) <= moves
-    monkeypatch.setattr(backend, "compiler_options", lambda: None)
+    monkeypatch.setattr(operations, "compiler_options", lambda platform: None)
     text, fused = compiled_gradient(None)
     assert "multiply" in computed_while_transposing(text)
     for a, b in zip(apart, fused, strict=True):
@@ -88,10 +101,10 @@ def normal(*shape):
 def test_a_sum_and_its_gradient_are_those_of_float64(shape, axes):
     x = normal(*shape)
     exact = x.astype(np.float64).sum(axis=axes)
-    found = backend.sum_over(x, axes)
+    found = platform.total(x, axes)
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-5)
     weights = np.arange(1.0, 1 + exact.size).reshape(exact.shape)
-    gradient = jax.grad(lambda x: jnp.sum(weights * backend.sum_over(x, axes)))(x)
+    gradient = jax.grad(lambda x: jnp.sum(weights * platform.total(x, axes)))(x)
     kept = weights if axes is None else np.expand_dims(weights, axes)
     np.testing.assert_array_equal(gradient, np.broadcast_to(kept, shape))
 
@@ -108,13 +121,15 @@ def test_a_sum_and_its_gradient_are_those_of_float64(shape, axes):
         ((), ()),
     ],
 )
-def test_spreading_is_broadcasting_and_so_are_its_derivatives(small, shape):
+def test_broadcasting_and_its_derivatives_are_those_of_float64(small, shape):
     x, weights = normal(*small), normal(*shape)
 
     def weighted(x):
-        return jnp.sum(weights * backend.spread(x, shape))
+        return jnp.sum(weights * platform.broadcast_to(x, shape))
 
-    np.testing.assert_array_equal(backend.spread(x, shape), np.broadcast_to(x, shape))
+    np.testing.assert_array_equal(
+        platform.broadcast_to(x, shape), np.broadcast_to(x, shape)
+    )
     axes = tuple(i for i in range(len(shape)) if small[i] != shape[i])
     exact = weights.astype(np.float64).sum(axis=axes, keepdims=True)
     np.testing.assert_allclose(jax.grad(weighted)(x), exact, rtol=1e-5, atol=1e-5)
@@ -124,24 +139,59 @@ def test_spreading_is_broadcasting_and_so_are_its_derivatives(small, shape):
     np.testing.assert_allclose(twice[1], exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not backend.compiler_options(), reason="nothing is tuned here")
-def test_functions_can_be_traced_as_they_are_written():
-    def operations(x):
-        return str(jax.make_jaxpr(lambda x: backend.apart(x))(x))  # traced anew
+def lowered(function, target, *args):
+    """The program of a function for a platform, traced on this machine."""
+    return jax.jit(function).trace(*args).lower(lowering_platforms=(target,)).as_text()
 
-    assert "optimization_barrier" in operations(1.0)
-    with backend.untuned():
-        assert "optimization_barrier" not in operations(1.0)
-    assert "optimization_barrier" in operations(1.0)
+
+def vocabulary(params, x, emb):
+    """A loss that uses everything that has a form of its own on a CPU."""
+    conv = layers.Layer(
+        16, 3, normalized=True, bias=False, draw=layers.normal_draw, resample="up"
+    )
+    y = layers.GroupNorm(affine=False).apply({}, layers.mp_silu(x))
+    y = conv.apply({"params": params}, layers.modulate(y, emb))
+    return jnp.sum(jnp.square(layers.pixel_norm(layers.upsample(y))))
+
+
+@tuned
+@pytest.mark.parametrize("target", ["tpu", "cuda", "cpu"])
+def test_the_platform_compiled_for_decides_the_form(target):
+    args = {"kernel": normal(3, 3, 16, 16)}, normal(2, 8, 8, 16), normal(2, 16)
+    text = lowered(jax.grad(vocabulary, (0, 1, 2)), target, *args)
+    convolutions = text.count("stablehlo.convolution")
+    if target == "cpu":
+        assert text.count("optimization_barrier") > 10
+        assert convolutions == 3 * 4  # four of merged taps for each
+    else:
+        assert "optimization_barrier" not in text
+        assert convolutions == 3  # forward, and two gradients
+
+
+@pytest.mark.slow
+@tuned
+@pytest.mark.parametrize("letter", ["a", "g"])
+def test_a_training_loss_exported_for_accelerators_has_no_form_of_the_cpu(letter):
+    path = f"{configs.letter_path(letter)}:digits-tiny"
+    spec = ops.resolve_network(configs.load(path, {}))
+    loss = diffusion.make_loss(diffusion.Denoiser(spec, 0.5), -0.4, 1.0)
+    batch = {"image": normal(4, 8, 8, 1), "label": np.arange(4)}
+    keys = jax.random.split(jax.random.key(0), 4)
+    gradient = jax.jit(jax.grad(lambda p: loss(p, batch, keys)[0]))
+    params = unet.abstract_params(spec)
+    for target in ("tpu", "cuda", "cpu"):
+        exported = jax.export.export(gradient, platforms=[target])(params)
+        barriers = exported.mlir_module().count("optimization_barrier")
+        assert (barriers > 100) == (target == "cpu")
 
 
 # 64 MiB of scratch: 16,384 pages of 4 KiB.
 PAGE_FAULTS = """
 import resource, statistics
 import jax, jax.numpy as jnp
-from edm_jax import backend
+from edm_jax import platform
 if {prepared}:
-    backend.prepare()
+    platform.prepare()
 x = jnp.ones((4096, 8))
 step = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x.T)))
 counts = []
