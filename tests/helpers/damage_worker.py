@@ -1,0 +1,336 @@
+"""The process in which damage.py runs commands on damaged files, one case at a time.
+
+    python tests/helpers/damage_worker.py BASE [make]
+
+Reads the names of cases, writes what is wrong with each. What commands compile is shared.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import io
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+HELPERS = Path(__file__).resolve().parent
+sys.path[:0] = [str(HELPERS), str(HELPERS.parents[1])]
+
+import damage
+import damage_base
+from damage import UNDAMAGED, Case
+from damage_base import BEGUN, DONE
+
+LIMIT_S = 10.0
+MOST_PRINTED = 8_000  # characters
+MEMORY = 24 << 30  # of addresses
+# All but newlines, tabs, and what draws progress.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Hang(BaseException):
+    """The time of a case is over."""
+
+
+def commands(case: str, here: Path) -> list[str]:
+    """The command line of a reader, in a directory of its own."""
+    done, begun = str(here / DONE), str(here / BEGUN)
+    train = damage_base.arguments(begun, str(here.parent / "base" / "data"))
+    own_data = f"--config.data.data_dir={here}/data"
+    mine = f"--config={here}/user/my_config.py:digits-tiny"
+    launch = [f"--study={here}/user/my_study.py", "--workload=digits-tiny"]
+    launch += [f"--runs={here}/study"]
+    return {
+        "train": ["train", *train],
+        "train with data": ["train", *train, own_data],
+        "train with file": ["train", mine, *train[1:]],
+        "describe": ["describe", mine],
+        "evaluate": ["evaluate", f"--run={done}"],
+        "evaluate with data": ["evaluate", f"--run={done}"],
+        "sample": ["sample", f"--run={done}", "--seeds=0-3"],
+        "sample of weights": [
+            "sample",
+            f"--run={done}",
+            "--seeds=0-3",
+            f"--weights={done}/reconstructed/power-0.070-000000000640.safetensors",
+        ],
+        "sweep": ["sweep", f"--run={done}", "--sigma_rel=0.05,0.08", "--kinds=lengths"],
+        "reconstruct": ["reconstruct", f"--run={done}", "--sigma_rel=0.06,0.07"],
+        "reconstruct profile": [
+            "reconstruct",
+            f"--run={done}",
+            "--force",
+            f"--profile=table:{here}/user/table.csv",
+            f"--profile=function:{here}/user/mine.py:late",
+        ],
+        "reconstruct originals": [
+            "reconstruct",
+            f"--run={here}/pickles",
+            "--sigma_rel=0.06",
+            f"--config={damage_base.DIGITS}",
+        ],
+        "compare": ["compare", f"{here}/study", f"--out={here}/report"],
+        "compare --follow": [
+            *("compare", f"{here}/study", f"--out={here}/report", "--follow=0.01"),
+        ],
+        "launch --dry_run": ["launch", *launch, "--dry_run"],
+        "launch": ["launch", *launch],
+    }[case]
+
+
+def prepare(cases: Sequence[Case], base: Path, here: Path) -> None:
+    """Copies what the command reads, and damages it."""
+    reader = cases[0].reader
+    for part in reader.takes:
+        shutil.copytree(base / part, here / part)
+    if reader.command == "evaluate with data":
+        path = here / DONE / "config.json"
+        text = path.read_text().replace(f'"{base}/data"', f'"{here}/data"')
+        path.write_text(text.replace('"digits"', '"mine"'))
+    for index, case in enumerate(cases):
+        if reader.together:
+            shutil.copytree(base / DONE, here / _run_of(index))
+        if case.file:
+            file = case.file
+            if reader.together:
+                file = file.replace(DONE, _run_of(index))
+            for path in sorted(here.glob(file)):
+                case.damage.apply(path)
+
+
+def _run_of(index: int) -> str:
+    return f"study/case{index:02}x-seed0"
+
+
+def run(cases: Sequence[Case], base: Path, here: Path, limit: float) -> str | list[str]:
+    """Runs cases of a command; what is wrong with all, or with each."""
+    prepare(cases, base, here)
+    before, case = damage.contents(here), cases[0]
+    name, *arguments = commands(case.reader.command, here)
+    with captured() as printed, timed(limit):
+        code = call(name, arguments)
+        gc.collect()
+    text = printed()
+    if isinstance(code, str):
+        return code
+    wrong = judge(cases, code, text)
+    if not wrong and (name := damage.lost(case, code, before, damage.contents(here))):
+        wrong = f"loses or changes {name} (status {code})"
+    if wrong:
+        return f"{wrong}\n    {shown(text)}"
+    if not case.reader.together:
+        return ["" if is_named(case, text) else f"is silent\n    {shown(text)}"]
+    page = text + (here / "report" / "index.html").read_text()
+    return [
+        "" if is_named(c, page, _run_of(i)) else "is silent"
+        for i, c in enumerate(cases)
+    ]
+
+
+def shown(text: str) -> str:
+    """The end of what was printed."""
+    return " / ".join(text.strip().splitlines()[-3:])[-400:]
+
+
+def judge(cases: Sequence[Case], code: int, text: str) -> str:
+    """What is wrong with how a command ended and with what it said; else ''."""
+    case = cases[0]
+    if code not in (0, 2):
+        return f"ends with status {code}"
+    if "Traceback (most recent call last)" in text:
+        return f"prints a traceback (status {code})"
+    if re.search(r"\.py:\d+: \w*Warning", text):
+        return "prints Python's warnings"
+    if len(text) > MOST_PRINTED * len(cases):
+        return f"prints {len(text):,} characters"
+    if found := CONTROL.search(text):
+        return f"prints a control character, {found[0]!r}"
+    if code and (case.damage is UNDAMAGED or case.reader.together):
+        return "refuses what is sound"
+    last = (text.strip().splitlines() or [""])[-1]
+    if code and not any(name in last for name in names(case)):
+        return "refuses without naming the file"
+    return ""
+
+
+def names(case: Case) -> list[str]:
+    """What a sentence about the file may call it."""
+    parts = case.file.split("/")
+    found = [parts[-1].rstrip("*"), *parts[2:3]]
+    if parts[0] == "data":
+        found += [f"data set {parts[1]!r}", f"data.name={parts[1]!r}"]
+    if parts[0] in ("study", "runs") and not case.damage.plain:
+        found.append(parts[1])
+    if parts[-1] == "mine.py":
+        found.append("'late'")  # the function's name
+    if parts[-1] == "my_config.py":
+        found.append("holds a run of another config")
+    return [name for name in found if name]
+
+
+def is_named(case: Case, text: str, run: str = "") -> bool:
+    """Whether what must be noticed was."""
+    quiet = any(Path(case.file).match(each) for each in case.reader.quiet)
+    if not case.damage.plain or quiet:
+        return True
+    if not run:
+        return any(name in text for name in names(case))
+    file, run = Path(case.file).name, Path(run).name
+    near = rf"{run}(?:(?!-seed\d).){{0,400}}?{re.escape(file)}"
+    return bool(re.search(near, text, re.DOTALL))
+
+
+def call(name: str, arguments: list[str]) -> int | str:
+    """Runs a command as its file does; its status, or how it failed."""
+    from experiments import cli
+
+    main = __import__(f"experiments.{name}", fromlist=["main"]).main
+    handlers = logging.getLogger("edm_jax").handlers
+    kept = list(handlers)
+    sys.argv = [f"{name}.py", *arguments]
+    try:
+        cli.run(main)
+        return 0
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+            return 1
+        return leaving.code or 0
+    except Hang:
+        where = traceback.extract_tb(sys.exc_info()[2])[-1]
+        return f"hangs in {where.filename}:{where.lineno}"
+    except BaseException as error:  # noqa: BLE001  that is what is looked for
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [each for each in frames if str(damage_base.ROOT) in each.filename]
+        where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in own[:-5:-1])
+        return f"{type(error).__name__}: {str(error)[:200]} at {where}"
+    finally:
+        handlers[:] = kept
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[Callable[[], str]]:
+    """What this process prints, by Python or not."""
+    with tempfile.TemporaryFile() as file:
+        saved = [os.dup(each) for each in (1, 2)]
+        streams = sys.stdout, sys.stderr
+        for stream in streams:
+            stream.flush()
+        for each in (1, 2):
+            os.dup2(file.fileno(), each)
+        sys.stdout, sys.stderr = map(_stream, (1, 2))
+        text = ""
+        try:
+            yield lambda: text
+        finally:
+            sys.stdout, sys.stderr = streams
+            for each, old in zip((1, 2), saved, strict=True):
+                os.dup2(old, each)
+                os.close(old)
+            file.seek(0)
+            text = file.read().decode(errors="surrogateescape")
+
+
+def _stream(descriptor: int) -> io.TextIOWrapper:
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    errors = "surrogatepass"  # half characters are for the judge to find
+    return io.TextIOWrapper(raw, "utf-8", errors=errors, write_through=True)
+
+
+@contextlib.contextmanager
+def timed(seconds: float) -> Iterator[None]:
+    """Raises Hang in what takes longer."""
+
+    def ring(*_: object) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def share_what_is_compiled() -> None:
+    """One compiled step, forward pass and checksum for all cases."""
+    from edm_jax.evals import heldout
+    from edm_jax.train import loop
+    from experiments import launch
+
+    made, forwards = {}, {}
+    make_trainer, begin = loop.make_trainer, heldout.Inference.__init__
+
+    def same_trainer(config, *rest):
+        fields = config.to_dict() | {"data": None}
+        if (key := str(fields)) not in made:
+            made[key] = make_trainer(config, *rest)
+        return dataclasses.replace(made[key], config=config)
+
+    @functools.wraps(begin)
+    def same_forward(self, denoiser, batch_size):
+        begin(self, denoiser, batch_size)
+        key = repr(denoiser), batch_size
+        self._forward = forwards.setdefault(key, self._forward)
+
+    loop.make_trainer = same_trainer
+    heldout.Inference.__init__ = same_forward
+    # No other processes.
+    launch._slots = lambda options, runs: launch.local.cpu_slots(1)
+    launch.local.run = lambda tasks, *_: {task.name: "done" for task in tasks}
+
+
+def main() -> None:
+    """Make what is damaged, or run the cases whose names come in."""
+    base = Path(sys.argv[1])
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("MPLBACKEND", "agg")
+    os.environ.pop("EDM_JAX_CLAIM", None)
+    if sys.argv[2:] == ["make"]:
+        damage_base.make(base)
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    warnings.simplefilter("always")
+    share_what_is_compiled()
+    by_name = {case.name: case for case in damage.cases(base)}
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warm: set[str] = set()
+    print("ready", file=out, flush=True)
+    for line in sys.stdin:
+        cases = [by_name[name] for name in json.loads(line)]
+        reader = cases[0].reader
+        if reader.command not in warm:
+            warm.add(reader.command)
+            _in_a_place([Case(reader, "", UNDAMAGED)], base, 90.0)
+        answer = _in_a_place(cases, base, LIMIT_S + 0.3 * len(cases))
+        if isinstance(answer, str) and answer.startswith("hangs"):
+            # Where others keep the machine busy, a second time tells.
+            answer = _in_a_place(cases, base, 3 * (LIMIT_S + 0.3 * len(cases)))
+        print(json.dumps(answer), file=out, flush=True)
+
+
+def _in_a_place(cases: Sequence[Case], base: Path, limit: float) -> str | list[str]:
+    with tempfile.TemporaryDirectory(dir=base.parent) as place:
+        back = os.getcwd()
+        here = Path(place).resolve()
+        os.chdir(here)
+        try:
+            return run(cases, base, here, limit)
+        finally:
+            os.chdir(back)
+
+
+if __name__ == "__main__":
+    main()
