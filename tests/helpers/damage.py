@@ -52,7 +52,7 @@ class Reader:
     writes: tuple[str, ...] = ()
     quiet: tuple[str, ...] = ()
     together: bool = False
-    count: int = 20
+    count: int = 12
 
 
 def _run(run: str, **forms: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ READERS = [
         | _CHECKPOINTS,
         _TRAIN,
         quiet=("*/checkpoints/*", "*/claims/*"),
-        count=34,
+        count=20,
     ),
     Reader(
         "train with data",
@@ -168,7 +168,7 @@ READERS = [
         (f"{DONE}/reconstructed/*",),
         # What is made again.
         quiet=(f"{DONE}/reconstructed/*",),
-        count=100,
+        count=40,
     ),
     Reader(
         "reconstruct profile",
@@ -347,14 +347,15 @@ class Worker:
 
     def _ended(self) -> str:
         assert self._process
-        code, self._process = self._process.wait(), None
+        code = self._process.wait()
+        self.close()
         return f"crashes the process (status {code})"
 
     def close(self) -> None:
         """Ends the process."""
         if self._process:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
             self._process = None
 
 
