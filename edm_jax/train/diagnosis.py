@@ -20,9 +20,9 @@ _NOWHERE = float(2**24)  # larger than any place, and exact in float32
 class Diagnosis:
     """Names the first bad layer of a step.
 
-    The forward pass is computed again, with the step's own noise and the weights there
-    are by now. Where all of it is finite, the fault is of the backward pass, which meets
-    the last layer first.
+    Computes the forward pass again, with the step's own noise and the current weights.
+    If all of it is finite, the fault lies in the backward pass, which reaches the last
+    layer first.
     """
 
     def __init__(self, trainer: Trainer, agree: Callable[[float], list[float]]):
@@ -32,9 +32,16 @@ class Diagnosis:
         # Rematerialized blocks would hide their layers' outputs.
         spec = dataclasses.replace(spec, remat=False)
         denoiser = dataclasses.replace(trainer.denoiser, spec=spec)
-        self._outputs = jax.jit(
-            diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std)
-        )
+        check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std)
+
+        def outputs(params: Params, batch: Batch, key: Any, step: Any) -> Params:
+            keys = diffusion.example_keys(key, step, batch["index"])
+            return check(params, batch, keys)
+
+        # Runs once: compiling it fast saves more than running it fast.
+        quick = {"xla_backend_optimization_level": 0}
+        on_cpu = jax.default_backend() == "cpu"
+        self._outputs = jax.jit(outputs, compiler_options=quick if on_cpu else None)
 
     def first_bad(
         self, state: TrainState, batch: Batch, step: int, by_leaf: list[int]
@@ -62,12 +69,13 @@ class Diagnosis:
         if not np.isfinite(batch["image"]).all():
             return -1.0
         params, key = self._trainer.step.fetch((state.params, state.key))
-        keys = diffusion.example_keys(key, jnp.int32(step), batch["index"])
+        at = jnp.int32(step)
         # One device holds as many rows at a time as in the step.
         count = jax.local_device_count() * self._trainer.config.training.microbatches
-        rows = np.array_split(np.arange(len(keys)), min(count, len(keys)))
+        size = len(batch["index"])
+        rows = np.array_split(np.arange(size), min(count, size))
         parts = [
-            self._outputs(params, *jax.tree.map(lambda x, r=r: x[r], (batch, keys)))
+            self._outputs(params, {k: v[r] for k, v in batch.items()}, key, at)
             for r in rows
         ]
         outputs = _by_name(jax.tree.map(lambda *part: np.stack(part), *parts))

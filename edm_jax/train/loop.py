@@ -206,6 +206,7 @@ class _Loop:
         new, began = self.monitor.new_nonfinite(metrics["nonfinite"])
         if not began:
             return
+        self._say(step, "a gradient is not finite; looking for the first bad layer")
         policy = self.config.optimizer.nonfinite
         by_leaf = metrics["nonfinite_by_leaf"]
         first = self.diagnosis.first_bad(state, batch, step - 1, by_leaf)
@@ -223,8 +224,11 @@ class _Loop:
     def _alert(self, step: int, about: str, message: str, **fields: Any) -> None:
         nimg = step * self.batch_size
         self.run_dir.log("alert", step, nimg, about=about, message=message, **fields)
+        self._say(step, message)
+
+    def _say(self, step: int, message: str) -> None:
         if hosts.is_first():
-            _log.warning("%s images: %s.", f"{nimg:,}", message)
+            _log.warning("%s images: %s.", f"{step * self.batch_size:,}", message)
 
     def _probe(self, state: TrainState, step: int) -> None:
         """Logs the held-out loss, averaged and not, and the magnitudes."""
