@@ -226,6 +226,13 @@ def _finite(text: str) -> float:
     return value
 
 
+class Console(rich.console.Console):
+    """One whose reader may leave, as `head` does, without that being a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class _Warnings(logging.Handler):
     """The library's warnings, as lines above a progress bar."""
 
@@ -242,6 +249,7 @@ def run(main: Callable[[], None]) -> None:
     library.propagate = False
     try:
         main()
+        sys.stdout.flush()  # here, where a reader that has left is known
         return
     except BrokenPipeError:
         # Whoever read the output has enough, as `head` does; nothing is left to flush.

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import rich.console
 import rich.markup
 import rich.table
 
@@ -142,9 +141,9 @@ def _dry_run(plans: Sequence[planning.Plan], options: argparse.Namespace) -> Non
         )
         table.add_row(*cells)
     # As wide as it is where nobody sees it, so that it can be searched.
-    console = rich.console.Console()
+    console = cli.Console()
     wide = None if console.is_terminal else 200
-    rich.console.Console(width=wide).print(table)
+    cli.Console(width=wide).print(table)
     going = [plan for plan in plans if plan.goes]
     images, stored = (sum(p.nimg for p in going), sum(p.bytes for p in going))
     print(
@@ -203,7 +202,7 @@ def _tell_failures(failed: Sequence[Task]) -> None:
     for task in failed:
         why = str(task.status.get("message", ""))
         table.add_row(str(task.path / LOG), why, task.log_tail())
-    console = rich.console.Console(markup=False)
+    console = cli.Console(markup=False)
     console.print(table)
 
 

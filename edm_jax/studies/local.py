@@ -7,9 +7,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from edm_jax.runs import claims
+from edm_jax.runs import claims, signals
 from edm_jax.studies.task import EXIT, Task
 
 _POLL_S = 0.2
@@ -89,7 +89,7 @@ def run(
 
     A failure leaves the others running, or with fail_fast preempts them. What another
     launcher holds is waited for, and taken over where it gives it up. SIGINT or SIGTERM
-    is passed on, so that the runs save; then KeyboardInterrupt is raised.
+    or SIGHUP is passed on, so that the runs save; then KeyboardInterrupt is raised.
     """
     launch = _Launch(tasks, slots, display)
     with _interruptible():
@@ -195,10 +195,18 @@ def _cores() -> set[int]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Both signals raise KeyboardInterrupt, even where a shell had them ignored."""
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for each in previous:
-        signal.signal(each, signal.default_int_handler)
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, the last of them once.
+
+    The first two do so even if a shell had them ignored.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)  # it comes more than once
+            signals.leave_terminal()
+        raise KeyboardInterrupt
+
+    previous = {s: signal.signal(s, interrupt) for s in signals.stop_numbers()}
     try:
         yield
     finally:

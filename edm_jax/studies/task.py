@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edm_jax.runs import claims
+from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import read_state, read_status, update_status
 
 LOG = "log.txt"
@@ -163,11 +163,15 @@ def follow(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came."""
+    """Whether SIGINT, SIGTERM or SIGHUP came."""
     came: list[int] = []
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for each in previous:
-        signal.signal(each, lambda number, _: came.append(number))
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        if number == signal.SIGHUP:
+            signals.leave_terminal()
+
+    previous = {s: signal.signal(s, note) for s in signals.stop_numbers()}
     try:
         yield lambda: bool(came)
     finally:

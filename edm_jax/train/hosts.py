@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from edm_jax.runs import signals
 from edm_jax.train import parallel
 
 
@@ -187,26 +188,29 @@ def first_alone(action: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Notes SIGINT and SIGTERM instead of dying; a second one ends the process at once.
+    """Notes SIGINT, SIGTERM and SIGHUP instead of dying; a second one ends the process.
 
-    Everything on disk is whole at any time, so that ending at once loses only what came
-    after the last checkpoint.
+    Everything on disk is whole at any time, so ending at once loses only what came after
+    the last checkpoint. SIGHUP, which a lost terminal sends more than once, counts once.
     """
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = signals.stop_numbers()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def exit_at_second() -> None:
         # In a thread: Python's own handlers wait while XLA compiles.
-        count = 0
+        count, hung_up = 0, False
         while data := reader.recv(1):
-            count += data[0] in numbers
+            count += data[0] in numbers and not (hung_up and data[0] == signal.SIGHUP)
+            hung_up |= data[0] == signal.SIGHUP
             if count > 1:
                 os._exit(128 + data[0])
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
+        if number == signal.SIGHUP:
+            signals.leave_terminal()
 
     previous = {number: signal.signal(number, note) for number in numbers}
     old = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)

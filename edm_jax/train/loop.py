@@ -46,7 +46,7 @@ def train(
 ) -> None:
     """Trains to the config's duration, going on from the last checkpoint.
 
-    All processes call this. SIGINT or SIGTERM to any of them: all finish the step, save,
+    All processes call this. SIGINT, SIGTERM or SIGHUP to any: all finish the step, save,
     and raise Preempted. open_mirrors: given the images trained before, opens what
     metrics are mirrored to. profile_steps: so many are traced into RUN/profile.
     allow_data: the data set may differ from before. Raises ValueError for a checkpoint

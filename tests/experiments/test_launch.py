@@ -9,8 +9,9 @@ import threading
 import time
 
 import pytest
+from driven_run import ROOT
 
-from edm_jax.runs import claims
+from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import read_json, write_json
 from edm_jax.studies import local
 from edm_jax.studies.task import LOG, Task, is_done
@@ -109,7 +110,10 @@ def test_fail_fast_preempts_the_others_and_begins_no_more(tmp_path):
     assert (slow.path / "saved").exists() and slow.status["state"] == "preempted"
 
 
-def test_an_interrupt_is_passed_on_and_waited_for(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_is_passed_on_and_waited_for(tmp_path, monkeypatch, number):
+    # Standard error and output may be the terminal of whoever tests.
+    monkeypatch.setattr(signals, "leave_terminal", lambda: None)
     program = (
         "(run / 'started').touch()\n"
         "try: time.sleep(60)\n"
@@ -121,7 +125,7 @@ def test_an_interrupt_is_passed_on_and_waited_for(tmp_path):
     def interrupt():
         while not (running.path / "started").exists():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     display = Quiet()
@@ -276,3 +280,30 @@ def test_a_run_that_cannot_be_claimed_fails_with_the_reason(tmp_path):
     outcomes, _ = launch([each], 1)
     assert outcomes == {"a": "failed"}
     assert "could not be claimed" in each.status["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["launch.py", "--workload=digits-tiny", "--dry_run"],
+        ["launch.py", "--workload=digits-tiny", "--backend=tpu"],
+        ["describe.py", "--config=configs/config_g.py:digits-tiny"],
+        ["train.py", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_leaves_ends_a_command_quietly(tmp_path, command):
+    name, *options = command
+    options += [f"--runs={tmp_path}/s"] if name == "launch.py" else []
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "experiments" / name, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(60), said) == (0, "")
+    process.stderr.close()

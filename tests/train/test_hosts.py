@@ -1,11 +1,14 @@
 """Two real processes that are one run, and what they say when they are not."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,7 +17,7 @@ from driven_run import BATCH, ROOT
 
 import configs
 from edm_jax import data
-from edm_jax.runs import claims
+from edm_jax.runs import claims, signals
 from edm_jax.train import hosts
 
 STEPS = 40
@@ -237,13 +240,59 @@ def test_every_process_alone_agrees_with_itself():
         hosts.first_alone(lambda: {}["mine"])
 
 
-def test_a_signal_is_noted_and_the_handlers_come_back():
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_noted_and_the_handlers_come_back(number, monkeypatch):
+    monkeypatch.setattr(signals, "leave_terminal", lambda: None)
+    before = [signal.getsignal(n) for n in NUMBERS]
     with hosts.stop_signals() as stopped:
         assert not stopped()
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         assert stopped()
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in NUMBERS] == before
+
+
+def test_a_hangup_that_is_ignored_stays_so(monkeypatch):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with hosts.stop_signals() as stopped:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopped()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_lost_saves_and_says_preempted(data_dir, tmp_path):
+    run = tmp_path / "run"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["XLA_FLAGS"] = ""
+        command = [sys.executable, DRIVER, str(run), str(data_dir), "3000"]
+        os.execv(sys.executable, command)
+    reader = threading.Thread(target=read_all, args=(terminal,), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 240
+    log = run / "metrics.jsonl"
+    while not (log.exists() and '"train"' in log.read_text()):
+        assert time.monotonic() < deadline and os.waitpid(pid, os.WNOHANG) == (0, 0)
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGHUP)  # a shell sends it; the kernel does once more
+    time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "preempted" and status["nimg"] % BATCH == 0
+    step = status["nimg"] // BATCH
+    assert (run / "checkpoints" / str(step) / "commit_success.txt").exists()
+
+
+def read_all(terminal):
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
