@@ -5,7 +5,7 @@ import signal
 import stat
 
 
-def stop_numbers() -> list[int]:
+def stop_numbers() -> list[signal.Signals]:
     """SIGINT and SIGTERM; SIGHUP too, unless it is ignored, as `nohup` has it."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
