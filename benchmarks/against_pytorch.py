@@ -149,7 +149,7 @@ class TorchSide:
         self.net = Network(spec, params, formats[channels_last])
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
         self.params = [w for w in self.net.weights.values() if w.requires_grad]
-        betas, eps = (self.opt.beta1, self.opt.beta2), self.opt.eps
+        betas, eps = (self.opt.method.beta1, self.opt.method.beta2), self.opt.method.eps
         fused_adam = True if fused else None  # None is PyTorch's own choice
         self.adam = torch.optim.Adam(
             self.params, betas=betas, eps=eps, fused=fused_adam
@@ -174,8 +174,10 @@ class TorchSide:
     def update(self) -> None:
         for p in self.params:
             torch.nan_to_num(p.grad, 0.0, 0.0, 0.0, out=p.grad)
-        ramp = min(self.count * self.opt.batch_size / (self.opt.rampup_mimg * 1e6), 1.0)
-        decay = math.sqrt(max(self.count / self.opt.t_ref, 1.0))
+        ramp = min(
+            self.count * self.opt.batch_size / (self.opt.warmup.rampup_mimg * 1e6), 1.0
+        )
+        decay = math.sqrt(max(self.count / self.opt.schedule.t_ref, 1.0))
         self.adam.param_groups[0]["lr"] = self.opt.alpha_ref * ramp / decay
         self.adam.step()
         self.count += 1

@@ -18,8 +18,21 @@ from configs import config_a
 from configs.workloads import get_workload
 from edm_jax import files, menu, tree
 from edm_jax.models import ops
+from edm_jax.optim import chain
+from edm_jax.optim.nonfinite import POLICIES
+from edm_jax.optim.optimizers import OPTIMIZERS
+from edm_jax.optim.schedules import SCHEDULES, WARMUPS
+from edm_jax.runs import schema
 
 LETTERS = "abcdefg"
+MENUS = menu.choices(chain.OptimizerConfig, "optimizer")  # {dotted field: its entries}
+# {name: (the field that chooses, its entries)}
+ALL_MENUS = {
+    "schedule": ("optimizer.schedule.name", SCHEDULES),
+    "warmup": ("optimizer.warmup.name", WARMUPS),
+    "optimizer": ("optimizer.method.name", OPTIMIZERS),
+    "nonfinite": ("optimizer.nonfinite", POLICIES),
+}
 NO_VALUE = "(no value)"  # the text of an override that is a bare --config.FIELD
 
 
@@ -33,8 +46,13 @@ def load(
     """
     path, _, workload = reference.partition(":")
     config = _get_config(pathlib.Path(path), workload or "digits")
-    for field, text in (overrides or {}).items():
-        _override(config, field, text)
+    for field, entries in MENUS.items():
+        _choose(config, field, menu.whole(entries, field, _group(config, field)))
+    # What is chosen decides which fields there are.
+    overrides = overrides or {}
+    for field in sorted(overrides, key=lambda field: not field.endswith(".name")):
+        _override(config, field, overrides[field])
+    chain.optimizer_config(config.optimizer)
     ops.resolve_network(config)
     return config.lock()
 
@@ -50,9 +68,10 @@ def from_json(fields: Mapping, path: files.PathLike) -> ml_collections.ConfigDic
             return {key: tuples(each) for key, each in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    config = ml_collections.ConfigDict(tuples(fields))
+    config = ml_collections.ConfigDict(tuples(schema.upgrade(fields)))
     try:
         _check_form(config)
+        chain.optimizer_config(config.optimizer)
         ops.resolve_network(config)
     except ValueError as error:
         raise files.Damaged(path, f"is damaged: {error}") from error
@@ -95,14 +114,22 @@ def _get_config(path: pathlib.Path, workload: str) -> ml_collections.ConfigDict:
 
 
 def _check_form(config: Mapping) -> None:
-    """Raises ValueError where a field is missing, or of another type than config A's."""
+    """Raises ValueError where a field is missing, or of another type than config A's.
+
+    The fields of what a menu chooses are checked by what is chosen.
+    """
     found = flatten(config)
     for field, example in flatten(config_a.get_config("digits")).items():
+        if field.rpartition(".")[0] in MENUS:
+            continue
         if field not in found:
             raise ValueError(f"it has no field {field!r}.")
         kind, _ = _PARSERS[type(example)]
         if not _fits(value := found[field], type(example)):
             raise ValueError(f"{field} is {reprlib.repr(value)}, but takes {kind}.")
+    for field in MENUS:
+        if f"{field}.name" not in found:
+            raise ValueError(f"it has no field '{field}.name'.")
 
 
 def _fits(value: object, kind: type) -> bool:
@@ -117,13 +144,20 @@ def _fits(value: object, kind: type) -> bool:
 
 def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     flat = flatten(config)
+    of = field.removesuffix(".name")
+    if field in flat and of in MENUS:
+        if text != flat[field]:
+            _choose(config, of, menu.whole(MENUS[of], of, menu.choice(text)))
+        return
     if field in ("letter", "workload"):
         raise ValueError(
             f"{field!r} follows from --config=FILE:WORKLOAD; name it there."
         )
     if field not in flat:
         near = menu.suggest(field, list(flat))
-        raise ValueError(f"There is no field {field!r}.{near}")
+        of = field.rpartition(".")[0]
+        chosen = f" of {flat[f'{of}.name']!r}" if of in MENUS else ""
+        raise ValueError(f"There is no field {field!r}{chosen}.{near}")
     old = flat[field]
     kind, parse = _PARSERS[type(old)]
     try:
@@ -133,6 +167,16 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
             f"--config.{field} has no value" if text == NO_VALUE else f"{field}={text}"
         )
         raise ValueError(f"{said}, but takes {kind}; it is now {old!r}.") from None
+
+
+def _group(config: ml_collections.ConfigDict, field: str) -> dict[str, object]:
+    room, _, name = field.rpartition(".")
+    return dict(config[room][name])
+
+
+def _choose(config: ml_collections.ConfigDict, field: str, chosen: dict) -> None:
+    room, _, name = field.rpartition(".")
+    config[room][name] = ml_collections.ConfigDict(chosen)
 
 
 def _parse_bool(text: str) -> bool:
@@ -182,8 +226,8 @@ def duration_note(config: ml_collections.ConfigDict) -> str:
     if config.training.duration_mimg == w.duration_mimg:
         return ""
     chosen = {
-        "optimizer.rampup_mimg": w.rampup_mimg,
-        "optimizer.t_ref": w.t_ref,
+        "optimizer.warmup.rampup_mimg": w.rampup_mimg,
+        "optimizer.schedule.t_ref": w.t_ref,
         "ema.halflives_mimg": (w.halflife_mimg,),
         "training.snapshot_mimg": w.snapshot_mimg,
         "training.log_mimg": w.log_mimg,
@@ -191,7 +235,7 @@ def duration_note(config: ml_collections.ConfigDict) -> str:
         "training.checkpoint_mimg": 8 * w.snapshot_mimg,
     }
     fields = flatten(config)
-    kept = [f"{f}={value}" for f, value in chosen.items() if fields[f] == value]
+    kept = [f"{f}={value}" for f, value in chosen.items() if fields.get(f) == value]
     if not kept:
         return ""
     return (

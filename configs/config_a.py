@@ -11,6 +11,7 @@ import math
 from ml_collections import ConfigDict
 
 from configs.workloads import get_workload
+from edm_jax.menu import choice
 
 
 def get_config(workload: str = "digits") -> ConfigDict:
@@ -75,17 +76,14 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.optimizer = opt = ConfigDict()
     opt.batch_size = 2 * w.batch_size
     opt.alpha_ref = w.alpha_ref_plain
-    opt.decay = "inverse_sqrt"  # Eq. 67; or cosine, linear, to 0 at decay_end_mimg
-    opt.t_ref = math.inf  # steps; inf is a constant rate
-    opt.decay_end_mimg = 0.0  # 0: training.duration_mimg
-    opt.rampup_mimg = w.rampup_mimg
-    opt.beta1 = 0.9
-    opt.beta2 = 0.999
-    opt.eps = 1e-8
+    # Menus of edm_jax/optim; `describe.py --menu=optimizer` lists them.
+    opt.schedule = choice("constant")  # or inverse_sqrt, cosine, linear
+    opt.warmup = choice("linear", rampup_mimg=w.rampup_mimg)  # or none
+    opt.method = choice("adam", beta1=0.9, beta2=0.999, eps=1e-8)
     opt.loss_scale = 100.0  # for float16; divided out of the gradient again
     opt.forced_weight_norm = False
-    # Gradient elements that are not finite: zero them, skip the update, or stop.
-    opt.nonfinite = "zero"
+    # What happens to gradient elements that are not finite.
+    opt.nonfinite = "zero"  # or skip, stop
 
     config.ema = ema = ConfigDict()
     # The paper's A has the traditional average only; the power-function pair is

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import config_d
 from configs.workloads import get_workload
+from edm_jax.menu import choice
 
 
 def get_config(workload: str = "digits") -> ConfigDict:
@@ -14,5 +15,6 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.letter = "e"
     config.title = "Control effective learning rate"
     config.optimizer.forced_weight_norm = True  # Eq. 66
-    config.optimizer.t_ref = get_workload(workload).t_ref  # Eq. 67
+    t_ref = get_workload(workload).t_ref
+    config.optimizer.schedule = choice("inverse_sqrt", t_ref=t_ref)  # Eq. 67
     return config

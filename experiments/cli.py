@@ -28,12 +28,14 @@ OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
 EXPECTED = (ValueError, OSError, ImportError)
 
 
-def config_parser(description: str | None) -> argparse.ArgumentParser:
+def config_parser(
+    description: str | None, required: bool = True
+) -> argparse.ArgumentParser:
     """A parser with --config, which leaves overrides for `parse_config`."""
     parser = _parser(description)
     parser.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="FILE:WORKLOAD",
         help="such as configs/config_g.py:digits; any field of it is overridden with "
         "--config.FIELD=VALUE, such as --config.network.dropout=0.1",
@@ -54,7 +56,16 @@ def parse_config(
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
     """The options and the resolved config; raises what `configs.load` raises."""
     options, rest = parser.parse_known_args(arguments)
-    return options, configs.load(options.config, overrides(rest))
+    return options, load_config(options, rest)
+
+
+def load_config(
+    options: argparse.Namespace, rest: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The config of --config and of the overrides that are left over."""
+    if not options.config:
+        raise ValueError("--config=FILE:WORKLOAD is missing: name a config.")
+    return configs.load(options.config, overrides(rest))
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -173,7 +184,7 @@ def command(script: str, *arguments: object) -> str:
 def allowed_fields(text: str, config: ml_collections.ConfigDict) -> list[str]:
     """The fields of --allow, and 'data' for the data set itself; raises ValueError."""
     fields = [field for field in text.split(",") if field]
-    known = [*configs.flatten(config), "data"]
+    known = [*configs.flatten(config), *configs.MENUS, "data"]
     for field in fields:
         if field not in known:
             near = menu.suggest(field, known)

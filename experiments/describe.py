@@ -17,6 +17,7 @@ import jax
 import ml_collections
 
 import configs
+from edm_jax import menu
 from edm_jax.cost import disk, memory
 from edm_jax.diffusion import flops
 from edm_jax.models import ops, unet
@@ -57,10 +58,12 @@ def changes(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:
         configs.load(f"{configs.letter_path(parent)}:{config.workload}")
     )
     after = configs.flatten(config)
+    # A field of a choice may be in one of them alone.
+    changed = {f: [before.get(f), after.get(f)] for f in {**before, **after}}
     return {
-        field: [_printable(before[field]), _printable(after[field])]
-        for field in after
-        if field not in ("letter", "title") and before[field] != after[field]
+        field: [_printable(value) for value in values]
+        for field, values in changed.items()
+        if field not in ("letter", "title") and values[0] != values[1]
     }
 
 
@@ -90,9 +93,30 @@ def describe_memory(
     return found
 
 
+def describe_menus(name: str) -> str:
+    """The entries of a menu, or of all, with their fields; raises ValueError."""
+    if name not in (*configs.ALL_MENUS, "all"):
+        listed = ", ".join(configs.ALL_MENUS)
+        near = menu.suggest(name, configs.ALL_MENUS)
+        raise ValueError(
+            f"--menu={name}: there is no such menu; there are {listed}.{near}"
+        )
+    names = configs.ALL_MENUS if name == "all" else [name]
+    return "\n\n".join(
+        f"{each}: --config.{configs.ALL_MENUS[each][0]}=NAME\n"
+        + menu.describe(configs.ALL_MENUS[each][1])
+        for each in names
+    )
+
+
 def main() -> None:
     """Parse the command line and print."""
-    parser = cli.config_parser(__doc__)
+    parser = cli.config_parser(__doc__, required=False)
+    parser.add_argument(
+        "--menu",
+        metavar="NAME",
+        help="list a menu's entries, such as schedule, and nothing else; all for all",
+    )
     parser.add_argument(
         "--devices",
         type=int,
@@ -103,7 +127,11 @@ def main() -> None:
         action="store_true",
         help="also the activations, from the compiled step (minutes for large nets)",
     )
-    options, config = cli.parse_config(parser, None)
+    options, rest = parser.parse_known_args()
+    if options.menu is not None:
+        print(describe_menus(options.menu))
+        return
+    config = cli.load_config(options, rest)
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices={options.devices}, but must be at least 1.")
     if options.devices:

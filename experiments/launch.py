@@ -2,7 +2,7 @@
 
 Trains and evaluates every run of experiments/studies/STUDY.py, or of a file of your own,
 under runs/STUDY-WORKLOAD. Runs that are done are skipped; Ctrl-C saves, and the same
-command goes on from there. Several launchers may work on one study.
+command resumes them. Several launchers may work on one study.
 --config.FIELD=VALUE changes every run.
 """
 
@@ -176,7 +176,7 @@ def _local(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             table.close()
             print(
-                "launch: interrupted; the same command goes on from here.",
+                "launch: interrupted; the same command resumes the runs.",
                 file=sys.stderr,
             )
             sys.exit(130)
@@ -190,7 +190,7 @@ def _local(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
             "runs them again."
         )
     if any(outcome == "preempted" for outcome in outcomes.values()):
-        sys.exit("launch: some runs were preempted; the same command goes on.")
+        sys.exit("launch: some runs were preempted; the same command resumes them.")
     print(
         f"{len(tasks)} runs in {live.duration(time.monotonic() - start)}; next: "
         f"{cli.command('compare.py', tasks[0].path.parent)}"
@@ -255,7 +255,7 @@ def _tpu(plans: Sequence[planning.Plan], options: argparse.Namespace) -> None:
     free = [plan for plan in plans if plan.action != planning.HELD]
     tasks = planning.open_runs(free, options.allow, create=False)
     print(
-        "# One after the other; each goes on from its last checkpoint if it is repeated."
+        "# Run these one after the other; a command that is repeated resumes its run."
     )
     for line in tpu.commands(
         tasks, options.tpu, options.zone, HERE.parent, options.directory

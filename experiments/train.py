@@ -1,7 +1,7 @@
 """Train one config: python experiments/train.py --config=configs/config_g.py:digits.
 
 The run directory holds all that evaluating and comparing need. Ctrl-C or SIGTERM saves
-and stops, with status 75; the same command goes on from there, as after any crash. On
+and stops, with status 75; the same command resumes it, as after any crash. On
 several hosts start it on each: found by itself under SLURM and on TPU pods, else with
 --coordinator, --num_processes and --process_id.
 """
@@ -147,10 +147,17 @@ def _progress(config: Any) -> Iterator[loop.OnProgress]:
         yield lambda *_: None
         return
     with cli.progress_bar(cli.RATE) as bar:
-        task = bar.add_task(f"config {config.letter.upper()}", total=None, rate=0.0)
+        name = f"config {config.letter.upper()}"
+        task = bar.add_task(f"{name}: preparing", total=None, rate=0.0)
+        compiling = True
 
         def on_progress(nimg: int, total: int, rate: float) -> None:
-            bar.update(task, completed=nimg, total=total, rate=rate)
+            nonlocal compiling  # until the second call
+            text = f"{name}: compiling" if compiling else name
+            if compiling and not bar.console.is_terminal:
+                print(f"{text}.", file=sys.stderr, flush=True)
+            compiling = False
+            bar.update(task, completed=nimg, total=total, rate=rate, description=text)
 
         yield on_progress
 

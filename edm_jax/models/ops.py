@@ -54,16 +54,11 @@ _PRECISION = {"highest": jax.lax.Precision.HIGHEST, "default": None}
 _WORDS = {
     "training.parallel": ("jit", "pmap"),
     "training.sharding": ("none", "state", "full"),
-    "optimizer.nonfinite": ("zero", "skip", "stop"),
-    "optimizer.decay": ("inverse_sqrt", "cosine", "linear"),
 }
 # Positive numbers; inf turns the second kind off.
 _POSITIVE = [
     "loss.P_std",
     "loss.sigma_data",
-    "optimizer.batch_size",
-    "optimizer.alpha_ref",
-    "optimizer.loss_scale",
     "ema.update_every",
     "training.duration_mimg",
     "training.keep_checkpoints",
@@ -78,7 +73,6 @@ _POSITIVE = [
 ]
 _BOUNDS = [
     "network.clamp",
-    "optimizer.t_ref",
     "training.snapshot_mimg",
     "training.probe_mimg",
     "training.log_mimg",
@@ -89,9 +83,6 @@ _BOUNDS = [
     "training.alert_growth",
 ]
 _NOT_NEGATIVE = [
-    "optimizer.rampup_mimg",
-    "optimizer.decay_end_mimg",
-    "optimizer.eps",
     "ema.halflife_rampup",
 ]
 
@@ -258,9 +249,6 @@ def _training_faults(config: Any) -> Iterator[str]:
         )
     yield from _range_faults(config)
     training = config.training
-    for field in ("beta1", "beta2"):
-        if not 0 <= opt[field] < 1:
-            yield f"optimizer.{field}={opt[field]}, but must lie in [0, 1)."
     for field, words in _WORDS.items():
         group, name = field.split(".")
         if (word := config[group][name]) not in words:

@@ -1,45 +1,81 @@
 """The optimizer chain: what a config's `optimizer` fields mean, in one place."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
 import jax
 import optax
 
-from edm_jax.optim import schedules
-from edm_jax.optim.nonfinite import guard_nonfinite
+from edm_jax import fields, menu
+from edm_jax.fields import Count, Positive, Settings
+from edm_jax.optim.nonfinite import POLICIES
+from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
+from edm_jax.optim.schedules import (
+    SCHEDULES,
+    WARMUPS,
+    Rate,
+    Run,
+    Schedule,
+    Warmup,
+    per_step,
+)
 from edm_jax.optim.weight_norm import forced_weight_norm
 
 
-def learning_rate(opt: Any, duration_mimg: float) -> Callable[..., jax.Array]:
-    """Learning rate by images seen, of a config's `optimizer` fields.
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Settings):
+    """A config's `optimizer` fields."""
 
-    A decay with an end reaches it at `opt.decay_end_mimg`, or with the run where that
-    is 0: after `duration_mimg` million images.
+    batch_size: Count
+    alpha_ref: Positive
+    schedule: Annotated[Schedule, menu.Entry(SCHEDULES)]
+    warmup: Annotated[Warmup, menu.Entry(WARMUPS)]
+    method: Annotated[Optimizer, menu.Entry(OPTIMIZERS)]
+    loss_scale: Positive  # for float16; divided out of the gradient again
+    forced_weight_norm: bool
+    nonfinite: Annotated[str, menu.Word(POLICIES)]
+
+
+def optimizer_config(opt: Any) -> OptimizerConfig:
+    """A config's `optimizer` fields, checked; raises ValueError."""
+    if isinstance(opt, OptimizerConfig):
+        return opt
+    return fields.make(OptimizerConfig, "optimizer", opt)
+
+
+def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
+    """The learning rate as a function of the images seen before a step.
+
+    Args:
+        opt: the config's `optimizer` fields.
+        duration_mimg: of the whole run, in million images.
     """
-    rampup_nimg = opt.rampup_mimg * 1e6
-    end_nimg = (opt.decay_end_mimg or duration_mimg) * 1e6
-    if opt.decay == "cosine":
-        return schedules.cosine(opt.alpha_ref, end_nimg, rampup_nimg)
-    if opt.decay == "linear":
-        return schedules.linear(opt.alpha_ref, end_nimg, rampup_nimg)
-    t_ref_nimg = opt.t_ref * opt.batch_size
-    return schedules.inverse_sqrt(opt.alpha_ref, t_ref_nimg, rampup_nimg)
+    opt = optimizer_config(opt)
+    run = Run(duration_mimg * 1e6, opt.batch_size)
+
+    def rate(nimg: jax.Array) -> jax.Array:
+        warm = opt.alpha_ref * opt.warmup.factor(nimg)
+        return warm * opt.schedule.factor(nimg, run)
+
+    return rate
 
 
-def make_optimizer(opt: Any, duration_mimg: float) -> optax.GradientTransformation:
-    """The chain of a config's `optimizer` fields: Adam, rate in images, projection.
+def make_optimizer(
+    opt: OptimizerConfig, duration_mimg: float
+) -> optax.GradientTransformation:
+    """The chain: loss scale, guarded update rule, rate in images, projection.
 
-    `opt.nonfinite`: 'zero' zeroes gradient elements that are not finite, as the paper's
-    code does; 'skip' and 'stop' leave out the whole update.
+    Args:
+        opt: the config's `optimizer` fields.
+        duration_mimg: of the whole run, in million images.
     """
-    schedule = learning_rate(opt, duration_mimg)
-    adam = optax.scale_by_adam(b1=opt.beta1, b2=opt.beta2, eps=opt.eps)
+    opt = optimizer_config(opt)
+    policy = menu.build(POLICIES, "optimizer.nonfinite", opt.nonfinite)
+    rate = learning_rate(opt, duration_mimg)
     links = [
         optax.scale(1 / opt.loss_scale),
-        # A run that stops there keeps what it had before.
-        guard_nonfinite(adam, skip=opt.nonfinite != "zero"),
-        optax.scale_by_learning_rate(schedules.per_step(schedule, opt.batch_size)),
+        policy.guard(opt.method.rule()),
+        optax.scale_by_learning_rate(per_step(rate, opt.batch_size)),
     ]
     if opt.forced_weight_norm:
         links.append(forced_weight_norm())

@@ -1,11 +1,13 @@
 """Gradients that are not finite: counted, and kept away from the moments."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from edm_jax.fields import Settings
 from edm_jax.models.unet import Params
 from edm_jax.optim.links import links
 
@@ -17,14 +19,66 @@ class GuardState(NamedTuple):
     inner: Any
 
 
+class Policy(Protocol):
+    """An entry of POLICIES.
+
+    Its guard's state is a `GuardState`, so that a run can continue under another policy.
+    """
+
+    done: ClassVar[str]  # what the alert says was done
+    stops: ClassVar[bool]  # whether the run ends there
+
+    def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The update rule, kept from elements that are not finite, which are counted."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero(Settings):
+    """Replaces gradient elements that are not finite by 0, as the original code does."""
+
+    done: ClassVar[str] = "zeroed"
+    stops: ClassVar[bool] = False
+
+    def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The rule, given 0 for elements that are not finite."""
+        return guard_nonfinite(rule, skip=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip(Settings):
+    """Leaves out the whole update and keeps the moments."""
+
+    done: ClassVar[str] = "update skipped"
+    stops: ClassVar[bool] = False
+
+    def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The rule, left out where any element is not finite."""
+        return guard_nonfinite(rule, skip=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop(Skip):
+    """Leaves out the update and ends the run."""
+
+    done: ClassVar[str] = "stopping"
+    stops: ClassVar[bool] = True
+
+
+POLICIES = {"zero": Zero, "skip": Skip, "stop": Stop}
+
+
 def guard_nonfinite(
     inner: optax.GradientTransformation, skip: bool
 ) -> optax.GradientTransformation:
     """`inner`, given 0 for elements that are not finite, which are counted.
 
-    skip: where there are any, the update is 0 and the state of `inner` is kept. Wraps
-    Adam alone: the learning rate behind it counts images, not updates. The state has
-    the same layout either way, so that a run can go on with the other.
+    Wraps the update rule alone: the learning rate behind it counts images, not updates.
+
+    Args:
+        inner: the update rule, such as Adam.
+        skip: where an element is not finite, the update is 0 and the state of `inner`
+            is kept. The state has the same layout either way.
     """
 
     def init(params: Params) -> GuardState:

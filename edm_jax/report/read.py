@@ -8,7 +8,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from edm_jax import files
 from edm_jax.report.fields import Fields, few, in_range, one_line, opened
 from edm_jax.report.metrics import numbers, read_metrics
 from edm_jax.report.runs import Damage, Evaluation, Json, Name, Run, Status
+from edm_jax.runs import schema
 from edm_jax.runs.directory import FREE
 
 TAIL_LINES = 30
@@ -32,11 +33,11 @@ def load_run(path: Path) -> Run:
     damage: list[Damage] = []
     faults: dict[str, list[str]] = {}
 
-    def fields(name: str) -> Fields:
-        value = opened(path / name, files.read_json, damage, {})
+    def fields(name: str, read: Callable[[Path], Json] = files.read_json) -> Fields:
+        value = opened(path / name, read, damage, {})
         return Fields(value, faults.setdefault(name, []))
 
-    config, provenance = fields("config.json"), fields("provenance.json")
+    config, provenance = fields("config.json", _config), fields("provenance.json")
     status, changes = fields("status.json"), fields("changes.json")
     metrics = path / "metrics.jsonl"
     logs, alerts = read_metrics(metrics, damage, faults.setdefault(metrics.name, []))
@@ -90,6 +91,11 @@ def _status(fields: Fields) -> Status:
         total_nimg=fields.count("total_nimg"),
         images_per_s=fields.number("images_per_s"),
     )
+
+
+def _config(path: Path) -> Json:
+    """A run's config, as this version has it."""
+    return schema.upgrade(files.read_json(path))
 
 
 def _codes(provenance: Fields) -> list[str]:

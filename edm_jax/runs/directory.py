@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from edm_jax import files
+from edm_jax.runs import schema
 from edm_jax.runs.provenance import provenance, utc_now
 
 _log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class RunDir:
         )
         try:
             recorded = read_json(path)
+            schema.check(recorded, path)
             if not recorded and path.exists():
                 raise files.Damaged(path, "is damaged: it holds no config.")
         except files.Damaged as error:
@@ -115,6 +117,11 @@ class RunDir:
                 raise files.Damaged(path, "is damaged: it is no list of changes.")
         except files.Damaged as error:
             raise files.Damaged(path, f"{error.reason} {remedy}") from None
+        self._was_old = recorded.pop("schema", 1) != schema.SCHEMA and bool(recorded)
+        if self._was_old:
+            # The run's snapshots hold the hash of the fields as they were.
+            history = {"config_hash": _hash(recorded), **history}
+            recorded = schema.upgrade(recorded)
         return recorded, history
 
     def _was_trained(self, recorded: dict[str, Any]) -> bool:
@@ -131,13 +138,19 @@ class RunDir:
         return bool(faults) or any(record["step"] > 0 for record in records)
 
     def _check_changes(self, changed: Differences, allow: Sequence[str]) -> None:
-        refused = {f: c for f, c in changed.items() if f not in allow or f == _NEVER}
+        # A choice and its fields are allowed as one: optimizer.schedule.
+        option = {f: f.rpartition(".")[0] if f.count(".") > 1 else f for f in changed}
+        refused = {
+            f: c
+            for f, c in changed.items()
+            if f == _NEVER or not {f, option[f]} & set(allow)
+        }
         if not refused:
             return
         diff = "; ".join(
             f"{f} is {a!r} there and {b!r} here" for f, (a, b) in refused.items()
         )
-        fields = ",".join(f for f in changed if f != _NEVER)
+        fields = ",".join(dict.fromkeys(o for o in option.values() if o != _NEVER))
         accept = f", or accept them with --allow={fields}" if fields else ""
         if _NEVER in refused:
             accept = f" ({_NEVER} cannot change in a run: its time is counted in steps)"
@@ -153,9 +166,10 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.is_taken_over:
                 (self.path / "changes.json").unlink(missing_ok=True)
-            if self._has_changed:
+            if self._has_changed or (self._was_old and not self.is_taken_over):
                 self._write_changes()
-            write_json(self.path / "config.json", resolved)
+            versioned = {"schema": schema.SCHEMA, **resolved}
+            write_json(self.path / "config.json", versioned)
         except OSError:
             # A full disk leaves no empty directory behind.
             for place in (Path(self.snapshots), *reversed(new)):
@@ -273,7 +287,7 @@ class RunDir:
         if step > 0 and not path.exists():
             raise ValueError(
                 f"{path} is missing, though the run was trained for {step:,} steps: put "
-                f"it back, or go on without the curves so far after: touch {path}"
+                f"it back, or give up the curves so far with: touch {path}"
             )
         records, faults = self._read_metrics()
         if faults:

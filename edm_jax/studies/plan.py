@@ -47,8 +47,11 @@ SAME = Variant("", {})  # the config as it is
 
 
 def values(field: str, settings: Iterable[Any]) -> list[Variant]:
-    """A variant for each value of a field, named by both: 'beta2=0.95'."""
-    short = field.rpartition(".")[2]
+    """A variant for each value of a field, named by both: 'beta2=0.95'.
+
+    A menu's field is called as the menu is: 'schedule=cosine'.
+    """
+    short = field.removesuffix(".name").rpartition(".")[2]
     return [
         Variant(
             f"{short}={v:.6g}" if isinstance(v, float) else f"{short}={v}", {field: v}

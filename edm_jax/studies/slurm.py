@@ -1,6 +1,6 @@
 """Running the tasks of a study under SLURM, by submitit: an array of jobs.
 
-A job that is preempted, or runs out of its time, saves and is queued again, and goes on.
+A job that is preempted, or runs out of its time, saves, is queued again and resumes.
 """
 
 import dataclasses

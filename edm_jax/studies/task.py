@@ -1,7 +1,7 @@
 """A task: what one run of a study takes, in a process that every back-end can start.
 
 It claims the run, trains and evaluates, and writes how that ended. It ends with its
-parent, and its commands end with it: nothing goes on unseen.
+parent, and its commands end with it: nothing keeps running unseen.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class Task:
         if isinstance(claim, dict):
             return "held"
         os.environ[claims.CLAIM] = claim.fields["id"]
-        outcome = "preempted"  # where this process is told to leave
+        outcome = "preempted"  # if this process is asked to leave
         try:
             outcome = self._run_claimed(claim, stopped)
         finally:
@@ -134,7 +134,7 @@ def follow(
     may_go_on: Callable[[], bool],
     stopped: Callable[[], bool],
 ) -> int | None:
-    """A command's exit status; None where it may not go on, and was killed."""
+    """A command's exit status; None if it lost its claim and was killed."""
     with open(log, "ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-c", _AS_CHILD, str(os.getpid()), *command],

@@ -61,14 +61,14 @@ class Mirrors:
             self._loggers.pop(name, None)
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             logging.getLogger(__name__).warning(
-                "%s gets no more metrics (%s); training goes on.", name, reason
+                "%s gets no more metrics (%s); training continues.", name, reason
             )
 
 
 class TensorBoard:
     """Event files for TensorBoard, their x axis in images.
 
-    after_nimg: where training goes on; what an earlier start wrote after it is purged,
+    after_nimg: where training resumes; what an earlier start wrote after it is purged,
     and all of it where training starts at 0. Raises MissingPackage.
     """
 
@@ -107,7 +107,7 @@ class TensorBoard:
 class WandB:
     """A run on Weights & Biases, or under WANDB_MODE=offline in `directory`/wandb.
 
-    run_id: the same at every start of a run. after_nimg: where training goes on; at 0
+    run_id: the same at every start of a run. after_nimg: where training resumes; at 0
     the run's history is overwritten. W&B cannot take records back, so those that
     training repeats after a resume are not sent again. Raises MissingPackage.
     """

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from edm_jax import data
+from edm_jax import data, menu
 from edm_jax.ema import averaging, snapshots
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.models import unet
+from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.runs.directory import RunDir
 from edm_jax.runs.provenance import utc_now
 from edm_jax.train import hosts
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved, and training again goes on."""
+    """The run was asked to stop; its state is saved, and the same command resumes it."""
 
 
 class Nonfinite(ValueError):
@@ -50,7 +51,7 @@ def train(
     and raise Preempted. open_mirrors: given the images trained before, opens what
     metrics are mirrored to. profile_steps: so many are traced into RUN/profile.
     allow_data: the data set may differ from before. Raises ValueError for a checkpoint
-    or data that do not fit, OSError where a disk does not do, and Nonfinite.
+    or data that do not fit, OSError for a full or failing disk, and Nonfinite.
     """
     data.prepare(config.data)
     trainer = make_trainer(config)
@@ -106,6 +107,7 @@ class _Loop:
         self.config, training = trainer.config, trainer.config.training
         self.batch_size = self.config.optimizer.batch_size
         self.log = TrainingLog(run, trainer, on_progress)
+        self._on_progress = on_progress
         self.monitor = Monitor(
             training.alert_loss, training.alert_growth, training.patience_mimg * 1e6
         )
@@ -118,7 +120,7 @@ class _Loop:
         ] = {}  # those whose metrics are not read
 
     def restore(self, allow_data: bool) -> tuple[TrainState, int]:
-        """The state to go on from and its step."""
+        """The state to resume from and its step."""
         form = self.trainer.step
         found = self.checkpoints.restore(form.abstract(self.trainer.shapes))
         if found is None:
@@ -150,6 +152,8 @@ class _Loop:
         self._record_provenance(start)
         # Nothing is kept of a start that was killed before its first checkpoint.
         self.run_dir.forget_after(start if start else -1)
+        # The first step, and the probe, wait for their compilation.
+        self._on_progress(start * self.batch_size, total * self.batch_size, 0.0)
         if start == 0:
             self._probe(state, 0)
         batches = data.train_batches(
@@ -207,14 +211,14 @@ class _Loop:
         if not began:
             return
         self._say(step, "a gradient is not finite; looking for the first bad layer")
-        policy = self.config.optimizer.nonfinite
+        name = self.config.optimizer.nonfinite
+        policy = menu.build(POLICIES, "optimizer.nonfinite", name)
         by_leaf = metrics["nonfinite_by_leaf"]
         first = self.diagnosis.first_bad(state, batch, step - 1, by_leaf)
         sentence = f"{new:,} gradient elements are not finite, the first bad: {first}"
-        done = {"zero": "zeroed", "skip": "update skipped", "stop": "stopping"}[policy]
-        fields = {"count": new, "first_bad": first, "policy": policy}
-        self._alert(step, "nonfinite", f"{sentence}; {done}", **fields)
-        if policy == "stop":
+        fields = {"count": new, "first_bad": first, "policy": name}
+        self._alert(step, "nonfinite", f"{sentence}; {policy.done}", **fields)
+        if policy.stops:
             raise Nonfinite(
                 f"{sentence}, in step {step:,} of {self.run_dir.path}. The same command "
                 "tries again from the last checkpoint; --config.optimizer.nonfinite=skip "

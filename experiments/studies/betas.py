@@ -3,8 +3,8 @@
 import configs
 from edm_jax.studies import RunSpec, product, runs_of, values
 
-BETA1 = values("optimizer.beta1", (0.8, 0.9, 0.95))
-BETA2 = values("optimizer.beta2", (0.95, 0.99, 0.999))
+BETA1 = values("optimizer.method.beta1", (0.8, 0.9, 0.95))
+BETA2 = values("optimizer.method.beta2", (0.95, 0.99, 0.999))
 
 
 def runs(workload: str) -> list[RunSpec]:

@@ -10,7 +10,7 @@ from edm_jax.studies import SAME, RunSpec, Variant, runs_of
 
 # name: (the letter that brings it, its fields)
 FEATURES = {
-    "adam_beta2": ("b", ("optimizer.beta2",)),
+    "adam_beta2": ("b", ("optimizer.method.beta2",)),
     "noise_levels": ("b", ("loss.P_mean", "loss.P_std")),
     "uncertainty": ("b", ("loss.uncertainty",)),
     "less_attention": ("b", ("network.attention_resolutions",)),
@@ -26,7 +26,7 @@ FEATURES = {
         ("network.weights", "network.init", "optimizer.alpha_ref"),
     ),
     "forced_weight_norm": ("e", ("optimizer.forced_weight_norm",)),
-    "decay": ("e", ("optimizer.t_ref",)),
+    "decay": ("e", ("optimizer.schedule.name", "optimizer.schedule.t_ref")),
     "no_group_norm": ("f", ("network.norm", "network.pixel_norm")),
     "main_path": ("f", ("network.block",)),
     "no_output_silu": ("f", ("network.output_silu",)),
@@ -53,10 +53,12 @@ def runs(workload: str) -> list[RunSpec]:
         specs += runs_of(letter, reference, [SAME])
         for name, (brought_by, names) in FEATURES.items():
             source = brought_by if letter == "a" else configs.parent_letter(brought_by)
-            brought = {field: fields[brought_by][field] for field in names}
-            if letter == "g" and brought != {f: fields["g"][f] for f in names}:
+            brought, own, changed = (
+                {name: fields[of][name] for name in names if name in fields[of]}
+                for of in (brought_by, "g", source)
+            )
+            if letter == "g" and brought != own:
                 continue  # a later letter has replaced it
-            changed = {field: fields[source][field] for field in names}
             if letter == "g":
                 changed |= ALSO_WITHOUT.get(name, {})
             sign = "plus" if letter == "a" else "minus"

@@ -1,17 +1,15 @@
 """Every learning-rate schedule on config G: each decay, with and without a ramp."""
 
-import math
-
 import configs
 from edm_jax.studies import SAME, RunSpec, Variant, product, runs_of
 
 DECAYS = [
     SAME,  # Eq. 67
-    Variant("constant", {"optimizer.t_ref": math.inf}),
-    Variant("cosine", {"optimizer.decay": "cosine"}),
-    Variant("linear", {"optimizer.decay": "linear"}),
+    Variant("constant", {"optimizer.schedule.name": "constant"}),
+    Variant("cosine", {"optimizer.schedule.name": "cosine"}),
+    Variant("linear", {"optimizer.schedule.name": "linear"}),
 ]
-RAMPS = [SAME, Variant("no_ramp", {"optimizer.rampup_mimg": 0.0})]
+RAMPS = [SAME, Variant("no_ramp", {"optimizer.warmup.name": "none"})]
 
 
 def runs(workload: str) -> list[RunSpec]:

@@ -15,6 +15,6 @@ FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, math.inf)
 def runs(workload: str) -> list[RunSpec]:
     """One run for each t_ref."""
     reference = f"{configs.letter_path('g')}:{workload}"
-    t_ref = configs.load(reference).optimizer.t_ref
+    t_ref = configs.load(reference).optimizer.schedule.t_ref
     settings = [factor * t_ref for factor in FACTORS]
-    return runs_of("g", reference, values("optimizer.t_ref", settings))
+    return runs_of("g", reference, values("optimizer.schedule.t_ref", settings))

@@ -12,6 +12,7 @@ import configs
 from configs.workloads import WORKLOADS
 from edm_jax import files
 from edm_jax.models import ops, unet
+from edm_jax.optim import chain
 
 MEBI = 2**20 / 1e6
 
@@ -21,7 +22,7 @@ CHANGES = {
         "title": ("EDM baseline", "Minor improvements"),
         "optimizer.batch_size": (4096, 2048),
         "optimizer.alpha_ref": (1e-4, 2e-4),
-        "optimizer.beta2": (0.999, 0.99),
+        "optimizer.method.beta2": (0.999, 0.99),
         "loss.P_mean": (-1.2, -0.4),
         "loss.P_std": (1.2, 1.0),
         "loss.uncertainty": (False, True),
@@ -54,7 +55,8 @@ CHANGES = {
             "Control effective learning rate",
         ),
         "optimizer.forced_weight_norm": (False, True),
-        "optimizer.t_ref": (math.inf, 70000.0),
+        "optimizer.schedule.name": ("constant", "inverse_sqrt"),
+        "optimizer.schedule.t_ref": (None, 70000.0),
     },
     "f": {
         "title": ("Control effective learning rate", "Remove group normalizations"),
@@ -107,11 +109,10 @@ def test_each_letter_changes_exactly_what_the_paper_says(letter):
     before, after = (
         configs.flatten(load(x, "imagenet512-s")) for x in (parent, letter)
     )
-    assert before.keys() == after.keys()
     changed = {
-        field: (before[field], after[field])
-        for field in before
-        if before[field] != after[field]
+        field: (before.get(field), after.get(field))
+        for field in before | after
+        if before.get(field) != after.get(field)
     }
     assert changed == CHANGES[letter] | {"letter": (parent, letter)}
 
@@ -122,17 +123,15 @@ def test_config_a_is_the_papers_baseline():
         "network": {"model_channels": 192, "channel_mult": (1, 2, 3, 4)}
         | {"blocks_per_level": 3, "head_channels": 64, "dropout": 0.1},
         "loss": {"sigma_data": 0.5, "uncertainty": False},
-        "optimizer": {
-            "rampup_mimg": 10.0,
-            "t_ref": math.inf,
-            "eps": 1e-8,
-            "beta1": 0.9,
-        },
+        "optimizer.schedule": {"name": "constant"},
+        "optimizer.warmup": {"name": "linear", "rampup_mimg": 10.0},
+        "optimizer.method": {"name": "adam", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
         "ema": {"sigma_rels": (0.05, 0.10), "halflife_rampup": 0.05},
         "training": {"duration_mimg": 2**31 / 1e6, "snapshot_mimg": 8 * MEBI},
     }
+    flat = configs.flatten(config)
     for room, fields in expected.items():
-        assert {field: config[room][field] for field in fields} == fields
+        assert {field: flat[f"{room}.{field}"] for field in fields} == fields
 
 
 @pytest.mark.parametrize(("workload", "values"), PRESETS.items())
@@ -144,7 +143,7 @@ def test_presets_are_the_papers(workload, values):
     assert config.network.dropout == dropout
     assert config.training.duration_mimg * 1e6 == pytest.approx(mebi_images * 2**20)
     assert config.optimizer.batch_size == 2048
-    noise = config.loss.P_mean, config.loss.P_std, config.optimizer.t_ref
+    noise = config.loss.P_mean, config.loss.P_std, config.optimizer.schedule.t_ref
     rgb = workload.startswith("imagenet64")
     assert noise == ((-0.8, 1.6, 35000.0) if rgb else (-0.4, 1.0, 70000.0))
 
@@ -229,7 +228,7 @@ def test_a_config_file_that_fails_is_told_in_a_sentence_that_names_it(
         ("network__channel_mult", "(1, 2, 2)", (1, 2, 2)),
         ("network__gain", "False", False),
         ("network__add", "sum", "sum"),
-        ("optimizer__t_ref", "inf", math.inf),
+        ("optimizer__schedule__t_ref", "inf", math.inf),
         ("ema__sigma_rels", "(0.05, 0.2)", (0.05, 0.2)),
         ("ema__sigma_rels", "0.05,0.2", (0.05, 0.2)),
         ("ema__sigma_rels", "0.2", (0.2,)),
@@ -309,7 +308,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"network__head_channels": "0"}, "must be at least 1"),
         ("g", {"network__num_classes": "-1"}, "0 is the unconditional network"),
         ("g", {"network__cat_balance": "2.0"}, r"must lie in \[0, 1\]"),
-        ("g", {"optimizer__beta2": "1.5"}, r"must lie in \[0, 1\)"),
+        ("g", {"optimizer__method__beta2": "1.5"}, r"must be in \[0, 1\)"),
         ("g", {"ema__update_every": "0"}, "must be positive"),
         ("g", {"evaluation__sigma_rels": "(0.5,)"}, "evaluation.sigma_rels: .* 0.5"),
         ("g", {"ema__sigma_rels": "(0.05, 0.05)"}, "has 0.05 twice"),
@@ -321,10 +320,10 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"training__duration_mimg": "1e-5"}, "10 images, less than one batch"),
         ("g", {"optimizer__batch_size": "2048"}, "640 images, less than one batch"),
         ("g", {"optimizer__alpha_ref": "inf"}, "must be positive and finite"),
-        ("g", {"optimizer__alpha_ref": "nan"}, "alpha_ref=nan, but must be a number"),
-        ("g", {"optimizer__t_ref": "nan"}, "t_ref=nan, but must be a number"),
-        ("g", {"optimizer__rampup_mimg": "inf"}, "must be finite and not negative"),
-        ("g", {"optimizer__eps": "-1e-8"}, "must be finite and not negative"),
+        ("g", {"optimizer__alpha_ref": "nan"}, "alpha_ref=nan, but must be positive"),
+        ("g", {"optimizer__schedule__t_ref": "nan"}, "t_ref=nan, but must be"),
+        ("g", {"optimizer__warmup__rampup_mimg": "inf"}, "must be positive and finite"),
+        ("g", {"optimizer__method__eps": "-1e-8"}, "must be finite and not negative"),
         ("g", {"loss__P_mean": "nan"}, "P_mean=nan, but must be a number"),
         ("g", {"loss__P_mean": "inf"}, "must be finite"),
         ("g", {"evaluation__num_sigmas": "0"}, "must be positive and finite"),
@@ -357,7 +356,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"network__dropout": "1.0"}, r"must lie in \[0, 1\)"),
         ("g", {"network__clamp": "0.0"}, "must be positive"),
         ("g", {"optimizer__alpha_ref": "-0.1"}, "must be positive"),
-        ("g", {"optimizer__rampup_mimg": "-1.0"}, "must be finite and not negative"),
+        ("g", {"optimizer__warmup__rampup_mimg": "0"}, "must be positive and finite"),
         ("g", {"training__parallel": "pjit"}, "is not 'jit' or 'pmap'"),
         ("g", {"ema__sigma_rels": "(0.05, 0.3)"}, "ema.sigma_rels: .* 0.3"),
     ],
@@ -378,11 +377,11 @@ def test_inf_turns_off_what_has_a_bound():
 def test_fields_chosen_for_another_duration_are_named():
     longer = load("a", training__duration_mimg="0.01", training__log_mimg="0.001")
     note = configs.duration_note(longer)
-    assert "optimizer.rampup_mimg=0.00016" in note
+    assert "optimizer.warmup.rampup_mimg=0.00016" in note
     assert "ema.halflives_mimg=(0.00093,)" in note
     # Not what the user set, what the letter has otherwise, or at its own duration.
     assert "log_mimg" not in note and "t_ref" not in note
-    assert "optimizer.t_ref=160.0" in configs.duration_note(
+    assert "optimizer.schedule.t_ref=160.0" in configs.duration_note(
         load("g", training__duration_mimg="0.01")
     )
     assert configs.duration_note(load("a")) == ""
@@ -409,6 +408,50 @@ def test_a_combination_with_sense_runs(letter, overrides):
     inputs = jax.random.key(0), *unet.abstract_inputs(spec, batch=2)
     (f, u), _ = jax.eval_shape(unet.Network(spec).init_with_output, *inputs)
     assert (f.shape, u.shape) == ((2, 8, 8, 1), (2,))
+
+
+def test_a_choice_by_name_has_its_entrys_fields_and_no_others():
+    fields = {
+        "optimizer__schedule__final": "0.01",
+        "optimizer__schedule__name": "cosine",
+    }
+    chosen = load("g", **fields).optimizer.schedule
+    assert chosen.to_dict() == {"name": "cosine", "final": 0.01, "end_mimg": 0.0}
+    # Naming what is chosen already keeps the letter's values.
+    same = load("g", optimizer__schedule__name="inverse_sqrt").optimizer.schedule
+    assert same.to_dict() == load("g").optimizer.schedule.to_dict()
+    assert same.t_ref == 160
+    for change, message in [
+        ({"optimizer__schedule__name": "cosin"}, "Did you mean 'cosine'"),
+        (fields | {"optimizer__schedule__t_ref": "1"}, "t_ref' of 'cosine'"),
+        ({"optimizer__schedule": "cosine"}, "mean 'optimizer.schedule.name'"),
+        ({"optimizer__nonfinite": "stopp"}, "Did you mean 'stop'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load("g", **change)
+
+
+def test_an_entry_may_come_from_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import dataclasses\nfrom edm_jax.fields import Settings, Share\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Half(Settings):\n"
+        "    share: Share = 0.5\n    def factor(self, nimg, run):\n"
+        "        return self.share + 0 * nimg\n"
+    )
+    name = {"optimizer__schedule__name": f"{file}:Half"}
+    config = load("g", **name, optimizer__schedule__share="0.25")
+    rate = chain.learning_rate(config.optimizer, 1.0)
+    assert float(rate(1e6)) == pytest.approx(0.25 * config.optimizer.alpha_ref)
+    with pytest.raises(ValueError, match="share=2.0, but must be in"):
+        load("g", **name, optimizer__schedule__share="2")
+    with pytest.raises(ValueError, match="defines no Haf"):
+        load("g", optimizer__schedule__name=f"{file}:Haf")
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        load("g", optimizer__schedule__name="nowhere.py:Half")
+    file.with_name("broken.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"broken.py fails: ZeroDivisionError"):
+        load("g", optimizer__schedule__name=f"{tmp_path / 'broken.py'}:Half")
 
 
 def test_flatten_takes_configs_and_dicts_alike():

@@ -45,8 +45,19 @@ def test_describe_lists_the_changes_since_the_letter_before(monkeypatch, capsys)
     assert described["changes_from"] == "d"
     assert described["changes"] == {
         "optimizer.forced_weight_norm": [False, True],
-        "optimizer.t_ref": ["inf", 70000.0],
+        "optimizer.schedule.name": ["constant", "inverse_sqrt"],
+        "optimizer.schedule.t_ref": [None, 70000.0],
     }
+
+
+def test_describe_lists_a_menu_with_fields_defaults_and_summaries(monkeypatch, capsys):
+    run(monkeypatch, describe.main, "--menu=schedule")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "schedule: --config.optimizer.schedule.name=NAME"
+    assert "cosine(final=0.0, end_mimg=0.0)" in lines
+    assert "Eq. 67" in lines[lines.index("inverse_sqrt(t_ref=70000.0)") + 1]
+    run(monkeypatch, describe.main, "--menu=all")
+    assert "adam(beta1=0.9, beta2=0.99, eps=1e-08)" in capsys.readouterr().out
 
 
 G = f"--config={configs.letter_path('g')}:digits"
@@ -68,8 +79,14 @@ G = f"--config={configs.letter_path('g')}:digits"
         (describe.main, [G, "--dropout=0.1"], "--config.FIELD=VALUE"),
         (describe.main, [G, "--config.workload=cifar10"], "--config=FILE:WORKLOAD"),
         (describe.main, [G, "--devices=0"], "at least 1"),
+        (describe.main, ["--menu=optimiser"], "Did you mean 'optimizer'"),
+        (describe.main, [], "--config=FILE:WORKLOAD is missing"),
         (describe.main, [G, "--config.training.sharding=zero"], "'state' or 'full'"),
-        (train.main, [G, "--allow=optimizer.betal1"], "'optimizer.beta1'"),
+        (
+            train.main,
+            [G, "--allow=optimizer.method.betal1"],
+            "'optimizer.method.beta1'",
+        ),
         (train.main, [G, "--process_id=1"], "belong together"),
         (
             train.main,

@@ -64,27 +64,32 @@ def test_planning_writes_nothing(tmp_path):
 def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_path):
     path = make(tmp_path, "b", state="preempted", nimg=320)
     (path / "checkpoints" / "20").mkdir(parents=True)
-    changed = {"optimizer.beta1": "0.8"}
-    with pytest.raises(ValueError, match=r"optimizer.beta1 is 0.9 there and 0.8 here"):
+    changed = {"optimizer.method.beta1": "0.8"}
+    with pytest.raises(
+        ValueError, match=r"optimizer.method.beta1 is 0.9 there and 0.8 here"
+    ):
         planned(tmp_path, "a", "b", overrides=changed)
     assert not (tmp_path / "a").exists()
-    with pytest.raises(ValueError, match="'optimizer.beta1'"):
-        planned(tmp_path, "b", overrides=changed, allow="optimizer.betal1")
-    plans = planned(tmp_path, "b", overrides=changed, allow="optimizer.beta1")
-    (task,) = planning.open_runs(plans, "optimizer.beta1")
-    assert "--allow=optimizer.beta1" in task.commands[0]
+    with pytest.raises(ValueError, match="'optimizer.method.beta1'"):
+        planned(tmp_path, "b", overrides=changed, allow="optimizer.method.betal1")
+    plans = planned(tmp_path, "b", overrides=changed, allow="optimizer.method.beta1")
+    (task,) = planning.open_runs(plans, "optimizer.method.beta1")
+    assert "--allow=optimizer.method.beta1" in task.commands[0]
     assert json.loads((tmp_path / "b" / "changes.json").read_text())["changes"]
 
 
 def test_what_failed_before_any_step_is_trained_with_the_corrected_config(tmp_path):
     make(tmp_path, "a", state="failed", message="no such data")
     assert actions(tmp_path, "a") == {"a": "failed before"}
-    plans = planned(tmp_path, "a", overrides={"optimizer.beta1": "0.8"})
+    plans = planned(tmp_path, "a", overrides={"optimizer.method.beta1": "0.8"})
     assert plans[0].action == "train"
     (task,) = planning.open_runs(plans, "")
     assert task.status["state"] == "queued"
     assert (
-        json.loads((task.path / "config.json").read_text())["optimizer"]["beta1"] == 0.8
+        json.loads((task.path / "config.json").read_text())["optimizer"]["method"][
+            "beta1"
+        ]
+        == 0.8
     )
 
 
@@ -98,15 +103,17 @@ def test_training_is_told_its_study_and_variant(tmp_path):
 
 
 def test_what_is_said_of_all_runs_is_of_no_field_that_the_study_sets(tmp_path):
-    specs = [RunSpec("a", G, {"optimizer.beta1": "0.8"}), RunSpec("b", G)]
-    for field in ("optimizer.beta1", "optimizer.beta2"):
+    specs = [RunSpec("a", G, {"optimizer.method.beta1": "0.8"}), RunSpec("b", G)]
+    for field in ("optimizer.method.beta1", "optimizer.method.beta2"):
         try:
             plans = planning.plan("s", specs, tmp_path, {field: "0.5"}, False, "")
         except ValueError as error:
-            assert field == "optimizer.beta1" and "the study sets that" in str(error)
+            assert field == "optimizer.method.beta1" and "the study sets that" in str(
+                error
+            )
         else:
-            assert [p.config.optimizer.beta2 for p in plans] == [0.5, 0.5]
-            assert [p.config.optimizer.beta1 for p in plans] == [0.8, 0.9]
+            assert [p.config.optimizer.method.beta2 for p in plans] == [0.5, 0.5]
+            assert [p.config.optimizer.method.beta1 for p in plans] == [0.8, 0.9]
 
 
 def test_a_longer_duration_takes_a_done_run_up_again_unless_it_stopped_early(tmp_path):

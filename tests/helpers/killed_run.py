@@ -1,6 +1,8 @@
 """One run undisturbed and one killed at random times, forked from what is imported.
 
-    python tests/killed_run.py DIRECTORY DATA_DIR KILLS STEPS
+    python tests/helpers/killed_run.py DIRECTORY DATA_DIR KILLS STEPS
+
+Of the kills, two in five come while a snapshot or a checkpoint is being written.
 
 Prints where each kill came: the step of the last line logged before it.
 """
@@ -44,6 +46,19 @@ def start(run, data_dir, steps):
         os._exit(status)
 
 
+WRITING = {"snapshot": "snapshots/.*.partial", "checkpoint": "checkpoints/*-tmp"}
+
+
+def kill_in_write(pid, run, what):
+    """Kills the process once it is seen writing; whether it then still was."""
+    while not list(run.glob(WRITING[what])):
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            return False
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return bool(list(run.glob(WRITING[what])))
+
+
 def kill_somewhere(pid, run, rng, steps, kills):
     """Kills the process, while it starts or so many steps on, and somewhat later."""
     if rng.random() < 0.2:
@@ -66,9 +81,14 @@ def main():
     rng = random.Random()
     for name in ("undisturbed", "killed"):
         run = directory / name
-        for _ in range(kills if name == "killed" else 0):
-            kill_somewhere(start(run, data_dir, steps), run, rng, steps, kills)
-            print("killed at step", logged(run), flush=True)
+        for turn in range(kills if name == "killed" else 0):
+            pid = start(run, data_dir, steps)
+            what = {1: "snapshot", 3: "checkpoint"}.get(turn % 5, "")
+            if not what:
+                kill_somewhere(pid, run, rng, steps, kills)
+            elif not kill_in_write(pid, run, what):
+                what = f"after {what}"
+            print("killed", what, "at step", logged(run), flush=True)
         _, status = os.waitpid(start(run, data_dir, steps), 0)
         assert status == 0, (name, Path(f"{run}.log").read_text()[-2000:])
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edm_jax.optim import schedules
+from edm_jax import fields
+from edm_jax.optim import chain, schedules
 
 ALPHA, T_REF, RAMPUP, BATCH = 0.01, 70000, 10e6, 2048
 # Optimizer step at batch 2048 -> rate, of ImageNet-512 size S.
@@ -19,9 +20,26 @@ def paper_rate(nimg):
     return ALPHA / decay * min(nimg / RAMPUP, 1)
 
 
+def make_rate(alpha_ref, schedule, rampup_nimg=0.0, duration_mimg=1.0):
+    """The rate of an optimizer's settings, by images."""
+    ramp = {"name": "linear", "rampup_mimg": rampup_nimg / 1e6}
+    settings = {
+        "batch_size": BATCH,
+        "alpha_ref": alpha_ref,
+        "schedule": schedule,
+        "warmup": ramp if rampup_nimg else {"name": "none"},
+        "method": {"name": "adam"},
+        "loss_scale": 1.0,
+        "forced_weight_norm": False,
+        "nonfinite": "zero",
+    }
+    opt = fields.make(chain.OptimizerConfig, "optimizer", settings)
+    return chain.learning_rate(opt, duration_mimg)
+
+
 @pytest.fixture
 def schedule():
-    return schedules.inverse_sqrt(ALPHA, T_REF * BATCH, RAMPUP)
+    return make_rate(ALPHA, {"name": "inverse_sqrt", "t_ref": T_REF}, RAMPUP)
 
 
 @pytest.mark.parametrize(("step", "rate"), PAPER.items())
@@ -64,23 +82,40 @@ def test_ramp_is_exact_though_it_is_no_whole_number_of_steps(schedule):
     np.testing.assert_allclose(rates, [ALPHA * last * BATCH / RAMPUP, ALPHA], rtol=1e-6)
 
 
-def test_infinite_t_ref_is_the_constant_rate_and_rampup_0_no_ramp():
-    constant = schedules.inverse_sqrt(2e-4, math.inf, 0.0)
+@pytest.mark.parametrize(
+    "schedule", [{"name": "constant"}, {"name": "inverse_sqrt", "t_ref": math.inf}]
+)
+def test_a_constant_rate_without_a_ramp_is_alpha_ref(schedule):
+    constant = make_rate(2e-4, schedule)
     for nimg in (0, 1, 2**31):
         assert float(constant(jnp.float32(nimg))) == pytest.approx(2e-4)
 
 
 @pytest.mark.parametrize(
-    ("make", "share"),
+    ("name", "share"),
     [
-        (schedules.cosine, [1, 0.853553391, 0.5, 0.146446609, 0, 0]),
-        (schedules.linear, [1, 0.75, 0.5, 0.25, 0, 0]),
+        ("cosine", [1, 0.853553391, 0.5, 0.146446609, 0, 0]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0, 0]),
     ],
 )
-def test_a_rate_that_ends_falls_to_0_and_stays_there(make, share):
-    rate = make(2.0, 1000.0, 0.0)
-    found = [float(rate(nimg)) for nimg in (0, 250, 500, 750, 1000, 1500)]
-    assert found == pytest.approx([2 * s for s in share], abs=1e-6)
-    ramped = make(2.0, 1000.0, 500.0)
+def test_a_rate_that_ends_falls_to_its_final_fraction_and_stays_there(name, share):
+    for final in (0.0, 0.1):
+        settings = {"name": name, "final": final, "end_mimg": 0.001}
+        rate = make_rate(2.0, settings)
+        found = [float(rate(nimg)) for nimg in (0, 250, 500, 750, 1000, 1500)]
+        expected = [2 * (final + (1 - final) * s) for s in share]
+        assert found == pytest.approx(expected, abs=1e-6)
+    ramped = make_rate(2.0, settings, 500.0)
     assert float(ramped(250)) == pytest.approx(found[1] / 2)
     assert float(ramped(750)) == pytest.approx(found[3])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_decay_ends_with_the_run_unless_the_config_says_otherwise(name):
+    for duration_mimg in (0.5, 2.0):
+        rate = make_rate(ALPHA, {"name": name}, duration_mimg=duration_mimg)
+        middle, end = (float(rate(f * duration_mimg * 1e6)) for f in (0.5, 1))
+        assert middle == pytest.approx(ALPHA / 2, rel=1e-5)
+        assert end == pytest.approx(0, abs=1e-7)
+    earlier = make_rate(ALPHA, {"name": name, "end_mimg": 0.1}, duration_mimg=2.0)
+    assert float(earlier(0.05e6)) == pytest.approx(ALPHA / 2, rel=1e-5)

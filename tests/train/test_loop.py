@@ -141,7 +141,7 @@ def test_interrupted_training_saves_and_says_so(interrupted):
     assert status["nimg"] == 18 * BATCH and status["total_nimg"] == TOTAL * BATCH
     assert interrupted.snapshots_between == 2
     # Resumed there: nothing before is trained again.
-    assert interrupted.reports[0][0] == 19 * BATCH
+    assert interrupted.reports[1][0] == 19 * BATCH
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_training_killed_after_a_checkpoint_repeats_itself_to_the_bit(
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')
     resumed = train(config, tmp_path)
-    assert resumed.reports[0][0] == 11 * BATCH
+    assert resumed.reports[1][0] == 11 * BATCH
     assert_same_weights(whole, resumed)
     assert whole.metrics() == resumed.metrics()
 
@@ -221,7 +221,7 @@ def test_log_has_a_line_for_every_interval_with_the_rate_of_its_last_step(whole)
     opt = whole.config.optimizer
     for record in records:
         # Before the decay of t_ref = 250 steps: the ramp alone, images before the step.
-        ramp = min((record["nimg"] - BATCH) / (opt.rampup_mimg * 1e6), 1)
+        ramp = min((record["nimg"] - BATCH) / (opt.warmup.rampup_mimg * 1e6), 1)
         assert record["lr"] == pytest.approx(opt.alpha_ref * ramp, rel=1e-5)
 
 

@@ -249,8 +249,8 @@ class Reference:
 
     def rate(self, step):
         nimg, opt = step * BATCH, self.opt
-        decay = math.sqrt(max(nimg / (opt.t_ref * BATCH), 1))
-        return opt.alpha_ref / decay * min(nimg / (opt.rampup_mimg * 1e6), 1)
+        decay = math.sqrt(max(nimg / (opt.schedule.t_ref * BATCH), 1))
+        return opt.alpha_ref / decay * min(nimg / (opt.warmup.rampup_mimg * 1e6), 1)
 
     def step(self, step, batch):
         for layer in self.params.values():
@@ -259,13 +259,17 @@ class Reference:
         params = jax.tree.map(np.float32, self.params)
         (loss, _), g = jax.value_and_grad(toy_loss, has_aux=True)(params, batch, None)
         opt, g, tree = self.opt, jax.tree.map(np.float64, g), jax.tree.map
-        self.m = tree(lambda m, g: opt.beta1 * m + (1 - opt.beta1) * g, self.m, g)
-        self.v = tree(lambda v, g: opt.beta2 * v + (1 - opt.beta2) * g**2, self.v, g)
+        self.m = tree(
+            lambda m, g: opt.method.beta1 * m + (1 - opt.method.beta1) * g, self.m, g
+        )
+        self.v = tree(
+            lambda v, g: opt.method.beta2 * v + (1 - opt.method.beta2) * g**2, self.v, g
+        )
 
         def adam(w, m, v):
-            m_hat = m / (1 - opt.beta1 ** (step + 1))
-            v_hat = v / (1 - opt.beta2 ** (step + 1))
-            return w - self.rate(step) * m_hat / (np.sqrt(v_hat) + opt.eps)
+            m_hat = m / (1 - opt.method.beta1 ** (step + 1))
+            v_hat = v / (1 - opt.method.beta2 ** (step + 1))
+            return w - self.rate(step) * m_hat / (np.sqrt(v_hat) + opt.method.eps)
 
         self.params = tree(adam, self.params, self.m, self.v)
         betas = [(1 - 1 / (step + 1)) ** (gamma + 1) for gamma in GAMMAS]

@@ -38,7 +38,8 @@ def runs(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     places = [int(line.split()[-1]) for line in done.stdout.splitlines()]
     print(done.stdout)  # shown where a test fails
-    return directory / "undisturbed", directory / "killed", places
+    kinds = [line.split()[1] for line in done.stdout.splitlines()]
+    return directory / "undisturbed", directory / "killed", places, kinds
 
 
 def checkpoint(run):
@@ -57,6 +58,11 @@ def test_every_kill_came_and_most_amid_training(runs):
     assert len(places) == KILLS
     assert sum(0 < place < STEPS for place in places) > KILLS // 2
     assert len(set(places)) > KILLS // 3
+
+
+@pytest.mark.slow
+def test_kills_came_while_snapshots_and_checkpoints_were_written(runs):
+    assert "snapshot" in runs[3] and "checkpoint" in runs[3]
 
 
 @pytest.mark.slow

@@ -1,0 +1,170 @@
+"""Settings that check themselves: frozen dataclasses whose annotations are their bounds.
+
+@dataclasses.dataclass(frozen=True)
+class Heun(Settings):
+    num_steps: Count
+    sigma_max: Positive = 80.0
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+
+def suggest(word: str, words: Iterable[str]) -> str:
+    """' Did you mean ...?' for a mistyped word, or '' when nothing is near."""
+    near = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Fault(ValueError):
+    """A value that its field does not take; the text begins with the field's name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, without those ends that are not `closed`."""
+
+    low: float
+    high: float
+    closed: str  # "[]", "[)", "(]" or "()"
+    text: str  # what a value "must be"
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low or (self.closed[0] == "[" and value == self.low)
+        below = value < self.high or (self.closed[1] == "]" and value == self.high)
+        return above and below
+
+
+_INF = math.inf
+Finite = Annotated[float, Range(-_INF, _INF, "()", "finite")]
+Positive = Annotated[float, Range(0, _INF, "()", "positive and finite")]
+NotNegative = Annotated[float, Range(0, _INF, "[)", "finite and not negative")]
+# Intervals and limits that inf turns off.
+Bound = Annotated[float, Range(0, _INF, "(]", "positive; inf turns it off")]
+Fraction = Annotated[float, Range(0, 1, "[)", "in [0, 1)")]
+Share = Annotated[float, Range(0, 1, "[]", "in [0, 1]")]
+Count = Annotated[int, Range(1, _INF, "[)", "at least 1")]
+Index = Annotated[int, Range(0, _INF, "[)", "0 or more")]
+
+
+class Choice:
+    """An annotation of a field whose value is chosen by name; see `menu`."""
+
+    def convert(self, path: str, value: Any) -> Any:
+        """The field's value, of what the config at `path` says."""
+        raise NotImplementedError
+
+
+class Settings:
+    """Base of frozen dataclasses that are checked as they are made."""
+
+    def __post_init__(self) -> None:
+        for field, hint in hints(type(self)).items():
+            check(field, getattr(self, field), hint)
+        for fault in self.faults():
+            raise Fault(fault)
+
+    def faults(self) -> Iterator[str]:
+        """What contradicts itself: sentences that begin with a field's name."""
+        return iter(())
+
+
+def check(field: str, value: Any, hint: Any) -> None:
+    """Raises Fault where a value is not of a type, or is outside its range."""
+    kind, ranges = hint, ()
+    if typing.get_origin(hint) is Annotated:
+        kind, *ranges = typing.get_args(hint)
+    if typing.get_origin(kind) is Literal:
+        words = typing.get_args(kind)
+        if value not in words:
+            raise Fault(f"{field}={value!r}, {one_of(value, words)}")
+        return
+    if typing.get_origin(kind) is tuple:
+        _check_type(field, value, tuple)
+        for each in value:
+            check(f"{field} has {each!r}, but each", each, typing.get_args(kind)[0])
+        return
+    if isinstance(kind, type):
+        _check_type(field, value, kind)
+    is_nan = isinstance(value, float) and math.isnan(value)
+    for allowed in ranges:
+        if not isinstance(allowed, Range):
+            continue
+        if is_nan or value not in allowed:
+            said = field if " has " in field else f"{field}={value}, but"
+            raise Fault(f"{said} must be {allowed.text}.")
+
+
+def one_of(value: Any, words: Iterable[str]) -> str:
+    """'but takes one of ...' for a word that is not among them."""
+    words = list(words)
+    listed = ", ".join(map(repr, words))
+    return f"but takes one of {listed}.{suggest(value, words)}"
+
+
+_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple",
+}
+
+
+def _check_type(field: str, value: Any, kind: type) -> None:
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if isinstance(value, bool) and kind in (int, float):
+        fits = False
+    if not fits:
+        said = field if " has " in field else f"{field}={value!r}, but"
+        raise Fault(f"{said} takes {_NAMES.get(kind, kind.__name__)}.")
+
+
+def make(cls: type, path: str, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass of a config's fields at `path`, such as 'optimizer'.
+
+    Whole numbers become floats where the field holds one, and lists become tuples.
+
+    Raises:
+        ValueError: a field is missing, unknown or does not take its value.
+    """
+    known = hints(cls)
+    for name in values:
+        if name not in known:
+            has = f"; {path} has {', '.join(known) or 'none'}" if len(known) < 8 else ""
+            near = suggest(name, known)
+            raise ValueError(f"There is no field {f'{path}.{name}'!r}{has}.{near}")
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise ValueError(f"{path}.{field.name} is missing.")
+    try:
+        return cls(
+            **{k: _converted(f"{path}.{k}", v, known[k]) for k, v in values.items()}
+        )
+    except Fault as fault:
+        raise ValueError(f"{path}.{fault}") from None
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """{field: annotation} of a dataclass, with what is annotated."""
+    found = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
+
+
+def _converted(path: str, value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is Annotated:
+        kind, *notes = typing.get_args(hint)
+        for note in notes:
+            if isinstance(note, Choice):
+                return note.convert(path, value)
+        return _converted(path, value, kind)
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        each = typing.get_args(hint)[0]
+        return tuple(_converted(path, v, each) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value

@@ -1,0 +1,78 @@
+"""config.json of older versions is read as today's; a newer one is refused."""
+
+import json
+import math
+
+import pytest
+
+import configs
+from edm_jax.runs import directory, schema
+from edm_jax.runs.directory import RunDir
+
+DURATION = 0.00064
+FLAT = {
+    "decay": "inverse_sqrt",
+    "t_ref": 160.0,
+    "decay_end_mimg": DURATION,
+    "rampup_mimg": 0.00016,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "eps": 1e-8,
+}
+
+
+def version_1(config, **flat):
+    """A config as version 1 wrote it: the optimizer's fields side by side."""
+    fields = json.loads(json.dumps(config.to_dict()))
+    for name in ("schedule", "warmup", "method"):
+        del fields["optimizer"][name]
+    fields["optimizer"] |= FLAT | flat
+    return fields
+
+
+def load(letter, **overrides):
+    overrides = {field.replace("__", "."): text for field, text in overrides.items()}
+    return configs.load(f"{configs.letter_path(letter)}:digits-tiny", overrides)
+
+
+@pytest.mark.parametrize(
+    ("letter", "flat", "overrides"),
+    [
+        ("g", {}, {}),
+        ("c", {"t_ref": math.inf}, {}),
+        ("g", {"rampup_mimg": 0.0}, {"optimizer__warmup__name": "none"}),
+        ("g", {"decay": "cosine"}, {"optimizer__schedule__name": "cosine"}),
+        (
+            "g",
+            {"decay": "linear", "decay_end_mimg": 0.5},
+            {
+                "optimizer__schedule__name": "linear",
+                "optimizer__schedule__end_mimg": "0.5",
+            },
+        ),
+    ],
+)
+def test_version_1_reads_as_the_config_that_does_the_same_today(
+    letter, flat, overrides
+):
+    today = load(letter, **overrides)
+    old = configs.from_json(version_1(today, **flat), "config.json")
+    assert old.to_dict() == today.to_dict()
+
+
+def test_a_run_of_version_1_continues_under_its_own_identity(tmp_path):
+    config, path = load("g"), tmp_path / "run"
+    path.mkdir()
+    directory.write_json(path / "config.json", version_1(config))
+    assert RunDir(path, config, writing=False).config_hash not in (
+        "",
+        directory.config_hash(config),
+    )
+    before = RunDir(path, config).config_hash
+    assert directory.read_json(path / "config.json")["schema"] == schema.SCHEMA
+    assert RunDir(path, config).config_hash == before
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="schema 3, and this edm_jax reads up to 2"):
+        schema.upgrade({"schema": 3})
