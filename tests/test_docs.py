@@ -1,6 +1,7 @@
 """Every command of README.md and docs/ runs, on the smallest workload.
 
-Blocks marked `sh` are run in the order they stand; blocks marked `console`, whose lines
+Blocks marked `sh` are run in the order they stand, after Python blocks that begin with
+the name of their file were written there; blocks marked `console`, whose lines
 begin with a prompt, need hardware or files that a test does not have.
 """
 
@@ -55,6 +56,9 @@ def clone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_runs(page, clone):
+    for block in blocks(page, "python"):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (clone / name[1]).write_text(block, encoding="utf-8")
     for words in commands(page):
         if words[0] == "make":  # as continuous integration does
             assert re.search(
