@@ -264,25 +264,39 @@ def test_a_hangup_that_is_ignored_stays_so(monkeypatch):
         signal.signal(signal.SIGHUP, previous)
 
 
+# Makes what it reads from the terminal of its session, then becomes the command.
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_run_whose_terminal_is_lost_saves_and_says_preempted(data_dir, tmp_path):
     run = tmp_path / "run"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["XLA_FLAGS"] = ""
-        command = [sys.executable, DRIVER, str(run), str(data_dir), "3000"]
-        os.execv(sys.executable, command)
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, DRIVER, str(run), str(data_dir), "3000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_TERMINAL, *command],
+        env=dict(os.environ, XLA_FLAGS=""),
+        stdin=its_end,
+        stdout=its_end,
+        stderr=its_end,
+        start_new_session=True,
+    )
+    os.close(its_end)
     reader = threading.Thread(target=read_all, args=(terminal,), daemon=True)
     reader.start()
     deadline = time.monotonic() + 240
     log = run / "metrics.jsonl"
     while not (log.exists() and '"train"' in log.read_text()):
-        assert time.monotonic() < deadline and os.waitpid(pid, os.WNOHANG) == (0, 0)
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    os.kill(pid, signal.SIGHUP)  # a shell sends it; the kernel does once more
+    process.send_signal(signal.SIGHUP)  # a shell sends it; the kernel does once more
     time.sleep(0.01)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert process.wait() == 75
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "preempted" and status["nimg"] % BATCH == 0
     step = status["nimg"] // BATCH
