@@ -5,7 +5,7 @@ RUNS ?= runs/ladder-$(WORKLOAD)
 SEEDS ?= 0
 BIN := .venv/bin
 
-.PHONY: install ablation test fast lint clean
+.PHONY: install ablation test fast docs lint clean
 
 install: .venv/installed
 
@@ -19,6 +19,10 @@ test: .venv/installed-dev
 
 fast: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Every command of README.md and docs/, on the smallest workload: many minutes.
+docs: .venv/installed-dev
+	EDM_JAX_TEST_DOCS=1 $(BIN)/python -m pytest tests/test_docs.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ the name of their file were written there; blocks marked `console`, whose lines
 begin with a prompt, need hardware or files that a test does not have.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -53,7 +54,9 @@ def clone(tmp_path_factory):
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(
+    "EDM_JAX_TEST_DOCS" not in os.environ, reason="takes minutes: make docs"
+)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_runs(page, clone):
     for block in blocks(page, "python"):
