@@ -343,7 +343,7 @@ def _halflife_faults(halflives_mimg: Any) -> Iterator[str]:
 
 
 def _twice(field: str, lengths: Any) -> Iterator[str]:
-    # Averages are called by so many digits.
+    # The name of an average keeps six significant digits of its length.
     names = [f"{length:g}" for length in lengths]
     if twice := [name for name in names if names.count(name) > 1]:
         yield f"{field}={tuple(lengths)} has {twice[0]} twice; name each length once."

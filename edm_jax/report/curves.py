@@ -34,7 +34,7 @@ class Line:
     aside: Aside | None = None  # of a run that is in no mean
 
     def thinned(self, points: int) -> "Line":
-        """At most so many points, the last among them."""
+        """Thinned to a given number of points, which keeps the last."""
         kept = places(len(self.x), points)
         arrays = {name: getattr(self, name) for name in ("x", "y", "low", "high")}
         kept_of = {k: None if v is None else v[kept] for k, v in arrays.items()}
@@ -156,7 +156,7 @@ def places(count: int, points: int = MAX_POINTS) -> slice:
 
 
 def share(values: int, curves: int) -> int:
-    """How many points each of so many curves may have of a budget of values."""
+    """Points per curve, so that all curves together stay within a budget."""
     return max(MIN_POINTS, min(MAX_POINTS, values // max(1, curves)))
 
 

@@ -132,7 +132,7 @@ def compare(
     """
     if not runs:
         raise FileNotFoundError("No run to compare: give at least one run directory.")
-    pick(metrics)  # refuses those there are not
+    pick(metrics)  # refuses unknown ones
     shown = pick(columns) or list(ALL_COLUMNS)
     entries = ladder(runs, baseline)
     rows = results_rows(entries, metrics)

@@ -35,7 +35,7 @@ FREE = {
     "training.microbatches",
     "training.remat",
 }
-# A run's time is counted in steps of so many images.
+# A run counts its time in steps, each of one batch of images.
 _NEVER = "optimizer.batch_size"
 
 Differences = dict[str, tuple[Any, Any]]  # {field: (old, new)}

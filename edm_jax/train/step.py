@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 def power_ema_weight(gamma: float, every: int = 1) -> EmaWeight:
     """1 - beta of the power-function EMA, `averaging.traced_power_weight`, in steps.
 
-    Updated every so many steps: the profile does not depend on how many.
+    The profile does not depend on the number of steps between updates.
     """
 
     def weight(since: jax.Array, step: jax.Array) -> jax.Array:

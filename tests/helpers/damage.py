@@ -3,7 +3,7 @@
     python tests/helpers/damage.py [--all] [--only=TEXT,TEXT] [--base=DIRECTORY]
 
 A case is a command, a file that it reads, and a way to damage that: those of the test by
-default, so many times more with --times, every one (hours) with --all. A command must end within seconds, with
+default, a multiple of them with --times, every one (hours) with --all. A command must end within seconds, with
 status 0 or with one sentence and status 2; say which file is damaged where it cannot be
 overlooked; print nothing that acts on a terminal; and leave all other files as they were.
 """
@@ -381,7 +381,9 @@ def main() -> None:
     """Run the cases and print those that fail."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every case")
-    parser.add_argument("--times", type=int, default=1, help="so many times as many")
+    parser.add_argument(
+        "--times", type=int, default=1, help="multiplies the number of cases"
+    )
     parser.add_argument(
         "--only", default="", help="cases whose names hold one of these"
     )
