@@ -1,6 +1,7 @@
 """Eight simulated devices, warnings as errors, and a compilation cache between runs."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +24,8 @@ os.environ.setdefault(
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("MPLBACKEND", "agg")
+# Under nohup the processes that tests start would ignore the signal that some send.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Reader:
     writes: tuple[str, ...] = ()
     quiet: tuple[str, ...] = ()
     together: bool = False
-    count: int = 12
+    count: int = 8
 
 
 def _run(run: str, **forms: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ READERS = [
         | _CHECKPOINTS,
         _TRAIN,
         quiet=("*/checkpoints/*", "*/claims/*"),
-        count=20,
+        count=10,
     ),
     Reader(
         "train with data",
@@ -168,7 +168,7 @@ READERS = [
         (f"{DONE}/reconstructed/*",),
         # What is made again.
         quiet=(f"{DONE}/reconstructed/*",),
-        count=40,
+        count=20,
     ),
     Reader(
         "reconstruct profile",

@@ -23,6 +23,7 @@ submitit = pytest.importorskip("submitit")
 pytestmark = pytest.mark.slow
 
 # Counts to 40, a tenth of a second each; what it has counted survives an interrupt.
+# One that waits for an interrupt does not end before it.
 COUNT = """
 import json, pathlib, sys, time
 run = pathlib.Path({run!r})
@@ -33,7 +34,8 @@ open(run / "starts", "a").write(f"{{count}} ")
 try:
     while count < {stop}:
         time.sleep(0.1)
-        count += 1
+        waits = {waits} and len((run / "starts").read_text().split()) == 1
+        count = min(count + 1, {stop} - waits)
 except KeyboardInterrupt:
     seen.write_text(str(count))
     sys.exit(75)
@@ -60,10 +62,11 @@ def cluster(request, tmp_path_factory):
         yield "slurm"
 
 
-def counting(tmp_path, name, stop=40):
+def counting(tmp_path, name, stop=40, waits=False):
     run = tmp_path / name
     run.mkdir()
-    programs = [text.format(run=str(run), stop=stop) for text in (COUNT, FINISH)]
+    fields = dict(run=str(run), stop=stop, waits=waits)
+    programs = [text.format(**fields) for text in (COUNT, FINISH)]
     return Task(name, str(run), [[sys.executable, "-c", text] for text in programs])
 
 
@@ -89,7 +92,7 @@ def test_every_task_of_an_array_runs_to_its_end(tmp_path, cluster):
 
 
 def test_a_preempted_run_is_queued_again_and_goes_on_where_it_was(tmp_path, cluster):
-    task = counting(tmp_path, "a")
+    task = counting(tmp_path, "a", waits=True)
     (job,) = submit([task], tmp_path, cluster)
     wait_for((task.path / "starts").exists)
     time.sleep(1)

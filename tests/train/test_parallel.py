@@ -151,8 +151,9 @@ def test_a_batch_that_does_not_divide_is_refused(devices, parts, sentence):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("letter", configs.LETTERS)
-def test_the_step_of_every_letter_lowers_for_imagenet512_s_without_allocating(letter):
+# One of each topology and form of weights: tracing this size takes long.
+@pytest.mark.parametrize("letter", "adg")
+def test_the_step_lowers_for_imagenet512_s_without_allocating(letter):
     # Micro-batches trace the loss twice: once is enough.
     fields = {"training.sharding": "full"}
     fields |= {"training.microbatches": "4"} if letter == "g" else {}

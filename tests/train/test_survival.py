@@ -18,7 +18,7 @@ from edm_jax.ema import snapshots
 from edm_jax.train import trainer
 from edm_jax.train.checkpoint import Checkpoints
 
-KILLS, STEPS = 20, 240
+KILLS, STEPS = 10, 120
 
 
 @pytest.fixture(scope="module")
