@@ -32,7 +32,8 @@ from experiments import cli
 _NUMBER = r"\d*\.?\d+(?:[eE][+-]?\d+)?"
 PROFILES = """a profile other than a power function; may be given several times:
 halflife:MIMG[,RAMPUP] (traditional, in millions of images; RAMPUP 0.05, inf for none),
-uniform:FROM[-TO] (in images), table:FILE.csv (rows of nimg,weight), function:FILE.py:NAME
+uniform:FROM[-TO] (in images), decay:cosine|linear|wsd[:FRACTION] (what a decay over the
+last FRACTION of the time would leave; 1, and 0.2 of wsd, which is linear), table:FILE.csv (rows of nimg,weight), function:FILE.py:NAME
 (weights of an array of nimg)"""
 
 
@@ -148,6 +149,8 @@ def parse_profile(text: str) -> ema.AnyProfile:
                 raise ValueError("write uniform:FROM or uniform:FROM-TO, in images.")
             start, stop = numbers.groups()
             return ema.UniformProfile(float(start), float(stop) if stop else None)
+        if kind == "decay":
+            return _parse_decay(rest)
         if kind == "table":
             return _load_table(os.path.expanduser(rest))
         if kind == "function":
@@ -155,9 +158,20 @@ def parse_profile(text: str) -> ema.AnyProfile:
     except ValueError as error:
         raise ValueError(f"--profile={text!r}: {error}") from error
     raise ValueError(
-        f"--profile={text!r}: write halflife:MIMG, uniform:FROM-TO, table:FILE.csv or "
-        "function:FILE.py:NAME."
+        f"--profile={text!r}: write halflife:MIMG, uniform:FROM-TO, decay:SHAPE, "
+        "table:FILE.csv or function:FILE.py:NAME."
     )
+
+
+def _parse_decay(text: str) -> ema.DecayProfile:
+    found = re.fullmatch(rf"(cosine|linear|wsd)(?::({_NUMBER}))?", text)
+    if found is None:
+        raise ValueError("write decay:cosine, decay:linear or decay:wsd[:FRACTION].")
+    shape, fraction = found.groups()
+    # Warmup-stable-decay is constant up to a linear tail (arXiv 2405.18392).
+    usual = 0.2 if shape == "wsd" else 1.0
+    shape = "linear" if shape == "wsd" else shape
+    return ema.DecayProfile(shape, float(fraction) if fraction else usual)
 
 
 def _load_table(file: str) -> ema.TableProfile:

@@ -27,6 +27,7 @@ from edm_jax.ema.power import (
 )
 from edm_jax.ema.profiles import (
     AnyProfile,
+    DecayProfile,
     FunctionProfile,
     PowerProfile,
     TableProfile,
@@ -47,6 +48,7 @@ __all__ = [
     "AverageState",
     "Averages",
     "Damaged",
+    "DecayProfile",
     "FunctionProfile",
     "PowerProfile",
     "Reconstruction",

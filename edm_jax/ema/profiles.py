@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -271,19 +272,69 @@ class FunctionProfile(Profile):
         return f"function-{safe}"
 
 
-AnyProfile = (
-    PowerProfile | TraditionalProfile | UniformProfile | TableProfile | FunctionProfile
-)
-_KINDS: dict[str, Any] = {
-    each.kind: each
-    for each in (
-        PowerProfile,
-        TraditionalProfile,
-        UniformProfile,
-        TableProfile,
-        FunctionProfile,
-    )
+@dataclasses.dataclass(frozen=True)
+class DecayProfile(Profile):
+    """The average of a run at constant rate that stands for a decay of its rate.
+
+    With the rate multiplied by λ(τ) from `start` on, updates dU/dτ that stay as they are
+    leave θ(t) = θ(start) + ∫λ dU = ∫(−dλ/dτ) θ dτ, by parts, where λ falls from 1 to 0.
+    So each moment weighs as much as λ falls there: for checkpoints
+    w_i = λ_i − λ_(i+1) (WSM, arXiv 2507.17634). A run that really decays has other
+    updates, taken at other weights.
+
+    shape, for p = (τ − start) / (t − start): linear is λ = 1 − p, a uniform average;
+    cosine is λ = (1 + cos πp) / 2, a half-wave sin πp. fraction: of the time trained that
+    the decay takes. Raises ValueError where either is something else.
+    """
+
+    shape: str
+    fraction: float = 1.0
+    kind: ClassVar[str] = "decay"
+
+    def __post_init__(self) -> None:
+        if self.shape not in _DECAYS:
+            raise ValueError(f"shape = {self.shape!r}: choose {' or '.join(_DECAYS)}.")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(
+                f"fraction = {self.fraction}: choose one above 0 and up to 1."
+            )
+
+    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
+        """−dλ/dτ at time τ."""
+        start = self._start(t)
+        part = (np.asarray(tau, np.float64) - start) / (t - start)
+        inside = (part > 0) & (part <= 1)
+        fall = _DECAYS[self.shape](np.clip(part, 0, 1))
+        return np.where(inside, fall / (t - start), 0.0)
+
+    def edges(self, t: float) -> Sequence[float]:
+        return [self._start(t)]
+
+    @property
+    def label(self) -> str:
+        fraction = "" if self.fraction == 1 else f"-{decimal(self.fraction)}"
+        return f"decay-{self.shape}{fraction}"
+
+    def _start(self, t: float) -> float:
+        return (1 - self.fraction) * t
+
+
+# −dλ/dp of each shape of a decay λ(p) from 1 to 0.
+_DECAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": np.ones_like,
+    "cosine": lambda part: math.pi / 2 * np.sin(math.pi * part),
 }
+
+
+AnyProfile = (
+    PowerProfile
+    | TraditionalProfile
+    | UniformProfile
+    | TableProfile
+    | FunctionProfile
+    | DecayProfile
+)
+_KINDS: dict[str, Any] = {each.kind: each for each in typing.get_args(AnyProfile)}
 
 
 def to_fields(profile: AnyProfile) -> dict[str, Any]:

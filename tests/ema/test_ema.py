@@ -273,6 +273,8 @@ def test_a_thousand_snapshots_of_four_lengths_are_well_conditioned():
         ema.UniformProfile(100e6),
         ema.TableProfile((0, 70e6, 80e6, 134e6), (1, 1, 3, 0)),
         ema.FunctionProfile("jump", lambda tau: np.where(tau > 77e6, 2.0, 1.0)),
+        ema.DecayProfile("cosine"),
+        ema.DecayProfile("linear", 0.2),
     ],
     ids=lambda profile: profile.label,
 )
@@ -284,7 +286,7 @@ def test_the_fit_error_of_any_profile_equals_direct_integration(profile):
     t = stored[-1][0]
     (solution,) = ema.solve(stored, [(t, profile)])
     assert solution.coefficients.sum() == pytest.approx(1, abs=1e-12)
-    kinks = [60e6, 70e6, 77e6, 80e6, 100e6, 110e6, 5e6 / 0.05]
+    kinks = [60e6, 70e6, 77e6, 80e6, 100e6, 110e6, 5e6 / 0.05, 0.8 * t]
     times = np.union1d([end for end, _ in stored], np.linspace(0, t, 500))
     edges = np.union1d(np.union1d(times, kinks), geometric(2.0**23))
     mass = integrate(lambda tau: profile.density(tau, t), edges)
@@ -304,6 +306,37 @@ def test_the_fit_error_of_any_profile_equals_direct_integration(profile):
     )
     expected = math.sqrt(error2 / norm2) + before
     assert solution.fit_error == pytest.approx(expected, rel=1e-5)
+
+
+# Each rate's factor λ of p, the part of the decay that is over.
+DECAYS = {"linear": lambda p: 1 - p, "cosine": lambda p: (1 + np.cos(np.pi * p)) / 2}
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.2])
+@pytest.mark.parametrize("shape", DECAYS)
+def test_a_decay_profile_is_what_the_decay_leaves_of_the_same_updates(shape, fraction):
+    """Σ λ_i g_i of updates g, against the average of the path of the undecayed sum."""
+    steps = 20_000
+    updates = np.random.default_rng(0).standard_normal(steps)
+    at = np.arange(steps) / steps
+    rate = DECAYS[shape](np.clip((at - (1 - fraction)) / fraction, 0, 1))
+    decayed = np.sum(rate * updates)
+    density = ema.DecayProfile(shape, fraction).density(
+        np.arange(1, steps + 1) - 0.5, steps
+    )
+    assert density.sum() == pytest.approx(1, rel=1e-6)
+    assert density @ np.cumsum(updates) == pytest.approx(decayed, abs=0.05)
+    assert abs(np.sum(updates) - decayed) > 5
+
+
+def test_a_linear_decay_is_a_uniform_average():
+    stored = stored_profiles(16, (0.05, 0.10))
+    t = stored[-1][0]
+    decay, uniform = ema.solve(
+        stored,
+        [(t, ema.DecayProfile("linear", 0.25)), (t, ema.UniformProfile(0.75 * t))],
+    )
+    np.testing.assert_allclose(decay.coefficients, uniform.coefficients, rtol=1e-6)
 
 
 def test_a_function_equals_its_closed_form_wherever_it_jumps():
@@ -376,6 +409,8 @@ def test_a_target_does_not_depend_on_targets_at_other_times(profile):
     ("profile", "message"),
     [
         (lambda: ema.UniformProfile(5, 5), "no images in it"),
+        (lambda: ema.DecayProfile("steep"), "choose linear or cosine"),
+        (lambda: ema.DecayProfile("linear", 0.0), "above 0 and up to 1"),
         (lambda: ema.TableProfile((0, 1), (0, 0)), "one above zero"),
         (lambda: ema.TableProfile((1, 0), (1, 1)), "must rise"),
         (lambda: ema.TableProfile((1,), (1,)), "two points"),

@@ -88,14 +88,17 @@ def test_other_profiles_are_named_in_words(monkeypatch, capsys, trained, tmp_pat
         "--profile=halflife:0.002",
         "--profile=uniform:16384",
         "--profile=uniform:8192-24576",
+        "--profile=decay:cosine",
+        "--profile=decay:wsd",
         f"--profile=table:{tmp_path}/table.csv",
         f"--profile=function:{tmp_path}/mine.py:late",
         f"--out={tmp_path}/out",
         "--dtype=float16",
     )
     kinds = {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()}
-    assert kinds == {"traditional", "uniform", "table", "function"}
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert kinds == {"traditional", "uniform", "decay", "table", "function"}
+    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(list((tmp_path / "out").glob("decay-linear-0.200-*"))) == 1
     # The square of the time is the power function of exponent 2.
     squared = ema.PowerProfile(ema.sigma_rel_from_gamma(2.0))
     expected = ema.reconstruct(trained.snapshots, [squared])[squared].params["w"]
@@ -134,6 +137,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         (["--profile=table:none.csv"], "no file 'none.csv'"),
         (["--profile=halflife:1,2,3"], "write halflife:MIMG"),
         (["--profile=uniform:x"], "write uniform:FROM"),
+        (["--profile=decay:sqrt"], "write decay:cosine"),
         (["--sigma_rel=1e-300"], "choose 0.0001 or more"),
         (["--sigma_rel=0.1", "--nimg=inf"], "not a list of numbers"),
         (["--sigma_rel=0.1", "--nimg=1024.5"], "not a whole number"),
