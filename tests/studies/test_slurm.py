@@ -65,7 +65,7 @@ def cluster(request, tmp_path_factory):
 def counting(tmp_path, name, stop=40, waits=False):
     run = tmp_path / name
     run.mkdir()
-    fields = dict(run=str(run), stop=stop, waits=waits)
+    fields = {"run": str(run), "stop": stop, "waits": waits}
     programs = [text.format(**fields) for text in (COUNT, FINISH)]
     return Task(name, str(run), [[sys.executable, "-c", text] for text in programs])
 
