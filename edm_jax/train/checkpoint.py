@@ -94,6 +94,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._place = orbax_quirks.plain_path(self._directory)
+        self._set_aside_what_orbax_would_wait_for()
         with orbax_quirks.hushed():
             self._manager = ocp.CheckpointManager(self._place, options=options)
         self._saved: int | None = None
@@ -128,12 +129,7 @@ class Checkpoints:
                     f"({reason}), though nothing shows that it is damaged: resolve "
                     "that, then run the same command again."
                 )
-            _log.warning(
-                "The checkpoint %s is damaged (%s) and is passed over.",
-                self._directory / str(step),
-                reason,
-            )
-            self._set_aside(step)
+            self._set_aside(step, reason)
         set_aside = any(self._directory.glob("*.damaged*"))
         if any(self._agree(float(set_aside))):
             raise ValueError(
@@ -256,13 +252,26 @@ class Checkpoints:
         line = lines[0].replace(os.fspath(self._place), os.fspath(self._directory))
         return f"{type(error).__name__}: {line[:200]}"
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            place = self._directory / str(step)
-            names = (f"{step}.damaged{i or ''}" for i in itertools.count())
-            place.rename(next(p for p in map(place.with_name, names) if not p.exists()))
+    def _set_aside(self, step: int, reason: str) -> None:
+        self._rename(step, reason)
         self._agree(0.0)  # until it is done
         self._manager.reload()
+
+    def _rename(self, step: int, reason: str) -> None:
+        place = self._directory / str(step)
+        _log.warning(
+            "The checkpoint %s is damaged (%s) and is passed over.", place, reason
+        )
+        if jax.process_index() == 0:
+            names = (f"{step}.damaged{i or ''}" for i in itertools.count())
+            place.rename(next(p for p in map(place.with_name, names) if not p.exists()))
+
+    def _set_aside_what_orbax_would_wait_for(self) -> None:
+        # Its manager reads this file of every checkpoint as it starts, pipes too.
+        for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
+            if path.parent.name.isdecimal() and path.exists() and not path.is_file():
+                self._rename(int(path.parent.name), f"{path.name} is not a file")
+        self._agree(0.0)
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:

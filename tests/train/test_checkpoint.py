@@ -351,8 +351,9 @@ def test_a_checkpoint_removed_meanwhile_is_not_damaged(pair, monkeypatch):
     assert names(pair) == ["10"]
 
 
-def test_a_pipe_in_a_checkpoint_is_not_waited_for(pair, caplog):
-    place = pair / "20" / "extra" / "metadata"
+@pytest.mark.parametrize("file", ["extra/metadata", "_CHECKPOINT_METADATA"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(pair, caplog, file):
+    place = pair / "20" / file
     place.unlink()
     os.mkfifo(place)
     assert passed_over(pair, caplog)
@@ -443,7 +444,8 @@ def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(pair):
     assert "20.damaged" in names(pair) and "20.damaged2" in names(pair)
 
 
-@pytest.mark.parametrize("call", [1, 2])
+# The first is when the checkpoints are opened.
+@pytest.mark.parametrize("call", [2, 3])
 def test_a_checkpoint_that_one_process_finds_damaged_is_passed_over_by_all(pair, call):
     calls = itertools.count(1)
     found = restore(pair, agree=lambda value: [value, float(next(calls) == call)])
