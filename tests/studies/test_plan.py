@@ -12,7 +12,15 @@ from edm_jax.studies.task import Task
 from experiments import launch
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ("betas", "ema_lengths", "ladder", "one_change", "schedules", "t_ref")
+STUDIES = (
+    "betas",
+    "ema_lengths",
+    "ladder",
+    "lr_sensitivity",
+    "one_change",
+    "schedules",
+    "t_ref",
+)
 BETA1 = studies.values("optimizer.method.beta1", (0.8, 0.9))
 BETA2 = studies.values("optimizer.method.beta2", (0.95, 0.99, 0.999))
 
