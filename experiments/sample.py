@@ -5,6 +5,7 @@ and the raw images as samples.npz.
 """
 
 import argparse
+import functools
 import io
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from edm_jax import data, diffusion, ema, files
 from edm_jax.ema import snapshots
 from edm_jax.evals import evaluation
-from edm_jax.evals.heldout import Inference
+from edm_jax.evals.generation import Generator
 from edm_jax.files import user_path
 from edm_jax.models import ops, unet
 from edm_jax.models.unet import Params, UNetSpec
@@ -50,16 +51,12 @@ def main() -> None:
     spec = ops.resolve_network(config)
     params = _weights(run, spec, options)
     denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
-    inference = Inference(denoiser, min(config.evaluation.batch_size, len(seeds)))
+    recipe = evaluation.recipe(config)
+    generate = Generator(denoiser, recipe, config.evaluation.batch_size)
+    labels = evaluation.classes(seeds, config.network.num_classes)
     with cli.progress_bar() as bar:
-        task = bar.add_task("sampling steps")
-        images, labels = evaluation.sample(
-            config,
-            inference,
-            params,
-            seeds,
-            lambda _, done, total: bar.update(task, completed=done, total=total),
-        )
+        report = functools.partial(cli.report_to(bar), "images")
+        images = generate(params, seeds, labels, on_progress=report)
     out = options.out or run.path / "samples"
     out.mkdir(parents=True, exist_ok=True)
     evaluation.save_grid(images, labels, out / "grid.png")

@@ -1,20 +1,22 @@
 """What a trained run is worth: every EMA length, a grid of samples, a distance."""
 
+import functools
 import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from edm_jax import data, diffusion, ema, files
-from edm_jax.diffusion import samplers
+from edm_jax.diffusion.noise_levels import NoiseLevels
+from edm_jax.diffusion.samplers import Heun
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import frechet, sweeps
-from edm_jax.evals.heldout import HeldOut, Inference
+from edm_jax.evals.generation import Generator, Recipe
+from edm_jax.evals.heldout import HeldOut
 from edm_jax.models import ops, unet
 from edm_jax.models.unet import Params
 from edm_jax.runs import directory
@@ -34,7 +36,8 @@ def evaluate(
     """
     data.prepare(config.data)
     spec = ops.resolve_network(config)
-    heldout = HeldOut(diffusion.Denoiser(spec, config.loss.sigma_data), config)
+    denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
+    heldout = HeldOut(denoiser, config)
     refs = snapshots.list_snapshots(run.snapshots)
     if not refs:
         raise ValueError(f"{run.path} has no snapshots yet; train it first.")
@@ -50,7 +53,10 @@ def evaluate(
         and ref.meta.nimg == nimg
     ]
     seeds = range(config.evaluation.num_samples)
-    images, labels = sample(config, heldout.inference, best, seeds, on_progress)
+    labels = classes(seeds, config.network.num_classes)
+    images = Generator(denoiser, recipe(config), config.evaluation.batch_size)(
+        best, seeds, labels, on_progress=functools.partial(on_progress, "images")
+    )
     save_grid(images, labels, run.path / "samples.png")
     train, test = (
         data.load_split(config.data, name, config.evaluation.num_heldout, 0)["image"]
@@ -102,33 +108,18 @@ def _sweep(
     return points, best
 
 
-def sample(
-    config: Any,
-    inference: Inference,
-    params: Params,
-    seeds: Sequence[int],
-    on_progress: OnProgress = lambda *_: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """An image for each seed (N, H, W, C), scaled as the data, and its label (N,).
+def recipe(config: Any) -> Recipe:
+    """How a config makes images."""
+    fields = config.evaluation
+    return Recipe(
+        Heun(),
+        NoiseLevels(fields.num_steps, fields.sigma_min, fields.sigma_max, fields.rho),
+    )
 
-    The class is the seed modulo num_classes, and the image depends on its seed alone.
-    """
-    evaluation, net = config.evaluation, config.network
-    labels = np.asarray(seeds) % max(net.num_classes, 1)
-    shape = (net.resolution, net.resolution, net.channels)
-    sigmas = samplers.sigma_steps(
-        evaluation.num_steps,
-        evaluation.sigma_min,
-        evaluation.sigma_max,
-        evaluation.rho,
-    )
-    images = samplers.heun(
-        lambda x, sigma: jnp.asarray(inference.denoise(params, x, sigma, labels)),
-        samplers.initial_noise(seeds, shape),
-        sigmas,
-        on_step=lambda step: on_progress("sampling steps", step, len(sigmas) - 1),
-    )
-    return np.asarray(images), labels
+
+def classes(seeds: Sequence[int], num_classes: int) -> np.ndarray:
+    """The class of each seed's image (N,): the seed modulo num_classes."""
+    return np.asarray(seeds) % max(num_classes, 1)
 
 
 def save_grid(images: np.ndarray, labels: np.ndarray, path: Path) -> None:

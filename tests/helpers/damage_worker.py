@@ -265,11 +265,12 @@ def timed(seconds: float) -> Iterator[None]:
 
 def share_what_is_compiled() -> None:
     """One compiled step, forward pass and checksum for all cases."""
-    from edm_jax.evals import heldout
+    from edm_jax.evals import generation, heldout
     from edm_jax.train import loop
     from experiments import launch
 
-    made, forwards = {}, {}
+    made, forwards, samples = {}, {}, {}
+    build = generation.Generator.__init__
     make_trainer, begin = loop.make_trainer, heldout.Inference.__init__
 
     def same_trainer(config, *rest):
@@ -284,7 +285,14 @@ def share_what_is_compiled() -> None:
         key = repr(denoiser), batch_size
         self._forward = forwards.setdefault(key, self._forward)
 
+    @functools.wraps(build)
+    def same_sample(self, *arguments):
+        build(self, *arguments)
+        key = repr(arguments)
+        self._sample = samples.setdefault(key, self._sample)
+
     loop.make_trainer = same_trainer
+    generation.Generator.__init__ = same_sample
     heldout.Inference.__init__ = same_forward
     # No other processes.
     launch._slots = lambda options, runs: launch.local.cpu_slots(1)

@@ -16,6 +16,7 @@ import configs
 from edm_jax import data, diffusion, ema
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import dynamics, evaluation, frechet
+from edm_jax.evals.generation import Generator
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.models import ops, unet
 from edm_jax.optim import weight_norm
@@ -404,7 +405,7 @@ def test_evaluation_reports_every_length_of_the_sweep(whole, evaluated):
     probe = whole.run.records("heldout")[-1]
     assert result["raw_loss"] == probe["raw_loss_per_element"]
     assert ("EMA lengths", 4, 4) in evaluated.reports
-    assert ("sampling steps", 3, 3) in evaluated.reports
+    assert ("images", 12, 12) in evaluated.reports
 
 
 def test_stored_profiles_are_reported_exactly_and_others_with_their_error(
@@ -432,19 +433,11 @@ def test_distance_is_reported_beside_that_of_two_sets_of_real_images(evaluated):
     assert 0 < result["pixel_frechet_floor"] < result["pixel_frechet"]
 
 
-def test_sampled_image_depends_on_its_seed_alone(whole, heldout):
-    params, inference = whole.final_state().params, heldout.inference
-    images, labels = evaluation.sample(whole.config, inference, params, range(12))
-    np.testing.assert_array_equal(labels, np.arange(12) % 10)
-    part, label = evaluation.sample(whole.config, inference, params, [11, 3])
-    np.testing.assert_array_equal(label, [1, 3])
-    np.testing.assert_allclose(part, images[[11, 3]], rtol=1e-3, atol=1e-4)
-
-
-def test_samples_come_from_the_best_length(load, whole, evaluated, heldout):
+def test_samples_come_from_the_best_length(load, whole, evaluated, denoiser):
     best = evaluated.result["best"]["sigma_rel"]
     params = posthoc.reconstruct(whole.run.snapshots, [best])[best].params
-    images, _ = evaluation.sample(whole.config, heldout.inference, params, range(12))
+    recipe, size = evaluation.recipe(whole.config), whole.config.evaluation.batch_size
+    images = Generator(denoiser, recipe, size)(params, range(12), np.arange(12) % 10)
     real = data.load_split(load().data, "test", 40)["image"]
     distance = frechet.pixel_frechet(images, real)
     assert evaluated.result["pixel_frechet"] == pytest.approx(distance, rel=1e-4)
