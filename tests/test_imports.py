@@ -80,9 +80,8 @@ EMA_ORDER = [
 REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
     *("changes", "statistics", "columns", "grouping", "tables", "notes"),
-    *("looks", "curves", "plots"),
-    *("drawing", "magnitudes", "figures", "sweep_figures"),
-    *("facts", "introduction", "sections", "results", "grids", "page"),
+    *("looks", "curves", "figures", "drawing", "sweep_figures"),
+    *("embedded", "introduction", "results", "grids", "page"),
     *("writers", "latex", "__init__"),
 ]
 ORDERS = {"ema": EMA_ORDER, "report": REPORT_ORDER}

@@ -1,14 +1,17 @@
 """The comparison of runs: tables, figures and one self-contained page."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from edm_jax import files
 from edm_jax.report.changes import config_diff
 from edm_jax.report.columns import growth, pick
-from edm_jax.report.figures import draw
+from edm_jax.report.drawing import Drawing, draw, samples
+from edm_jax.report.figures import FIGURES
 from edm_jax.report.following import Following, follow
 from edm_jax.report.grouping import ladder
 from edm_jax.report.latex import results_latex
+from edm_jax.report.looks import assign
 from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
 from edm_jax.report.read import find_runs, load_run
@@ -25,6 +28,7 @@ __all__ = [
     "compare",
     "config_diff",
     "draw_sweeps",
+    "drawings",
     "find_runs",
     "follow",
     "growth",
@@ -65,10 +69,22 @@ def write(
 def write_figures(comparison: Comparison, out: Path) -> None:
     """Write the figures for a paper, figures/*.{png,pdf,svg}."""
     _make(out / "figures")
-    for drawing in draw(comparison.entries):
+    for drawing in drawings(comparison):
         for form in drawing.formats:
             path = out / "figures" / f"{drawing.name}.{form}"
             files.write_bytes(path, drawing.render(form))
+
+
+def drawings(comparison: Comparison) -> Iterator[Drawing]:
+    """Every figure for a paper that the runs have data for."""
+    entries = comparison.entries
+    looks = assign(entries)
+    for figure in FIGURES:
+        charts = figure.charts(entries, looks) if figure.file else []
+        if charts:
+            yield draw(figure.file, charts, entries, looks)
+    if found := samples(entries):
+        yield found
 
 
 def _make(directory: Path) -> None:

@@ -1,40 +1,38 @@
-"""The curves of losses and EMA lengths, as the page and the figures draw them."""
+"""Curves of runs as data: means over seeds, thinned for drawing, and what they say."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from edm_jax.report.runs import Aside, Entry, Run, Series
+from edm_jax.report.runs import Aside, Run, Series
 
 MAX_POINTS = 400  # of one curve: more cannot be seen
 MIN_POINTS = 30  # of one curve among very many
-LOSS_VALUES = 100_000  # points of the losses, over all configs
 ALONE = 60  # runs beyond which no curve of a single seed is drawn
 ALONE_POINTS = 120
-LOSSES = {
-    "heldout": "Held-out loss of the averaged weights",
-    "train": "Training loss, smoothed",
-}
 
 
 @dataclass(frozen=True)
 class Line:
     """A mean over a config's seeds, with its lowest and highest; or one run alone."""
 
-    x: np.ndarray  # (N,), as all others
+    x: np.ndarray  # (N,), like the others
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    config: int = 0  # the place of its entry
-    best: int | None = None  # the place of the optimum
-    seed: str = ""  # the run's name, of one seed of several
-    aside: Aside | None = None  # of a run that is in no mean
+    colour: int | str = "ink"  # a place in the palette, 'ink', 'soft' or '#rrggbb'
+    dash: int = 0
+    config: int | None = None  # the place of its entry
+    label: str = ""  # what it shows, where the config does not say it
+    seed: str = ""  # the run's name, for one seed of several
+    aside: Aside | None = None  # for a run that is in no mean
+    dots: bool = False  # whether each of its points is marked
 
     def thinned(self, points: int) -> "Line":
-        """Thinned to a given number of points, which keeps the last."""
+        """The line with at most so many points, the last among them."""
         kept = places(len(self.x), points)
         arrays = {name: getattr(self, name) for name in ("x", "y", "low", "high")}
         kept_of = {k: None if v is None else v[kept] for k, v in arrays.items()}
@@ -42,79 +40,55 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """One point that stands out: ring, diamond, cross, triangle or hollow."""
+
+    kind: str
+    x: float
+    y: float
+    colour: int | str
+    config: int | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class Panel:
-    """Axes of a figure; the vertical one is logarithmic unless `linear`, from zero."""
+    """One pair of axes; the vertical one is 'log', 'linear', or 'zero': from zero."""
 
     title: str
     y: str
     lines: list[Line]
-    linear: bool = False
-    marks: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
-    # (config, x, y) of each traditional EMA
+    scale: str = "log"
+    marks: list[Mark] = field(default_factory=list)
+    top: float | None = None  # where a vertical axis from zero ends
+    at: float | None = None  # of a vertical rule
+    x: str = ""  # the horizontal axis, where it is not the chart's
+    legend: bool = False  # whether the page names its lines below it
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Two panels and the label of their horizontal axes, which begin at zero."""
+    """Panels in a row that share a horizontal axis, which begins at zero or is 'log'."""
 
     x: str
     panels: list[Panel]
+    config: int | None = None  # the place of the entry that it is all about
+    log: bool = False
+    key: list[tuple[str, int | str, int]] = field(default_factory=list)
+    # (name, colour, dash) of what the lines have in common
 
 
-def losses(entries: Sequence[Entry]) -> Chart | None:
-    """Held-out and training loss by config: means of finished runs, lines of others."""
-    runs = [run for entry in entries for run in entry.runs]
-    unit, label = image_unit(runs)
-    points = share(LOSS_VALUES, 2 * len(entries))
-    panels = []
-    for log, title in LOSSES.items():
-        lines = []
-        for config, entry in enumerate(entries):
-            found = [(run, loss_curve(run, log, unit)) for run in entry.measured]
-            lines += _lines(config, found, points, len(runs) <= ALONE)
-            for aside in entry.aside:
-                x, y = loss_curve(aside.run, log, unit)
-                if len(x):
-                    line = Line(x, y, config=config, aside=aside)
-                    lines.append(line.thinned(points))
-        panels.append(Panel(title, "λ-weighted loss per element", lines))
-    return Chart(label, panels) if any(panel.lines for panel in panels) else None
-
-
-def ema(entries: Sequence[Entry]) -> Chart | None:
-    """Held-out loss by EMA length, its excess over the best, and both optima."""
-    lines, excesses, marks = [], [], []
-    alone = sum(len(entry.measured) for entry in entries) <= ALONE
-    for config, entry in enumerate(entries):
-        found = [(run, sweep(run)) for run in entry.measured]
-        of_config = _lines(config, found, MAX_POINTS, alone)
-        if not of_config:
-            continue
-        mean, *seeds = of_config
-        mean = dataclasses.replace(mean, best=int(mean.y.argmin()))
-        lines += [mean, *seeds]
-        # Of the mean, so that the ring lies on the axis; seeds have bests of their own.
-        mean = dataclasses.replace(mean, y=excess(mean.y), low=None, high=None)
-        excesses += [mean, *(dataclasses.replace(s, y=excess(s.y)) for s in seeds)]
-        marks += [(config, *at) for run in entry.measured for at in traditional(run)]
-    if not lines:
-        return None
-    first = Panel("Held-out loss", "λ-weighted loss per element", lines, marks=marks)
-    title = "Excess over each config’s own best"
-    return Chart("EMA length σ_rel", [first, Panel(title, "percent", excesses, True)])
-
-
-def _lines(
-    config: int, found: Sequence[tuple[Run, Series]], points: int, alone: bool
+def seed_lines(
+    found: Sequence[tuple[Run, Series]], points: int, alone: bool, **look
 ) -> list[Line]:
-    """The mean of a config, and the curve of each of several seeds if `alone`."""
+    """The mean of a config's runs, then each of several seeds if `alone`."""
     found = [(run, curve) for run, curve in found if len(curve[0])]
     mean = over_seeds([curve for _, curve in found])
     if mean is None:
         return []
-    lines = [dataclasses.replace(mean, config=config).thinned(points)]
+    lines = [dataclasses.replace(mean, **look).thinned(points)]
     if alone and len(found) > 1:
-        each = (Line(*curve, config=config, seed=run.name) for run, curve in found)
+        each = (Line(*curve, seed=run.name, **look) for run, curve in found)
         lines += [line.thinned(ALONE_POINTS) for line in each]
     return lines
 
@@ -135,7 +109,7 @@ def smooth(x: np.ndarray, y: np.ndarray) -> Series:
 
 
 def over_seeds(curves: Sequence[Series]) -> Line | None:
-    """Average curves where all have points, on the places of the densest."""
+    """Average curves where all have points, at the x of the densest."""
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
@@ -160,6 +134,22 @@ def share(values: int, curves: int) -> int:
     return max(MIN_POINTS, min(MAX_POINTS, values // max(1, curves)))
 
 
+def averaged(values: np.ndarray, kept: slice) -> np.ndarray:
+    """Means over the stretch of records that ends at each kept one, without NaNs.
+
+    Args:
+        values: (records, quantities).
+        kept: the records that are drawn.
+    """
+    ends = range(len(values))[kept]
+    stretches = np.split(values, [end + 1 for end in ends[:-1]])
+    present = np.array([np.isfinite(part).sum(0) for part in stretches])
+    sums = np.array(
+        [np.nan_to_num(part, posinf=0, neginf=0).sum(0) for part in stretches]
+    )
+    return np.where(present, sums / np.maximum(present, 1), np.nan)
+
+
 def image_unit(runs: Iterable[Run]) -> tuple[float, str]:
     """The unit of the image axis and its label."""
     logs = (log for run in runs for log in run.logs.values())
@@ -181,10 +171,8 @@ def traditional(run: Run) -> Iterator[tuple[float, float]]:
         duration = run.evaluation.nimg / 1e6
         for halflife, loss in run.evaluation.traditional:
             if math.isfinite(loss):
-                yield (
-                    traditional_sigma_rel(halflife, run.halflife_rampup, duration),
-                    loss,
-                )
+                rampup = run.halflife_rampup
+                yield traditional_sigma_rel(halflife, rampup, duration), loss
 
 
 def traditional_sigma_rel(halflife: float, rampup: float, duration: float) -> float:
@@ -197,8 +185,3 @@ def traditional_sigma_rel(halflife: float, rampup: float, duration: float) -> fl
         gamma = math.log(2) / rampup - 1
         return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
     return halflife / (math.log(2) * duration)
-
-
-def excess(y: np.ndarray) -> np.ndarray:
-    """How much each loss lies above the lowest, in percent."""
-    return 100 * (y / y.min() - 1)

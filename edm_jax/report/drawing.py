@@ -1,4 +1,4 @@
-"""How figures on paper look: their files, axes, legends, end labels."""
+"""Charts on paper: PNG, PDF and SVG files by matplotlib."""
 
 import io
 from collections.abc import Sequence
@@ -6,18 +6,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
+from scipy.optimize import isotonic_regression
 
-from edm_jax.report.looks import Look
-from edm_jax.report.runs import Entry
+from edm_jax.report.curves import Chart, Panel
+from edm_jax.report.looks import PALETTE, Look
+from edm_jax.report.runs import Entry, with_samples
 
 WIDTH = 10.4  # inches
-INK, RULE, CARD = "#24262b", "#dcdee3", "#fefefe"
+INK, SOFT, RULE, CARD = "#24262b", "#62666f", "#dcdee3", "#fefefe"
 MOST_NAMED = 20  # configs in a legend
+MOST_ROWS = 8  # charts below one another: more fit no sheet of paper
+LABEL = 9  # points from one end label to the next
+MOST_GRIDS = 24
+MOST_PIXELS = 4096  # to a side of a grid: more do not show
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+ASIDE = {"ls": (0, (3, 2)), "lw": 0.9}
+MARKS: dict[str, dict[str, Any]] = {
+    "ring": {"marker": "o", "ms": 6, "mfc": CARD, "mew": 1.6},
+    "hollow": {"marker": "o", "ms": 4, "mfc": CARD, "mew": 1.0},
+    "diamond": {"marker": "D", "ms": 5, "mec": INK, "mew": 1.0},
+    "cross": {"marker": "x", "ms": 6, "mew": 1.4},
+    "triangle": {"marker": ">", "ms": 5},
+}
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "font.family": "sans-serif",
@@ -26,6 +42,7 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
     "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
     "axes.facecolor": "none",
@@ -41,6 +58,9 @@ STYLE: dict[Any, Any] = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.5,
     "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.6,
     "pdf.fonttype": 42,  # as TrueType: journals refuse others
     "svg.hashsalt": "edm_jax",
 }
@@ -54,12 +74,8 @@ class Drawing:
     figure: Figure
     formats: tuple[str, ...] = ("png", "pdf", "svg")
 
-    def png(self) -> bytes:
-        """Render as PNG on white, at twice the size that a page shows."""
-        return self.render("png")
-
     def render(self, form: str) -> bytes:
-        """Render as 'png', 'pdf' or 'svg' on white, the same bytes every time."""
+        """The figure as 'png', 'pdf' or 'svg' on white, the same bytes every time."""
         out = io.BytesIO()
         undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
         with matplotlib.rc_context(STYLE):
@@ -69,9 +85,147 @@ class Drawing:
         return out.getvalue()
 
 
-def line_style(look: Look) -> dict:
-    """Plot arguments: a config's colour and dash."""
-    return {"color": look.colour, "linestyle": DASHES[look.dash]}
+def draw(
+    name: str,
+    charts: Sequence[Chart],
+    entries: Sequence[Entry] = (),
+    looks: Sequence[Look] = (),
+    title: str = "",
+    width: float = WIDTH,
+) -> Drawing:
+    """Draws charts, one to a row.
+
+    Args:
+        name: the file's, without its ending.
+        charts: at least one, with panels.
+        entries: the configs that the charts point to by their place.
+        looks: theirs.
+        title: above all.
+        width: in inches.
+    """
+    charts = charts[:MOST_ROWS]
+    rows, columns = len(charts), max(len(chart.panels) for chart in charts)
+    height = 4.5 if rows == 1 else 1.0 + (1.42 if columns > 3 else 2.3) * rows
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
+        if title:
+            figure.suptitle(plain(title), x=0.01, ha="left", fontsize=9.5)
+        _legend(figure, charts, entries, looks)
+        for line, chart in zip(grid, charts, strict=True):
+            for axes in line[len(chart.panels) :]:
+                axes.set_axis_off()
+            for axes, panel in zip(line, chart.panels, strict=False):
+                axes.set_title(plain(_title(chart, panel, entries, looks)))
+                axes.set_ylabel(plain(panel.y))
+                _draw_panel(axes, panel)
+                _scale(axes, chart, panel)
+                if chart is charts[-1] or panel.x:
+                    axes.set_xlabel(plain(panel.x or chart.x))
+        if rows == 1:
+            _end_labels(figure, grid[0], charts[0], entries)
+    return Drawing(name, figure)
+
+
+def _title(
+    chart: Chart, panel: Panel, entries: Sequence[Entry], looks: Sequence[Look]
+) -> str:
+    if chart.config is None or panel is not chart.panels[0]:
+        return panel.title
+    entry = entries[chart.config]
+    state = "" if entry.measured else f" ({entry.runs[0].state})"
+    return f"{entry.label}   {entry.title}{state}\n{panel.title}"
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    # Runs in no mean lie below the means.
+    for line in sorted(panel.lines, key=lambda line: line.aside is None):
+        if line.seed:
+            continue
+        style: dict[str, Any] = {"ls": DASHES[line.dash]} if not line.aside else ASIDE
+        if line.dots:
+            style |= {"marker": ".", "ms": 3}
+        axes.plot(line.x, line.y, color=_colour(line.colour), **style)
+        if line.low is not None and line.high is not None:
+            band = {"color": _colour(line.colour), "alpha": 0.18, "lw": 0}
+            axes.fill_between(line.x, line.low, line.high, **band)
+    for mark in panel.marks:
+        style = {
+            "mec": _colour(mark.colour),
+            "mfc": _colour(mark.colour),
+            "ls": "",
+            "clip_on": False,
+        }
+        axes.plot(mark.x, mark.y, **style | MARKS[mark.kind])
+    if panel.at is not None:
+        axes.axvline(panel.at, color=INK, lw=0.6, ls=":")
+
+
+def _colour(colour: int | str) -> Any:
+    named = {"ink": INK, "soft": SOFT}
+    return PALETTE[colour] if isinstance(colour, int) else named.get(colour, colour)
+
+
+def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
+    """Sets both axes; a logarithmic one has plain numbers, also below a decade."""
+    if chart.log:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+    if panel.scale == "zero":
+        axes.set_ylim(0, panel.top)
+        axes.yaxis.set_major_locator(MaxNLocator(3 if panel.top else 6))
+    elif panel.scale == "log" and axes.lines:
+        axes.set_yscale("log")
+    axes.autoscale_view()
+    for axis, low, high in (
+        (axes.xaxis, *axes.get_xlim()),
+        (axes.yaxis, *axes.get_ylim()),
+    ):
+        if axis.get_scale() == "log":
+            wide = high / low > 6
+            axis.set_major_locator(
+                LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6)
+            )
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_tick_params(which="minor", length=0)
+
+
+def _legend(
+    figure: Figure,
+    charts: Sequence[Chart],
+    entries: Sequence[Entry],
+    looks: Sequence[Look],
+) -> None:
+    """What the lines are, above the panels, if there are few enough of them."""
+    panels = [panel for chart in charts for panel in chart.panels]
+    shown = sorted(
+        {line.config for p in panels for line in p.lines if line.config is not None}
+    )
+    key = list(charts[0].key)
+    for place in shown:
+        entry, look = entries[place], looks[place]
+        state = "" if entry.measured else f" ({entry.runs[0].state})"
+        name = f"{entry.label}  {entry.title}{state}"
+        name = name if len(name) <= 52 else f"{name[:51]}…"
+        key.append((name, look.slot, look.dash))
+    if len(key) > MOST_NAMED:
+        said = f"{len(key)} configs, without a legend: the page beside names them"
+        figure.suptitle(said, x=0.06, ha="left", fontsize=8.5)
+        return
+    if not key:
+        return
+    handles = [
+        Line2D([], [], color=_colour(colour), ls=DASHES[dash])
+        for _, colour, dash in key
+    ]
+    figure.legend(
+        handles,
+        [plain(name) for name, *_ in key],
+        loc="outside upper left",
+        ncols=3 if shown else min(9, len(key)),
+    )
 
 
 def plain(text: str) -> str:
@@ -79,76 +233,60 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$").replace("σ_rel", r"$\sigma_\mathrm{rel}$")
 
 
-def ring(axes: Axes, x: float, y: float, colour: Any) -> None:
-    """Mark an optimum."""
-    axes.plot(x, y, "o", ms=6, mfc=CARD, mew=1.6, color=colour)
-
-
-def config_legend(
-    figure: Figure, entries: Sequence[Entry], looks: Sequence[Look], **options
-) -> None:
-    """A legend of configs at the top of a figure, if they are few enough for one."""
-    if len(entries) > MOST_NAMED:
-        note = f"{len(entries)} configs, without a legend: the page beside names them"
-        figure.text(0.06, 0.93, note, fontsize=8.5)
-        return
-    lines, names = [], []
-    for entry, look in zip(entries, looks, strict=True):
-        lines.append(Line2D([], [], **line_style(look)))
-        unfinished = "" if entry.measured else f" ({entry.runs[0].state})"
-        names.append(_short(plain(f"{entry.label}  {entry.title}{unfinished}")))
-    figure.legend(
-        lines,
-        names,
-        loc="upper left",
-        ncols=3,
-        handlelength=1.6,
-        columnspacing=1.6,
-        fontsize=8.5,
-        **options,
-    )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 52 else f"{name[:51]}…"
-
-
-def end_labels(
-    axes: Axes, ends: Sequence[tuple[float, float, Entry]], looks: Sequence[Look]
+def _end_labels(
+    figure: Figure, row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]
 ) -> None:
     """Write each config's label at the end of its curve, pushed apart."""
-    if len(ends) > MOST_NAMED or any(len(e.label) > 12 for *_, e in ends):
-        return
-    axes.autoscale_view()
-    to_points = 72 / axes.figure.dpi
-    heights = {
-        index: axes.transData.transform((x, y))[1] * to_points
-        for index, (x, y, _) in enumerate(ends)
-    }
-    floor = -float("inf")
-    for index in sorted(heights, key=heights.__getitem__):
-        x, y, entry = ends[index]
-        height = max(heights[index], floor)
-        floor = height + 9
-        axes.annotate(
-            plain(entry.label),
-            (x, y),
-            xytext=(4, height - heights[index]),
-            textcoords="offset points",
-            color=looks[index].colour,
-            fontweight="bold",
-            fontsize=8.5,
-            va="center",
-            annotation_clip=False,
-        )
+    figure.draw_without_rendering()
+    for axes, panel in zip(row, chart.panels, strict=False):
+        lines = [n for n in panel.lines if n.config is not None and not n.seed]
+        # The mean's, where there is one.
+        ends = {n.config: n for n in sorted(lines, key=lambda n: n.aside is None)}
+        texts = {config: entries[config].label for config in ends if config is not None}
+        if len(ends) > MOST_NAMED or any(len(text) > 12 for text in texts.values()):
+            continue
+        to_points = 72 / figure.dpi
+        at = {
+            c: axes.transData.transform((n.x[-1], n.y[-1]))[1] * to_points
+            for c, n in ends.items()
+        }
+        order = sorted(at, key=lambda c: at[c])
+        steps = LABEL * np.arange(len(order))
+        apart = isotonic_regression([at[c] for c in order] - steps).x + steps
+        for config, above in zip(order, apart, strict=True):
+            line = ends[config]
+            text = axes.annotate(
+                plain(texts[config]),
+                (line.x[-1], line.y[-1]),
+                xytext=(4, above - at[config]),
+                textcoords="offset points",
+                color=_colour(line.colour),
+                fontweight="bold",
+                fontsize=8.5,
+                va="center",
+                annotation_clip=False,
+            )
+            text.set_in_layout(False)
 
 
-def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers, also over less than a decade."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    wide = high / low > 6
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="y", which="minor", length=0)
+def samples(entries: Sequence[Entry]) -> Drawing | None:
+    """The sample grids of the finished runs, side by side."""
+    grids = with_samples(entries)[:MOST_GRIDS]
+    if not grids:
+        return None
+    columns = min(4, len(grids)) if len(grids) <= 12 else 8
+    rows = -(-len(grids) // columns)
+    with matplotlib.rc_context(STYLE):
+        size = (WIDTH, WIDTH / columns * rows * 1.06)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, (entry, run) in zip(panels, grids, strict=False):
+            with Image.open(io.BytesIO(run.samples or b"")) as image:
+                grid = image.convert("RGB")
+            grid.thumbnail((MOST_PIXELS, MOST_PIXELS))
+            axes.imshow(np.asarray(grid), interpolation="nearest")
+            name = plain(f"{entry.label}   {entry.title}")
+            axes.set_title(name[:60], fontweight="bold", fontsize=7)
+    return Drawing("samples", figure, ("png", "pdf"))

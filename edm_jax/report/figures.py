@@ -1,120 +1,299 @@
-"""The figures of a comparison on paper, after the paper's Fig. 3, 5a and 15."""
+"""The figures of a comparison as data; the page and the files for papers draw them.
 
-import io
-from collections.abc import Sequence
+To add one: a function that returns its charts, and an entry of FIGURES.
+"""
 
-import matplotlib
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 
 from edm_jax.report import curves
-from edm_jax.report.curves import Chart, Panel
-from edm_jax.report.drawing import (
-    INK,
-    STYLE,
-    WIDTH,
-    Drawing,
-    config_legend,
-    end_labels,
-    line_style,
-    log_axis,
-    plain,
-    ring,
+from edm_jax.report.curves import Chart, Line, Mark, Panel
+from edm_jax.report.looks import Look
+from edm_jax.report.runs import Entry, Log, Run
+
+LOSS_VALUES = 100_000  # points of the losses, over all configs
+VALUES = 400_000  # of all details of all configs together: 7 bytes each
+CURVES = 58  # of one config's details at most resolutions
+SHARED_RANGE = 8.0  # configs whose largest values differ more get their own axis
+RESOLUTION_SLOTS = (1, 3, 4, 5, 6, 2, 0)
+RAMP = [
+    "#5e4fa2",
+    "#3d7fbd",
+    "#38a09a",
+    "#63a644",
+    "#b59a16",
+    "#d97a1c",
+    "#cf4a3c",
+    "#a6325f",
+]  # by σ, rising
+ELEMENT_LOSS = "λ-weighted loss per element"
+LOSSES = {
+    "heldout": "Held-out loss of the averaged weights",
+    "train": "Training loss, smoothed",
+}
+PANELS = (
+    ("activations", "max"),
+    ("activations", "mean"),
+    ("weights", "max"),
+    ("weights", "mean"),
 )
-from edm_jax.report.looks import PALETTE, Look, assign
-from edm_jax.report.magnitudes import dynamics
-from edm_jax.report.runs import Entry, with_samples
-
-MOST_GRIDS = 24
-MOST_PIXELS = 4096  # to a side of a grid: more do not show
 
 
-def draw(entries: Sequence[Entry]) -> list[Drawing]:
-    """Draw every figure that the runs have data for."""
-    looks = assign(entries)
-    with matplotlib.rc_context(STYLE):
-        drawings = [
-            chart("loss", curves.losses(entries), entries, looks),
-            chart("ema", curves.ema(entries), entries, looks),
-            dynamics(entries),
-            samples(entries),
-        ]
-    return [drawing for drawing in drawings if drawing is not None]
+@dataclass(frozen=True)
+class Figure:
+    """One figure: its place on the page, and what makes its charts."""
+
+    name: str
+    title: str
+    caption: str
+    charts: Callable[[Sequence[Entry], Sequence[Look]], list[Chart]]
+    file: str = ""  # among the figures for papers; '' for none
+    one_config: bool = False  # whether the page shows one config at a time
 
 
-def chart(
-    name: str, data: Chart | None, entries: Sequence[Entry], looks: Sequence[Look]
-) -> Drawing | None:
-    """Two panels side by side under one legend of the configs in them."""
-    if data is None:
-        return None
-    shown = {line.config for panel in data.panels for line in panel.lines}
-    named = [i for i in range(len(entries)) if i in shown or name == "loss"]
-    figure = Figure(figsize=(WIDTH, 4.5))
-    panels = figure.subplots(1, 2)
-    figure.subplots_adjust(0.07, 0.105, 0.965, 0.78, wspace=0.2)
-    config_legend(
-        figure,
-        [entries[i] for i in named],
-        [looks[i] for i in named],
-        bbox_to_anchor=(0.05, 1.0),
+def losses(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+    """Held-out and training loss: means of finished runs, lines of the others."""
+    runs = [run for entry in entries for run in entry.runs]
+    unit, label = curves.image_unit(runs)
+    points = curves.share(LOSS_VALUES, 2 * len(entries))
+    panels = []
+    for log, title in LOSSES.items():
+        lines, marks = [], []
+        for config, entry in enumerate(entries):
+            look = _look(looks, config)
+            found = [(run, curves.loss_curve(run, log, unit)) for run in entry.measured]
+            alone = len(runs) <= curves.ALONE
+            lines += curves.seed_lines(found, points, alone, **look)
+            for aside in entry.aside:
+                x, y = curves.loss_curve(aside.run, log, unit)
+                if len(x):
+                    lines.append(Line(x, y, aside=aside, **look).thinned(points))
+                    kind = "triangle" if aside.state == "running" else "cross"
+                    mark = Mark(kind, x[-1], y[-1], look["colour"], config)
+                    marks.append(mark)
+        panels.append(Panel(title, ELEMENT_LOSS, lines, marks=marks))
+    return [Chart(label, panels)] if any(panel.lines for panel in panels) else []
+
+
+def ema(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+    """Held-out loss by EMA length, its excess over the best, and both optima."""
+    panels = [
+        Panel("Held-out loss", ELEMENT_LOSS, []),
+        Panel("Excess over each config’s own best", "percent", [], "zero"),
+    ]
+    alone = sum(len(entry.measured) for entry in entries) <= curves.ALONE
+    for config, entry in enumerate(entries):
+        look = _look(looks, config)
+        found = [(run, curves.sweep(run)) for run in entry.measured]
+        for line in curves.seed_lines(found, curves.MAX_POINTS, alone, **look):
+            # Of the mean, so that the ring lies on the axis; seeds have their own bests.
+            above = 100 * (line.y / line.y.min() - 1)
+            excess = dataclasses.replace(line, y=above, low=None, high=None)
+            for panel, each in zip(panels, (line, excess), strict=True):
+                panel.lines.append(each)
+                if not line.seed:
+                    panel.marks.append(ring(each, "optimum"))
+        for run in entry.measured:
+            for at in curves.traditional(run):
+                mark = Mark("diamond", *at, 0, config, "traditional EMA")
+                panels[0].marks.append(mark)
+    return [Chart("EMA length σ_rel", panels)] if panels[0].lines else []
+
+
+def ring(line: Line, label: str) -> Mark:
+    """Marks the lowest point of a line."""
+    best = int(line.y.argmin())
+    return Mark("ring", line.x[best], line.y[best], line.colour, line.config, label)
+
+
+def _look(looks: Sequence[Look], config: int) -> dict:
+    return {"colour": looks[config].slot, "dash": looks[config].dash, "config": config}
+
+
+def shown_run(entry: Entry) -> Run:
+    """The run that stands for a config: finished if one is, else the longest."""
+    measured = {id(run) for run in entry.measured}
+    return max(entry.runs, key=lambda r: (id(r) in measured, len(r.logs["dynamics"])))
+
+
+def magnitudes(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+    """Magnitudes of activations and weights against images (Fig. 3 and 15)."""
+    unit, label = curves.image_unit(run for entry in entries for run in entry.runs)
+    points = curves.share(VALUES, CURVES * len(entries))
+    shown = [(c, shown_run(e).logs["dynamics"]) for c, e in enumerate(entries)]
+    groups = {c: sides for c, log in shown if (sides := group_sides(log))}
+    resolutions = sorted(
+        {r for sides in groups.values() for _, r in sides.values()}, reverse=True
     )
-    for axes, panel in zip(panels, data.panels, strict=True):
-        axes.set_title(panel.title, loc="left")
-        axes.set_ylabel(panel.y)
-        ends = _curves(axes, panel, looks)
-        axes.set_xlim(left=0)
-        axes.set_xlabel(plain(data.x))
-        if ends and not panel.linear:
-            log_axis(axes)
-        for config, x, y in panel.marks:
-            style = {"marker": "D", "ms": 5, "mfc": PALETTE[0], "mew": 1.0}
-            axes.plot(x, y, mec=INK, ls="", **style)
-        labels = [(*at, entries[config]) for config, at in ends.items()]
-        end_labels(axes, labels, [looks[config] for config in ends])
-    return Drawing(name, figure)
+    slots = dict(zip(resolutions, RESOLUTION_SLOTS * len(resolutions), strict=False))
+    rows: list[list[Panel]] = []
+    for config, log in shown:
+        log = log[curves.places(len(log), points)]
+        panels = []
+        for kind, statistic in PANELS if config in groups else ():
+            lines = [
+                Line(log.nimg / unit, log.column(kind, group, statistic))
+                for group in groups[config]
+            ]
+            lines = [
+                dataclasses.replace(
+                    line, colour=slots[r], dash=int(side == "dec"), label=group
+                )
+                for line, (group, (side, r)) in zip(
+                    lines, groups[config].items(), strict=True
+                )
+            ]
+            panels.append(Panel(f"{kind}, {statistic}", "", lines, "zero"))
+        rows.append(panels)
+    key = [(f"{r}×{r}", slots[r], 0) for r in resolutions]
+    key += [("encoder", "ink", 0), ("decoder", "ink", 1)]
+    return [
+        Chart(label, panels, config, key=key)
+        for config, panels in enumerate(_shared_tops(rows))
+        if panels
+    ]
 
 
-def _curves(
-    axes: Axes, panel: Panel, looks: Sequence[Look]
-) -> dict[int, tuple[float, float]]:
-    """Draw the means and the runs aside; where each config's curve ends."""
-    ends: dict[int, tuple[float, float]] = {}
-    means = [line for line in panel.lines if not line.seed and not line.aside]
-    for line in [line for line in panel.lines if line.aside] + means:
-        look = looks[line.config]
-        ends[line.config] = line.x[-1], line.y[-1]
-        if line.aside:
-            axes.plot(line.x, line.y, color=look.colour, ls=(0, (3, 2)), lw=0.9)
-            continue
-        axes.plot(line.x, line.y, **line_style(look))
-        if line.low is not None and line.high is not None:
-            sides = line.x, line.low, line.high
-            axes.fill_between(*sides, color=look.colour, alpha=0.18, lw=0)
-        if line.best is not None:
-            ring(axes, line.x[line.best], line.y[line.best], look.colour)
-    return dict(sorted(ends.items()))
+def group_sides(log: Log) -> dict[str, tuple[str, int]]:
+    """Side and resolution of every group such as enc_8x8 that has magnitudes."""
+    kinds = {kind for kind, _ in PANELS}
+    names = {str(name[1]) for name in log.values if name[0] in kinds and len(name) == 3}
+    found = {name: re.fullmatch(r"(enc|dec)_(\d{1,6})x\d{1,6}", name) for name in names}
+    return {name: (m[1], int(m[2])) for name, m in sorted(found.items()) if m}
 
 
-def samples(entries: Sequence[Entry]) -> Drawing | None:
-    """The sample grids of the finished runs, side by side."""
-    grids = with_samples(entries)[:MOST_GRIDS]
-    if not grids:
-        return None
-    columns = min(4, len(grids)) if len(grids) <= 12 else 8
-    rows = -(-len(grids) // columns)
-    figure = Figure(figsize=(WIDTH, WIDTH / columns * rows * 1.06))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.96, wspace=0.04, hspace=0.1)
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, (entry, run) in zip(panels, grids, strict=False):
-        with Image.open(io.BytesIO(run.samples or b"")) as image:
-            grid = image.convert("RGB")
-        grid.thumbnail((MOST_PIXELS, MOST_PIXELS))
-        axes.imshow(np.asarray(grid), interpolation="nearest")
-        name = plain(f"{entry.label}   {entry.title}")
-        axes.set_title(name[:60], loc="left", fontweight="bold", fontsize=7)
-    return Drawing("samples", figure, ("png", "pdf"))
+def _shared_tops(rows: Sequence[list[Panel]]) -> list[list[Panel]]:
+    """Gives a column one axis from zero, or each of its rows if they differ."""
+
+    def top(panel: Panel) -> float:
+        values = [line.y[np.isfinite(line.y)] for line in panel.lines]
+        return max((float(v.max()) for v in values if len(v)), default=0.0)
+
+    tops = np.array([[top(panel) for panel in row] for row in rows if row])
+    made = []
+    for row in rows:
+        panels = []
+        for place, panel in enumerate(row):
+            positive = tops[:, place][tops[:, place] > 0]
+            own = top(panel) or 1.0
+            if len(positive) and positive.max() <= SHARED_RANGE * positive.min():
+                own = float(positive.max())
+            panels.append(dataclasses.replace(panel, top=1.08 * own))
+        made.append(panels)
+    return made
+
+
+def ranges(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+    """Loss and u by range of σ, and effective learning rates, |dw| / |w| of a step."""
+    unit, label = curves.image_unit(run for entry in entries for run in entry.runs)
+    points = curves.share(VALUES, CURVES * len(entries))
+    charts = []
+    for config, entry in enumerate(entries):
+        log = shown_run(entry).logs["train"]
+        panels = _sigma(log, unit, points) + _rates(log, unit, points)
+        if any(panel.lines for panel in panels):
+            charts.append(Chart(label, panels, config))
+    return charts
+
+
+def _sigma(log: Log, unit: float, points: int) -> list[Panel]:
+    edges = [v for name, v in log.values.items() if name[:2] == ("sigma", "below")]
+    log = log[np.isfinite(edges[0])] if edges else log[:0]
+    kept = curves.places(len(log), points)
+    below = [edge[-1] for edge in edges]
+    panels = []
+    for title, name, scale in (
+        ("Training loss by σ", "loss_per_element", "log"),
+        ("u(σ)", "logvar", "linear"),
+    ):
+        columns = [log.column("sigma", name, i) for i in range(len(edges))]
+        found = curves.averaged(np.array(columns).T, kept).T if len(log) else []
+        lines = [
+            Line(log.nimg[kept] / unit, y, colour=colour, label=_range(below, i))
+            for i, (y, colour) in enumerate(zip(found, RAMP * 9, strict=False))
+        ]
+        panels.append(Panel(title, "", lines, scale, legend=True))
+    return panels
+
+
+def _range(below: Sequence[float], place: int) -> str:
+    """'σ < .05', '.05 to .1', ... 'σ > 5'."""
+    if place == 0:
+        return f"σ < {below[0]:g}"
+    if not np.isfinite(below[place]):
+        return f"σ > {below[place - 1]:g}"
+    return f"{below[place - 1]:g} to {below[place]:g}"
+
+
+def _rates(log: Log, unit: float, points: int) -> list[Panel]:
+    names = sorted(name for name in log.values if name[0] == "effective_lr")
+    finite = [np.isfinite(log.column(*name)) for name in names]
+    log = log[np.flatnonzero(np.any(finite, axis=0))] if names else log
+    log = log[curves.places(len(log), points)]
+    blocks = [re.fullmatch(r"(enc|dec)_(\d{1,6})x.*", str(n[-1])) for n in names]
+    sizes = sorted({int(block[2]) for block in blocks if block}, reverse=True)
+    lines = []
+    for name, block in zip(names, blocks, strict=True):
+        look: dict = {"colour": "ink" if name[-1] == "all" else "soft", "dash": 2}
+        if block:
+            slot = RESOLUTION_SLOTS[sizes.index(int(block[2])) % 7]
+            look = {"colour": slot, "dash": int(block[1] == "dec")}
+        label = str(name[-1]).replace("_", " ")
+        lines.append(Line(log.nimg / unit, log.column(*name), label=label, **look))
+    return [Panel("Effective learning rates", "", lines, legend=True)]
+
+
+FIGURES = (
+    Figure(
+        "loss",
+        "Loss against images trained",
+        "Loss per element, weighted by λ(σ), against images trained, on a logarithmic "
+        "axis. A line is the mean over a config’s finished seeds, and the band reaches "
+        "from its lowest to its highest seed. A dashed line that ends in a cross or a "
+        "triangle is a run that is in no mean: it failed or stopped, or it still runs. "
+        "The held-out loss uses fixed noise and compares across configs. The training "
+        "loss, a trailing mean over a thirtieth of the run, compares only where P_mean "
+        "and P_std are equal, and those of A are its own.",
+        losses,
+        "loss",
+    ),
+    Figure(
+        "ema",
+        "Quality against EMA length",
+        "Held-out loss of averages rebuilt after training against the EMA length σ_rel, "
+        "the standard deviation of the averaging profile over the training length: the "
+        "mean over seeds and the band from the lowest to the highest seed. Rings mark "
+        "the optimum of the mean, diamonds the traditional EMA of config A at its "
+        "half-life’s σ_rel. In the paper’s Fig. 5a the optimum differs between configs "
+        "and narrows from B to G.",
+        ema,
+        "ema",
+    ),
+    Figure(
+        "magnitudes",
+        "Magnitudes during training",
+        "Maximum and mean over layers of the magnitude of activations and of weights "
+        "against images trained, for one run of each config, from zero. A column shares "
+        "one axis between configs unless their largest values differ more than "
+        "eightfold. The paper (Fig. 3 and 15): in C both grow without bound, in D "
+        "activations stop growing while weights still grow, in E both stand still; "
+        "weights stand still in F and G too.",
+        magnitudes,
+        "dynamics",
+    ),
+    Figure(
+        "sigma",
+        "Ranges of σ and learning rates",
+        "Left and middle: training loss per element, λ-weighted, and the learned u(σ) "
+        "by range of σ; at its best u is the logarithm of the loss. Right: effective "
+        "learning rates, the length of a step’s change of the weights over that of the "
+        "weights, by part of the network. A point of the first two is a mean over the "
+        "records since the point before. They show one run of the config.",
+        ranges,
+        one_config=True,
+    ),
+)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from edm_jax.report.facts import facts, unfinished
+from edm_jax.report.curves import Chart
+from edm_jax.report.embedded import charts_data, records
+from edm_jax.report.figures import FIGURES, Figure
 from edm_jax.report.following import Following
 from edm_jax.report.grids import grids
 from edm_jax.report.introduction import introduction
-from edm_jax.report.looks import Look, assign
+from edm_jax.report.looks import DASHES, Look, assign
 from edm_jax.report.notes import table_notes
-from edm_jax.report.plots import page_data
 from edm_jax.report.results import (
     Index,
     growth_table,
@@ -25,23 +27,28 @@ from edm_jax.report.results import (
     results_table,
 )
 from edm_jax.report.runs import Entry
-from edm_jax.report.sections import figure_sections
 from edm_jax.report.tables import Comparison, Row
 
 BYTES = 14_000_000  # of the page: samples get what the rest leaves of it
+ENDED = ("done", "failed", "damaged")
 MANY = 12  # configs: of more one wants to choose
 HERE = Path(__file__).parent
 
 
 def render(comparison: Comparison, following: Following | None = None) -> str:
-    """Write the page as HTML that needs no other file and no network."""
+    """The page as HTML that needs no other file and no network.
+
+    Args:
+        comparison: what it shows.
+        following: set while the page is written again and again, and so loads itself.
+    """
     study, entries, rows = comparison.study, comparison.entries, comparison.rows
     looks = assign(entries)
     index = Index.of(entries, looks)
-    data = page_data(entries, looks)
-    runs = facts(entries)
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    scripts = [get_plotlyjs(), script]
+    charts = {figure.name: figure.charts(entries, looks) for figure in FIGURES}
+    sections = [_section(f, charts[f.name], entries, index) for f in FIGURES]
+    runs = records(entries)
+    scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
     before = f"""<main>
 <header><h1>{escape(study)}</h1>
 <button type="button" id="theme" class="js quiet">dark or light</button></header>
@@ -52,19 +59,64 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
 {_table_controls(rows)}
 {results_table(rows, index)}
 {_notes(rows)}</section>
-{figure_sections(data)}
+{"".join(sections)}
 {growth_table(rows, index)}
 """
     after = f"""
 {_runs(runs["runs"])}
 </main>
-{_json("data", data)}
-{_json("facts", runs)}
+{_json("data", charts_data(charts, entries, looks))}
+{_json("records", runs)}
 """
     rest = (before, after, *scripts)
     left = BYTES - sum(len(part.encode(errors="replace")) for part in rest)
     body = before + grids(entries, index, left) + after
     return _document(study, body, scripts, following)
+
+
+def _section(
+    figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry], index: Index
+) -> str:
+    """A figure's heading, the places that the script draws in, and its caption."""
+    if not charts:
+        return ""
+    rows = []
+    for place, chart in enumerate(charts):
+        head, attributes = "", "panels"
+        if chart.config is not None:
+            entry = entries[chart.config]
+            name = f"{entry.title}{'' if entry.measured else ' (not finished)'}"
+            head = f"<h3>{index.letter(entry)}{escape(name)}</h3>"
+            attributes = f'panels row" data-config="{chart.config}" data-name="'
+            attributes += escape(f"{entry.label}  {name}")
+        panels = "".join(
+            f'<div class="panel"><h4>{prose(panel.title)}</h4><div class="plot" role="img" '
+            f'aria-label="{escape(panel.title)}" '
+            f'data-plot="{figure.name}/{place}/{number}"></div></div>'
+            for number, panel in enumerate(chart.panels)
+        )
+        columns = f"--n:{len(chart.panels)}"
+        rows.append(f'<div class="{attributes}" style="{columns}">{head}{panels}</div>')
+    key = "".join(
+        f'<span style="--c:var(--{f"s{colour}" if isinstance(colour, int) else colour})">'
+        f'<i class="line dash{dash % DASHES}"></i>{escape(text)}</span>'
+        for text, colour, dash in charts[0].key
+    )
+    tools, kind = "", "rows"
+    if figure.one_config:
+        kind += " one"
+        tools = (
+            '<div class="tools js"><label>Config <select '
+            f'data-rows="{figure.name}"></select></label></div>'
+        )
+    return (
+        f'<section id="{figure.name}"><h2>{figure.title}</h2><figure>{tools}'
+        f'{f"""<div class="key js">{key}</div>""" if key else ""}'
+        f'<div class="{kind} js">{"".join(rows)}</div><noscript><p class="note">The '
+        "figures are drawn by a script, which is turned off; they also lie beside this "
+        f"page in figures/.</p></noscript><figcaption>{prose(figure.caption)}"
+        "</figcaption></figure></section>\n"
+    )
 
 
 def _document(
@@ -114,8 +166,10 @@ def _as_of(entries: Sequence[Entry], following: Following | None) -> str:
     """When it was written and what still runs, while that may change."""
     if following is None:
         return ""
-    states = unfinished(run for entry in entries for run in entry.runs)
-    said = "; ".join(f"{count} {state}" for state, count in states.items())
+    runs = [run for entry in entries for run in entry.runs]
+    states = [run.state for run in runs if run.state not in ENDED]
+    counts = Counter(states)
+    said = "; ".join(f"{count} {state}" for state, count in counts.items())
     time = following.time.isoformat(" ", "seconds")
     return (
         f'<p class="live">As of {escape(time)}; {escape(said or "none running")}.</p>'

@@ -1,109 +1,83 @@
 """Figures of quality against EMA length, after the paper's Fig. 5a, 5b and 5c."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex
 
-from edm_jax.report.drawing import CARD, INK, STYLE, WIDTH, Drawing, plain, ring
-from edm_jax.report.looks import PALETTE
+from edm_jax.report.curves import Chart, Line, Mark, Panel
+from edm_jax.report.drawing import WIDTH, Drawing, draw
 
 Curves = Sequence[dict[str, Any]]  # sweeps.Curve as JSON, with its optimum
+SIGMA_REL = "EMA length σ_rel"
+LOSS = "λ-weighted held-out loss per element"
 
 
 def draw_sweeps(
     title: str, lengths: Curves, over_time: Curves, by_group: Curves
 ) -> list[Drawing]:
-    """Draws what there is of the three sweeps."""
-    with matplotlib.rc_context(STYLE):
-        drawings = []
-        if lengths:
-            drawings.append(_length(title, lengths[0]))
-        if over_time:
-            labels = [f"{curve['nimg']:,} images" for curve in over_time]
-            drawings.append(_over_time(title, over_time, labels))
-        if by_group:
-            drawings.append(_by_group(title, by_group))
+    """Draws what there is of the three sweeps.
+
+    Args:
+        title: names the run.
+        lengths: one curve, over the EMA length of all weights.
+        over_time: curves at several images trained.
+        by_group: curves over the EMA length of one part of the weights.
+    """
+    drawings = []
+    if lengths:
+        chart = Chart(SIGMA_REL, [_panel(title, lengths[:1], [1])])
+        drawings.append(draw("ema_length", [chart], width=WIDTH * 0.62))
+    if over_time:
+        shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.1, len(over_time)))
+        colours = [to_hex(shade) for shade in shades]
+        key = [
+            (f"{curve['nimg']:,} images", colour, 0)
+            for curve, colour in zip(over_time, colours, strict=True)
+        ]
+        left = _panel(f"{title}: at several times", over_time, colours)
+        charts = [Chart(SIGMA_REL, [left, _best_length(over_time)], key=key)]
+        drawings.append(draw("training_time", charts))
+    if by_group:
+        columns = 3 if len(by_group) in (3, 5, 6, 9) else min(4, len(by_group))
+        fixed = by_group[0]["fixed"]
+        panels = [_panel(_short(c["group"]), [c], [1], at=fixed) for c in by_group]
+        starts = range(0, len(panels), columns)
+        charts = [Chart(SIGMA_REL, panels[i : i + columns]) for i in starts]
+        said = f"{title}: one part’s EMA length, all others at {fixed:g}"
+        drawings.append(draw("groups", charts, title=said))
     return drawings
 
 
-def _length(title: str, curve: dict[str, Any]) -> Drawing:
-    figure = Figure(figsize=(WIDTH * 0.62, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(plain(title), loc="left")
-    _curve(axes, curve, PALETTE[1], "all weights")
-    _finish(axes)
-    return Drawing("ema_length", figure)
+def _panel(title: str, curves: Curves, colours: Sequence[int | str], at=None) -> Panel:
+    lines, marks = [], []
+    for curve, colour in zip(curves, colours, strict=True):
+        x, y = np.array(curve["sigma_rel"]), np.array(curve["loss"])
+        lines.append(Line(x, y, colour=colour, dots=True))
+        best = curve["optimum"]
+        marks.append(Mark("ring", best["sigma_rel"], best["loss"], colour))
+        if best["fitted_sigma_rel"] is not None:
+            fitted = best["fitted_sigma_rel"], best["fitted_loss"]
+            marks.append(Mark("cross", *fitted, "ink"))
+    return Panel(title, "held-out loss" if at else LOSS, lines, "linear", marks, at=at)
 
 
-def _over_time(title: str, curves: Curves, labels: Sequence[str]) -> Drawing:
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.set_title(plain(f"{title}: at several times"), loc="left")
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.1, len(curves)))
-    for curve, label, shade in zip(curves, labels, shades, strict=True):
-        _curve(left, curve, shade, label)
-    _finish(left)
-    left.legend(fontsize=8)
-    nimg = [curve["nimg"] for curve in curves]
-    best = [curve["optimum"]["sigma_rel"] for curve in curves]
-    fitted = [curve["optimum"]["fitted_sigma_rel"] or math.nan for curve in curves]
-    right.plot(nimg, best, "o-", color=PALETTE[1], mfc=CARD, label="best measured")
-    right.plot(nimg, fitted, "x", color=INK, mew=1.5, label="fitted")
-    right.set_title("The best length", loc="left")
-    right.set_xlabel("images trained")
-    right.set_ylabel(r"EMA length $\sigma_\mathrm{rel}$")
-    right.set_xlim(left=0)
-    right.set_ylim(0, 1.15 * np.nanmax([*best, *fitted]))
-    right.legend()
-    return Drawing("training_time", figure)
-
-
-def _by_group(title: str, curves: Curves) -> Drawing:
-    columns = 3 if len(curves) in (3, 5, 6, 9) else min(4, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    fixed = curves[0]["fixed"]
-    figure.suptitle(
-        plain(f"{title}: one part’s EMA length, all others at {fixed:g}"),
-        x=0.01,
-        ha="left",
-        fontsize=9.5,
-    )
-    for axes in panels.ravel()[len(curves) :]:
-        axes.set_axis_off()
-    for axes, curve in zip(panels.ravel(), curves, strict=False):
-        _curve(axes, curve, PALETTE[1], "")
-        axes.axvline(fixed, color=INK, lw=0.6, ls=":")
-        axes.set_title(plain(_short(curve["group"])), loc="left", fontsize=8.5)
-        axes.ticklabel_format(axis="y", useOffset=False)
-    for axes in panels.ravel()[len(curves) - columns : len(curves)]:
-        axes.set_xlabel(r"$\sigma_\mathrm{rel}$")
-        axes.tick_params(labelbottom=True)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("held-out loss")
-    return Drawing("groups", figure)
-
-
-def _curve(axes: Axes, curve: dict[str, Any], colour: Any, label: str) -> None:
-    best = curve["optimum"]
-    axes.plot(curve["sigma_rel"], curve["loss"], ".-", ms=3, color=colour, label=label)
-    ring(axes, best["sigma_rel"], best["loss"], colour)
-    if best["fitted_sigma_rel"] is not None:
-        cross = {"marker": "x", "ms": 6, "mew": 1.4, "ls": ""}
-        axes.plot(best["fitted_sigma_rel"], best["fitted_loss"], color=INK, **cross)
-
-
-def _finish(axes: Axes) -> None:
-    axes.set_xlim(left=0)
-    axes.set_xlabel(r"EMA length $\sigma_\mathrm{rel}$")
-    axes.set_ylabel("λ-weighted held-out loss per element")
-    axes.ticklabel_format(axis="y", useOffset=False)
+def _best_length(curves: Curves) -> Panel:
+    """The best EMA length by images trained: measured as a line, fitted as crosses."""
+    nimg = np.array([curve["nimg"] for curve in curves], float)
+    best = [curve["optimum"] for curve in curves]
+    measured = np.array([each["sigma_rel"] for each in best])
+    marks = [
+        Mark("cross", x, each["fitted_sigma_rel"], "ink")
+        for x, each in zip(nimg, best, strict=True)
+        if each["fitted_sigma_rel"] is not None
+    ]
+    line = Line(nimg, measured, colour=1, dots=True)
+    top = 1.15 * max([*measured, *(mark.y for mark in marks)])
+    title = "The best length (crosses: fitted)"
+    return Panel(title, SIGMA_REL, [line], "zero", marks, top, x="images trained")
 
 
 def _short(name: str) -> str:

@@ -195,7 +195,7 @@ def test_the_three_figures_are_drawn(stored, tmp_path):
     drawings = report.draw_sweeps("G", *json.loads(json.dumps(words)))
     assert [d.name for d in drawings] == ["ema_length", "training_time", "groups"]
     for drawing in drawings:
-        assert drawing.png().startswith(b"\x89PNG")
+        assert drawing.render("png").startswith(b"\x89PNG")
     panels = drawings[2].figure.axes
     assert [axes.get_title(loc="left") for axes in panels] == ["enc_8x8", "out_conv"]
     (line, ring, *_) = panels[0].lines

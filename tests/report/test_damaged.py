@@ -21,7 +21,7 @@ from PIL import Image
 from synthetic_runs import config_of, rewrite, write_run
 
 from edm_jax import report
-from edm_jax.report import figures, latex
+from edm_jax.report import drawing, latex
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("config", "status", "provenance", "evaluation", "changes")
@@ -236,8 +236,8 @@ def test_a_picture_that_is_none_is_told_and_never_unpacked(study, data, reason):
 
 def draw_all(comparison: report.Comparison, out: Path) -> str:
     """The page, once every figure is drawn and every file written."""
-    for drawing in figures.draw(comparison.entries):
-        drawing.render("svg")
+    for each in report.drawings(comparison):
+        each.render("svg")
     page = report.write(comparison, out)
     return page.read_text().split("<script")[0]
 
@@ -264,7 +264,7 @@ def test_a_picture_of_any_mode_is_drawn(study, mode):
     Image.new(mode, (30, 20)).save(broken(study, "samples.png"))
     comparison = compared(study)
     assert [run.damage for run in comparison.entries[1].runs] == [[]]
-    figures.samples(comparison.entries)
+    drawing.samples(comparison.entries)
 
 
 @pytest.mark.slow

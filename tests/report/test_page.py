@@ -17,7 +17,8 @@ from PIL import Image
 from synthetic_runs import config_of, rewrite, sigma_of, write_run, write_seeds
 
 from edm_jax import report
-from edm_jax.report import following, grids, introduction, looks, page, plots
+from edm_jax.report import embedded as data_of
+from edm_jax.report import following, grids, introduction, looks, page
 from edm_jax.report.curves import over_seeds
 from edm_jax.report.runs import Log
 
@@ -140,7 +141,7 @@ def test_texts_from_runs_are_escaped(tmp_path):
     assert '<script>alert("1")' in unescape(text)
     assert '<script>alert("1")' not in text
     assert "<!--" not in text
-    assert embedded(path, "facts")["runs"][0]["provenance"]["command"] == [evil]
+    assert embedded(path, "records")["runs"][0]["provenance"]["command"] == [evil]
     assert "<script" not in (tmp_path / "out/results.md").read_text()
 
 
@@ -158,7 +159,7 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed():
 
 def test_only_finished_runs_are_averaged_and_others_are_lines_of_their_own(out):
     data = embedded(out / "index.html", "data")
-    heldout = data["loss"]["panels"][0]["curves"]
+    heldout = data["charts"]["loss"][0]["panels"][0]["lines"]
     labels = [config["label"] for config in data["configs"]]
     assert [config["n"] for config in data["configs"]] == [1, 1, 1, 1, 2, 2, 3]
     others = {c["run"]: (labels[c["c"]], c["state"]) for c in heldout if "run" in c}
@@ -171,17 +172,19 @@ def test_only_finished_runs_are_averaged_and_others_are_lines_of_their_own(out):
 
 
 def test_ranges_of_sigma_stand_with_u_and_a_range_without_images_is_empty(out):
-    detail = embedded(out / "index.html", "data")["details"][0]
-    assert detail["sigma"]["below"][-1] is None
-    losses, logvars = detail["sigma"]["loss"], detail["sigma"]["logvar"]
+    data = embedded(out / "index.html", "data")
+    losses, logvars, rates = (p["lines"] for p in data["charts"]["sigma"][0]["panels"])
+    assert [line["label"] for line in losses[:2]] == ["σ < 0.05", "0.05 to 0.1"]
+    assert losses[-1]["label"] == "σ > 5"
     assert len(losses) == len(logvars) == 8
-    assert set(losses[7]) == {None}
-    assert np.exp(logvars[2]) == pytest.approx(losses[2], rel=1e-4)
-    assert set(detail["rates"]["curves"]) >= {"all", "enc_8x8"}
+    assert set(losses[7]["y"]) == {None}
+    u = logvars[2]["y"]
+    assert np.exp(u) == pytest.approx(losses[2]["y"], rel=1e-4)
+    assert {line["label"] for line in rates} >= {"all", "enc 8x8"}
 
 
 def test_what_runs_share_is_in_the_page_once(out):
-    facts = embedded(out / "index.html", "facts")
+    facts = embedded(out / "index.html", "records")
     runs = {run["name"]: run for run in facts["runs"]}
     assert len(facts["configs"]) == 7
     assert facts["texts"] == ["-old\n+new\n" * 99]
@@ -241,7 +244,7 @@ SIDES = ("enc", "dec")
 
 def test_numbers_are_short_and_what_is_not_finite_is_null():
     nan, inf = float("nan"), float("inf")
-    assert plots.rounded([0.123456789, nan, inf, 2e9 / 3]) == [
+    assert data_of.rounded([0.123456789, nan, inf, 2e9 / 3]) == [
         0.12346,
         None,
         None,
@@ -369,6 +372,7 @@ def test_following_that_is_interrupted_leaves_a_page_that_stands_still(
 
 SCROLL = """(async () => {
   for (const plot of document.querySelectorAll(".plot")) {
+    if (!plot.offsetParent) continue;
     plot.scrollIntoView();
     for (let i = 0; i < 100 && !plot.querySelector(".main-svg"); i++) {
       await new Promise((done) => setTimeout(done, 50));
@@ -389,7 +393,7 @@ def test_a_browser_draws_every_figure_asks_for_nothing_and_complains_of_nothing(
 ):
     with Browser(tmp_path / "profile", width) as browser:
         browser.open(out / "index.html")
-        assert browser.evaluate(SCROLL) >= 4 + 7 + 3
+        assert browser.evaluate(SCROLL) >= 4 + 7 * 4 + 3
         assert browser.requests() == [(out / "index.html").as_uri()]
         assert browser.complaints() == []
         buttons = (
@@ -413,7 +417,7 @@ def test_in_a_browser_chips_hide_a_config_headings_sort_and_runs_open(out, tmp_p
         browser.open(out / "index.html")
         browser.evaluate(SCROLL)
         assert browser.evaluate(FIRST_LETTERS) == "ABCDEEFFG"
-        lines = "document.querySelector('[data-figure=loss]').data.length"
+        lines = "document.querySelector('[data-plot^=loss]').data.length"
         before = browser.evaluate(lines)
         browser.evaluate("document.querySelectorAll('.chip')[4].click()")
         assert browser.evaluate(FIRST_LETTERS) == "ABCDFFG"
@@ -461,7 +465,7 @@ def test_in_a_browser_the_page_of_runs_that_left_nothing_complains_of_nothing(tm
 @in_a_browser
 def test_in_a_browser_the_button_turns_the_page_and_its_figures_dark(out, tmp_path):
     colours = """JSON.stringify([getComputedStyle(document.body).backgroundColor,
-      document.querySelector('[data-figure=loss]').layout.font.color])"""
+      document.querySelector('[data-plot^=loss]').layout.font.color])"""
     with Browser(tmp_path / "profile", 1280) as browser:
         browser.open(out / "index.html")
         browser.evaluate(SCROLL)
