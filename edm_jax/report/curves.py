@@ -74,7 +74,7 @@ class Chart:
     panels: list[Panel]
     config: int | None = None  # the place of the entry that it is all about
     log: bool = False
-    key: list[tuple[str, int | str, int]] = field(default_factory=list)
+    key: Sequence[tuple[str, int | str, int]] = ()
     # (name, colour, dash) of what the lines have in common
 
 

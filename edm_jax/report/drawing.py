@@ -241,8 +241,8 @@ def _end_labels(
     for axes, panel in zip(row, chart.panels, strict=False):
         lines = [n for n in panel.lines if n.config is not None and not n.seed]
         # The mean's, where there is one.
-        ends = {n.config: n for n in sorted(lines, key=lambda n: n.aside is None)}
-        texts = {config: entries[config].label for config in ends if config is not None}
+        ends = {n.config or 0: n for n in sorted(lines, key=lambda n: n.aside is None)}
+        texts = {config: entries[config].label for config in ends}
         if len(ends) > MOST_NAMED or any(len(text) > 12 for text in texts.values()):
             continue
         to_points = 72 / figure.dpi
