@@ -19,7 +19,7 @@ import train_step
 
 import configs
 from edm_jax import ema, tree
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from experiments import cli
 
 try:
@@ -144,7 +144,7 @@ class TorchSide:
         fused: bool,
     ):
         self.config, self.opt, self.count = config, config.optimizer, 0
-        spec = ops.resolve_network(config)
+        spec = config.spec
         formats = torch.contiguous_format, torch.channels_last
         self.net = Network(spec, params, formats[channels_last])
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
@@ -201,7 +201,7 @@ class TorchSide:
 
 def checked_params(config: Any) -> dict[str, np.ndarray]:
     """Parameters by path, gains not 0; AssertionError unless both networks agree."""
-    spec, rng = ops.resolve_network(config), np.random.default_rng(0)
+    spec, rng = config.spec, np.random.default_rng(0)
     drawn = tree.flatten(unet.init_params(spec, 0))
     params = {name: x + 0.5 * name.endswith("gain") for name, x in drawn.items()}
     inputs = unet.abstract_inputs(spec, 4)

@@ -7,77 +7,52 @@ import contextlib
 import difflib
 import os
 import pathlib
-import reprlib
 from collections.abc import Mapping
 
 import ml_collections
 from absl import flags
 from ml_collections.config_flags import tuple_parser
 
-from configs import config_a
 from configs.workloads import get_workload
 from edm_jax import files, menu, tree
-from edm_jax.models import ops
-from edm_jax.optim import chain
-from edm_jax.optim.nonfinite import POLICIES
-from edm_jax.optim.optimizers import OPTIMIZERS
-from edm_jax.optim.schedules import SCHEDULES, WARMUPS
 from edm_jax.runs import schema
+from edm_jax.train.config import RunConfig
 
 LETTERS = "abcdefg"
-MENUS = menu.choices(chain.OptimizerConfig, "optimizer")  # {dotted field: its entries}
+CHOICES = menu.choices(RunConfig)
+# {dotted field: its menu} of choices with fields of their own.
+MENUS = {field: each for field, each in CHOICES.items() if each.kind is not None}
 # {name: (the field that chooses, its entries)}
-ALL_MENUS = {
-    "schedule": ("optimizer.schedule.name", SCHEDULES),
-    "warmup": ("optimizer.warmup.name", WARMUPS),
-    "optimizer": ("optimizer.method.name", OPTIMIZERS),
-    "nonfinite": ("optimizer.nonfinite", POLICIES),
-}
+ALL_MENUS = {each.title: (each.flag, each.menu) for each in CHOICES.values()}
 NO_VALUE = "(no value)"  # the text of an override that is a bare --config.FIELD
 
 
-def load(
-    reference: str, overrides: Mapping[str, str] | None = None
-) -> ml_collections.ConfigDict:
-    """The config of 'PATH.py:WORKLOAD' with dotted overrides, checked and locked.
+def load(reference: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """The config of 'PATH.py:WORKLOAD' with dotted overrides, typed and checked.
 
     Raises ValueError or FileNotFoundError, one sentence that names the nearest right
     word, for a mistyped file, workload, field or value and for a contradiction.
     """
     path, _, workload = reference.partition(":")
     config = _get_config(pathlib.Path(path), workload or "digits")
-    for field, entries in MENUS.items():
-        _choose(config, field, menu.whole(entries, field, _group(config, field)))
+    _complete(config)
     # What is chosen decides which fields there are.
     overrides = overrides or {}
     for field in sorted(overrides, key=lambda field: not field.endswith(".name")):
         _override(config, field, overrides[field])
-    chain.optimizer_config(config.optimizer)
-    ops.resolve_network(config)
-    return config.lock()
+    _complete(config)
+    return RunConfig.of(config)
 
 
-def from_json(fields: Mapping, path: files.PathLike) -> ml_collections.ConfigDict:
-    """The locked config of a run's config.json, whose lists are tuples again.
+def from_json(fields: Mapping, path: files.PathLike) -> RunConfig:
+    """The config of a run's config.json.
 
     Raises files.Damaged, naming the file `path`, for fields that make no config.
     """
-
-    def tuples(value):
-        if isinstance(value, Mapping):
-            return {key: tuples(each) for key, each in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    config = ml_collections.ConfigDict(tuples(schema.upgrade(fields)))
     try:
-        _check_form(config)
-        # An entry of the user's own is not needed to read what the run left.
-        if all(_group(config, field)["name"] in MENUS[field] for field in MENUS):
-            chain.optimizer_config(config.optimizer)
-        ops.resolve_network(config)
+        return RunConfig.of(schema.upgrade(fields))
     except ValueError as error:
         raise files.Damaged(path, f"is damaged: {error}") from error
-    return config.lock()
 
 
 def letter_path(letter: str) -> pathlib.Path:
@@ -109,39 +84,10 @@ def _get_config(path: pathlib.Path, workload: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise files.Damaged(path, "returns no ConfigDict from get_config(workload).")
     try:
-        _check_form(config)
+        RunConfig.of(config)
     except ValueError as error:
         raise files.Damaged(path, f"makes no config: {error}") from error
     return config
-
-
-def _check_form(config: Mapping) -> None:
-    """Raises ValueError where a field is missing, or of another type than config A's.
-
-    The fields of what a menu chooses are checked by what is chosen.
-    """
-    found = flatten(config)
-    for field, example in flatten(config_a.get_config("digits")).items():
-        if field.rpartition(".")[0] in MENUS:
-            continue
-        if field not in found:
-            raise ValueError(f"it has no field {field!r}.")
-        kind, _ = _PARSERS[type(example)]
-        if not _fits(value := found[field], type(example)):
-            raise ValueError(f"{field} is {reprlib.repr(value)}, but takes {kind}.")
-    for field in MENUS:
-        if f"{field}.name" not in found:
-            raise ValueError(f"it has no field '{field}.name'.")
-
-
-def _fits(value: object, kind: type) -> bool:
-    if isinstance(value, tuple) and kind is tuple:
-        return all(_fits(each, float) for each in value)
-    # Python's True is an int; JSON writes a whole float as it likes.
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    return (
-        is_int if kind is int else isinstance(value, kind) or kind is float and is_int
-    )
 
 
 def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
@@ -149,7 +95,7 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     of = field.removesuffix(".name")
     if field in flat and of in MENUS:
         if text != flat[field]:
-            _choose(config, of, menu.whole(MENUS[of], of, menu.choice(text)))
+            _choose(config, of, MENUS[of].whole(menu.choice(text)))
         return
     if field in ("letter", "workload"):
         raise ValueError(
@@ -174,6 +120,12 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
 def _group(config: ml_collections.ConfigDict, field: str) -> dict[str, object]:
     room, _, name = field.rpartition(".")
     return dict(config[room][name])
+
+
+def _complete(config: ml_collections.ConfigDict) -> None:
+    """Gives every choice all its fields, and checks them, the user's own entries too."""
+    for field, choosable in MENUS.items():
+        _choose(config, field, choosable.whole(_group(config, field)))
 
 
 def _choose(config: ml_collections.ConfigDict, field: str, chosen: dict) -> None:
@@ -218,7 +170,7 @@ _PARSERS = {
 }
 
 
-def duration_note(config: ml_collections.ConfigDict) -> str:
+def duration_note(config: RunConfig) -> str:
     """A sentence on fields chosen for another duration than the run's; '' for none.
 
     A workload chooses its ramps, decays and intervals for its own duration, and they
@@ -247,6 +199,9 @@ def duration_note(config: ml_collections.ConfigDict) -> str:
     )
 
 
-def flatten(config: Mapping | ml_collections.ConfigDict) -> dict[str, object]:
+def flatten(
+    config: Mapping | ml_collections.ConfigDict | RunConfig,
+) -> dict[str, object]:
     """{'network.dropout': 0.1, ...}."""
-    return tree.flatten(config, ".")
+    plain = config.to_dict() if isinstance(config, RunConfig) else config
+    return tree.flatten(plain, ".")

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 
@@ -51,12 +51,30 @@ Count = Annotated[int, Range(1, _INF, "[)", "at least 1")]
 Index = Annotated[int, Range(0, _INF, "[)", "0 or more")]
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Texts of a table's keys, which state what there is once."""
+
+    words: Collection[str]
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.words))
+
+
 class Choice:
     """An annotation of a field whose value is chosen by name; see `menu`."""
 
     def convert(self, path: str, value: Any) -> Any:
         """The field's value, of what the config at `path` says."""
         raise NotImplementedError
+
+    def check(self, field: str, value: Any, kind: Any) -> None:
+        """Raises Fault where the value is not of the field's type."""
+        _check_type(field, value, kind)
+
+    def plain(self, value: Any) -> Any:
+        """What a config says for the field's value; the inverse of `convert`."""
+        return value
 
 
 class Settings:
@@ -75,9 +93,13 @@ class Settings:
 
 def check(field: str, value: Any, hint: Any) -> None:
     """Raises Fault where a value is not of a type, or is outside its range."""
-    kind, ranges = hint, ()
+    kind, notes = hint, ()
     if typing.get_origin(hint) is Annotated:
-        kind, *ranges = typing.get_args(hint)
+        kind, *notes = typing.get_args(hint)
+    for note in notes:
+        if isinstance(note, Choice):
+            note.check(field, value, kind)
+            return
     if typing.get_origin(kind) is Literal:
         words = typing.get_args(kind)
         if value not in words:
@@ -91,12 +113,12 @@ def check(field: str, value: Any, hint: Any) -> None:
     if isinstance(kind, type):
         _check_type(field, value, kind)
     is_nan = isinstance(value, float) and math.isnan(value)
-    for allowed in ranges:
-        if not isinstance(allowed, Range):
-            continue
-        if is_nan or value not in allowed:
+    for note in notes:
+        if isinstance(note, OneOf) and value not in note.words:
+            raise Fault(f"{field}={value!r}, {one_of(value, note.words)}")
+        if isinstance(note, Range) and (is_nan or value not in note):
             said = field if " has " in field else f"{field}={value}, but"
-            raise Fault(f"{said} must be {allowed.text}.")
+            raise Fault(f"{said} must be {note.text}.")
 
 
 def one_of(value: Any, words: Iterable[str]) -> str:
@@ -127,26 +149,48 @@ def _check_type(field: str, value: Any, kind: type) -> None:
 def make(cls: type, path: str, values: Mapping[str, Any]) -> Any:
     """A settings dataclass of a config's fields at `path`, such as 'optimizer'.
 
-    Whole numbers become floats where the field holds one, and lists become tuples.
+    Whole numbers become floats where the field holds one, lists become tuples, and
+    groups of fields become the settings that the annotation names.
+
+    Args:
+        cls: the dataclass.
+        path: where its fields are in the config; '' is the config itself.
+        values: the fields.
+
+    Returns:
+        An instance of `cls`.
 
     Raises:
         ValueError: a field is missing, unknown or does not take its value.
     """
     known = hints(cls)
+    prefix = f"{path}." if path else ""
     for name in values:
         if name not in known:
             has = f"; {path} has {', '.join(known) or 'none'}" if len(known) < 8 else ""
             near = suggest(name, known)
-            raise ValueError(f"There is no field {f'{path}.{name}'!r}{has}.{near}")
+            raise ValueError(f"There is no field {prefix + name!r}{has}.{near}")
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is dataclasses.MISSING:
-            raise ValueError(f"{path}.{field.name} is missing.")
+            raise ValueError(f"{prefix}{field.name} is missing.")
     try:
         return cls(
-            **{k: _converted(f"{path}.{k}", v, known[k]) for k, v in values.items()}
+            **{k: _converted(prefix + k, v, known[k]) for k, v in values.items()}
         )
     except Fault as fault:
-        raise ValueError(f"{path}.{fault}") from None
+        raise ValueError(f"{prefix}{fault}") from None
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as the fields that `make` makes it of: nested dicts."""
+    found = {}
+    for name, hint in hints(type(settings)).items():
+        value = getattr(settings, name)
+        for note in getattr(hint, "__metadata__", ()):
+            if isinstance(note, Choice):
+                value = note.plain(value)
+        found[name] = plain(value) if isinstance(value, Settings) else value
+    return found
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -162,6 +206,12 @@ def _converted(path: str, value: Any, hint: Any) -> Any:
             if isinstance(note, Choice):
                 return note.convert(path, value)
         return _converted(path, value, kind)
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        if isinstance(value, hint):
+            return value
+        if not hasattr(value, "items"):
+            raise ValueError(f"{path}={value!r}, but holds fields.")
+        return make(hint, path, dict(value.items()))
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         each = typing.get_args(hint)[0]
         return tuple(_converted(path, v, each) for v in value)

@@ -7,13 +7,23 @@ method does the work. A name may also be FILE.py:CLASS, an entry of the user's o
 import dataclasses
 import functools
 import os
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from edm_jax import fields, files
 from edm_jax.fields import suggest
 
-__all__ = ["Entry", "Word", "build", "choice", "choices", "describe", "suggest"]
+__all__ = [
+    "Choosable",
+    "Entry",
+    "Word",
+    "build",
+    "choice",
+    "choices",
+    "describe",
+    "suggest",
+]
 Menu = Mapping[str, type]
 
 
@@ -34,9 +44,9 @@ def entry(menu: Menu, path: str, name: str) -> type:
         ValueError: there is no such entry.
         FileNotFoundError: there is no such file.
     """
-    if name in menu:
+    if isinstance(name, str) and name in menu:
         return menu[name]
-    file, colon, attribute = name.rpartition(":")
+    file, colon, attribute = str(name).rpartition(":")
     if colon and file.endswith(".py"):
         if not os.path.exists(file):
             raise FileNotFoundError(f"There is no file {file!r} for {path}={name!r}.")
@@ -71,26 +81,69 @@ def build(menu: Menu, path: str, chosen: Any) -> Any:
     )
 
 
-def whole(menu: Menu, path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A choice with all its fields, as the entry holds them."""
-    return {"name": chosen["name"], **dataclasses.asdict(build(menu, path, chosen))}
-
-
 @dataclasses.dataclass(frozen=True)
+class Own:
+    """An entry of the user's own, which its file gives when it is used first.
+
+    So what a run left is read without that file, unless it is needed.
+    """
+
+    path: str  # the config's field, for messages
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return getattr(_built(self), attribute)
+
+
+@functools.cache
+def _built(own: Own) -> Any:
+    return build({}, own.path, choice(own.name, **dict(own.settings)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry(fields.Choice):
-    """The field holds an entry of a menu, and the config its name and fields."""
+    """The field holds an entry of a menu, and the config its name and fields.
+
+    The menu is listed by the field's name, or by `title` where that says more.
+    """
 
     menu: Menu
+    title: str = ""
 
     def convert(self, path: str, value: Any) -> Any:
-        return build(self.menu, path, value)
+        settings = {"name": value} if isinstance(value, str) else value
+        if not hasattr(settings, "items"):
+            return settings
+        settings = dict(settings.items())
+        if "name" not in settings:
+            raise ValueError(f"{path}.name is missing.")
+        name = settings.pop("name")
+        if not isinstance(name, str) or ".py:" not in name:
+            return build(self.menu, path, choice(name, **settings))
+        # Tuples, because it is hashed.
+        held = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return Own(path, name, tuple(held.items()))
+
+    def check(self, field: str, value: Any, kind: Any) -> None:
+        if not isinstance(value, Own):
+            super().check(field, value, kind)
+
+    def plain(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, Own):
+            return choice(value.name, **dict(value.settings))
+        names = {cls: name for name, cls in self.menu.items()}
+        return choice(names[type(value)], **fields.plain(value))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Word(fields.Choice):
     """The field holds the name of an entry, which has no fields or takes its defaults."""
 
     menu: Menu
+    title: str = ""
 
     def convert(self, path: str, value: Any) -> Any:
         if isinstance(value, str):
@@ -98,14 +151,44 @@ class Word(fields.Choice):
         return value
 
 
-def choices(cls: type, path: str) -> dict[str, Menu]:
-    """{dotted field: menu} of the entries that a settings dataclass chooses."""
-    return {
-        f"{path}.{name}": note.menu
-        for name, hint in fields.hints(cls).items()
-        for note in getattr(hint, "__metadata__", ())
-        if isinstance(note, Entry)
-    }
+@dataclasses.dataclass(frozen=True)
+class Choosable:
+    """A field that chooses from a menu."""
+
+    path: str  # dotted
+    menu: Menu
+    title: str
+    kind: Any  # what an entry must be; None where the field holds a name alone
+
+    @property
+    def flag(self) -> str:
+        """The field that holds the name."""
+        return self.path if self.kind is None else f"{self.path}.name"
+
+    def whole(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """A choice with all its fields, as the entry holds them.
+
+        Raises:
+            ValueError: there is no such entry, or its fields do not fit.
+        """
+        made = build(self.menu, self.path, chosen)
+        fields.check(self.path, made, self.kind)
+        return choice(chosen["name"], **fields.plain(made))
+
+
+def choices(cls: type, path: str = "") -> dict[str, Choosable]:
+    """{dotted field: its menu} of a settings dataclass and of those that it holds."""
+    found = {}
+    for name, hint in fields.hints(cls).items():
+        dotted = f"{path}.{name}" if path else name
+        if isinstance(hint, type) and issubclass(hint, fields.Settings):
+            found |= choices(hint, dotted)
+        for note in getattr(hint, "__metadata__", ()):
+            if isinstance(note, Entry | Word):
+                kind = typing.get_args(hint)[0] if isinstance(note, Entry) else None
+                title = note.title or name
+                found[dotted] = Choosable(dotted, note.menu, title, kind)
+    return found
 
 
 def describe(menu: Menu) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import ml_collections
 import rich.console
 import rich.progress
 from etils import epath
@@ -23,6 +22,7 @@ from edm_jax import files, menu
 from edm_jax.platform import prepare
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
+from edm_jax.train.config import RunConfig
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
 EXPECTED = (ValueError, OSError, ImportError)
@@ -53,15 +53,13 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
 
 def parse_config(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
-) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+) -> tuple[argparse.Namespace, RunConfig]:
     """The options and the resolved config; raises what `configs.load` raises."""
     options, rest = parser.parse_known_args(arguments)
     return options, load_config(options, rest)
 
 
-def load_config(
-    options: argparse.Namespace, rest: Sequence[str]
-) -> ml_collections.ConfigDict:
+def load_config(options: argparse.Namespace, rest: Sequence[str]) -> RunConfig:
     """The config of --config and of the overrides that are left over."""
     if not options.config:
         raise ValueError("--config=FILE:WORKLOAD is missing: name a config.")
@@ -120,7 +118,7 @@ def run_parser(description: str | None) -> argparse.ArgumentParser:
 
 def open_run(
     options: argparse.Namespace,
-) -> tuple[RunDir, ml_collections.ConfigDict]:
+) -> tuple[RunDir, RunConfig]:
     """The run that --run means and its config, as recorded there."""
     path = _taken_over(options)
     try:
@@ -181,7 +179,7 @@ def command(script: str, *arguments: object) -> str:
     return shlex.join(["python", f"experiments/{script}", *map(str, arguments)])
 
 
-def allowed_fields(text: str, config: ml_collections.ConfigDict) -> list[str]:
+def allowed_fields(text: str, config: RunConfig) -> list[str]:
     """The fields of --allow, and 'data' for the data set itself; raises ValueError."""
     fields = [field for field in text.split(",") if field]
     known = [*configs.flatten(config), *configs.MENUS, "data"]

@@ -14,21 +14,19 @@ import math
 from typing import Any
 
 import jax
-import ml_collections
 
 import configs
 from edm_jax import menu
 from edm_jax.cost import disk, memory
 from edm_jax.diffusion import flops
-from edm_jax.models import ops, unet
-from edm_jax.train import trainer
+from edm_jax.models import unet
+from edm_jax.train.config import RunConfig
 from experiments import cli
 
 
-def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def describe(config: RunConfig) -> dict[str, Any]:
     """What `main` prints."""
-    spec = ops.resolve_network(config)
-    params = unet.abstract_params(spec)
+    params = unet.abstract_params(config.spec)
     stored = disk.estimate(config)
     return {
         "config": config.letter,
@@ -36,9 +34,9 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "workload": config.workload,
         "params": unet.count_params(params["unet"]),
         "params_with_logvar": unet.count_params(params),
-        "gflops": round(flops.forward_macs(spec) / 1e9, 2),
+        "gflops": round(flops.forward_macs(config.spec) / 1e9, 2),
         "gflops_source": "own count: multiply-accumulates of one image, forward",
-        "nimg": trainer.total_steps(config) * config.optimizer.batch_size,
+        "nimg": config.total_steps * config.optimizer.batch_size,
         "snapshot_bytes": stored.snapshot_bytes,  # the loss's u(sigma) head included
         "snapshots": stored.snapshots,
         "snapshots_total_bytes": stored.snapshots_total,
@@ -49,7 +47,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def changes(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:
+def changes(config: RunConfig) -> dict[str, list[Any]]:
     """{field: [before, after]} against the letter before, same workload."""
     parent = configs.parent_letter(config.letter)
     if parent is None:
@@ -71,9 +69,7 @@ def _printable(value: Any) -> Any:
     return "inf" if value == math.inf else value  # JSON has no infinity
 
 
-def describe_memory(
-    config: ml_collections.ConfigDict, devices: int, compiled: bool
-) -> dict[str, Any]:
+def describe_memory(config: RunConfig, devices: int, compiled: bool) -> dict[str, Any]:
     """Bytes on each device, by `training.sharding`, and as compiled."""
     found: dict[str, Any] = {
         "devices": devices,

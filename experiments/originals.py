@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 import configs
@@ -20,8 +19,8 @@ from configs.workloads import WORKLOADS
 from edm_jax import ema, original
 from edm_jax.cost.disk import human
 from edm_jax.ema import snapshots
-from edm_jax.models import ops
 from edm_jax.runs.directory import RunDir, read_json, write_json
+from edm_jax.train.config import RunConfig
 from experiments import cli
 
 SUFFIX = ".pkl"
@@ -119,7 +118,7 @@ def _averages(path: Path, files: list[Path]) -> list[Path]:
     return found
 
 
-def _open(place: Path, config: ml_collections.ConfigDict) -> RunDir:
+def _open(place: Path, config: RunConfig) -> RunDir:
     try:
         return RunDir(place, config)
     except ValueError as error:
@@ -137,29 +136,27 @@ def _identity(file: Path) -> list[Any]:
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _config(first: original.Original, reference: str) -> ml_collections.ConfigDict:
+def _config(first: original.Original, reference: str) -> RunConfig:
     """Config G with the network and the scale of its data as the file tells them.
 
     Raises ValueError for a network that config G cannot be.
     """
     found = first.settings
-    config = configs.load(reference or _guess(found.network))
-    with config.unlocked():
-        config.network.update(dataclasses.asdict(found.network))
-        config.loss.sigma_data = found.sigma_data
-        if not found.half_precision:
-            config.network.compute_dtype = "float32"
-        if first.latents is not None:
-            scale, bias = first.latents
-            # The pipeline's (raw - raw_mean) / raw_std * 0.5 is their raw * scale + bias.
-            statistics = {"raw_mean": -bias / scale, "raw_std": 0.5 / scale}
-            for field, row in statistics.items():
-                known = config.data[field]
-                if len(known) != len(row) or not np.allclose(row, known, 1e-5, 1e-5):
-                    config.data[field] = tuple(row.tolist())
-        config.title = "snapshots of the original code"
-    ops.resolve_network(config)
-    return config
+    config = configs.load(reference or _guess(found.network)).to_dict()
+    config["title"] = "snapshots of the original code"
+    config["network"] |= dataclasses.asdict(found.network)
+    config["loss"]["sigma_data"] = found.sigma_data
+    if not found.half_precision:
+        config["network"]["compute_dtype"] = "float32"
+    if first.latents is not None:
+        scale, bias = first.latents
+        # The pipeline's (raw - raw_mean) / raw_std * 0.5 is their raw * scale + bias.
+        statistics = {"raw_mean": -bias / scale, "raw_std": 0.5 / scale}
+        for field, row in statistics.items():
+            known = config["data"][field]
+            if len(known) != len(row) or not np.allclose(row, known, 1e-5, 1e-5):
+                config["data"][field] = tuple(row.tolist())
+    return RunConfig.of(config)
 
 
 def _guess(network: original.OriginalNetwork) -> str:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import configs
 from edm_jax.cost import disk
@@ -14,7 +13,7 @@ from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, read_status
 from edm_jax.studies import RunSpec, slurm
 from edm_jax.studies.task import Task, is_done
-from edm_jax.train import trainer
+from edm_jax.train.config import RunConfig
 from experiments import cli
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +27,7 @@ class Plan:
     study: str
     spec: RunSpec
     path: Path
-    config: Any
+    config: RunConfig
     action: str
     note: str
     nimg: int
@@ -63,7 +62,7 @@ def plan(
         spec = dataclasses.replace(spec, overrides={**overrides, **spec.overrides})
         config = configs.load(spec.config, spec.overrides)
         run = RunDir(path, config, cli.allowed_fields(allow, config), writing=False)
-        nimg = trainer.total_steps(config) * config.optimizer.batch_size
+        nimg = config.total_steps * config.optimizer.batch_size
         # What failed before any step, under another config, is no reason to stop.
         action, note = _action(path, nimg, retry_failed or run.is_taken_over, jobs)
         stored = _bytes(spec.config, _without_seed(spec))

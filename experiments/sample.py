@@ -17,7 +17,7 @@ from edm_jax.ema import snapshots
 from edm_jax.evals import evaluation
 from edm_jax.evals.generation import Generator
 from edm_jax.files import user_path
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.models.unet import Params, UNetSpec
 from edm_jax.runs.directory import RunDir
 from experiments import cli
@@ -48,7 +48,7 @@ def main() -> None:
     seeds = cli.seed_list(options.seeds)
     cli.prepare_jax()
     run, config = cli.open_run(options)
-    spec = ops.resolve_network(config)
+    spec = config.spec
     params = _weights(run, spec, options)
     denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
     recipe = evaluation.recipe(config)

@@ -15,7 +15,6 @@ from edm_jax.ema import snapshots
 from edm_jax.evals import sweeps
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.files import user_path
-from edm_jax.models import ops
 from edm_jax.runs import directory
 from experiments import cli
 
@@ -39,8 +38,7 @@ def main() -> None:
     out = options.out or run.path / "sweeps"
     out.mkdir(parents=True, exist_ok=True)
     data.prepare(config.data)
-    spec = ops.resolve_network(config)
-    heldout = HeldOut(diffusion.Denoiser(spec, config.loss.sigma_data), config)
+    heldout = HeldOut(diffusion.Denoiser(config.spec, config.loss.sigma_data), config)
     listing = snapshots.scan(run.snapshots)
     for damaged in listing.damaged:
         print(f"Left out: {damaged}", file=sys.stderr)

@@ -12,13 +12,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, plain
 from edm_jax.train import hosts, loggers, loop
+from edm_jax.train.config import RunConfig
 from experiments import cli
 
 PREEMPTED = 75  # what the system calls a temporary failure: try again
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _train(
-    path: Path, config: Any, options: argparse.Namespace, allow: list[str]
+    path: Path, config: RunConfig, options: argparse.Namespace, allow: list[str]
 ) -> None:
     """Trains in a run directory that this process holds."""
     run = RunDir(path, config, allow, writing=hosts.is_first())
@@ -141,7 +141,7 @@ def _cluster(options: argparse.Namespace) -> hosts.Cluster | None:
 
 
 @contextlib.contextmanager
-def _progress(config: Any) -> Iterator[loop.OnProgress]:
+def _progress(config: RunConfig) -> Iterator[loop.OnProgress]:
     """A bar, on the first process."""
     if not hosts.is_first():
         yield lambda *_: None
@@ -163,7 +163,7 @@ def _progress(config: Any) -> Iterator[loop.OnProgress]:
 
 
 def _mirrors(
-    run: RunDir, config: Any, options: argparse.Namespace, nimg: int
+    run: RunDir, config: RunConfig, options: argparse.Namespace, nimg: int
 ) -> loggers.Mirrors:
     """Where the options say that the records of metrics.jsonl go, too."""
     openers = {}

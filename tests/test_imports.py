@@ -67,6 +67,7 @@ EMA_ORDER = [
     "profiles",
     "container",
     "meta",
+    "config",
     "solver",
     "snapshots",
     "combine",

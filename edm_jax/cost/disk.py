@@ -11,8 +11,9 @@ import jax
 from etils import epath
 
 from edm_jax.ema import container, snapshots
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.train import trainer
+from edm_jax.train.config import RunConfig, TrainingConfig
 
 _BLOCK = 4096  # bytes; a file takes whole blocks of the disk
 
@@ -52,20 +53,20 @@ class Estimate(NamedTuple):
         )
 
 
-def estimate(config: Any, stored_checkpoints: int = 0) -> Estimate:
+def estimate(config: RunConfig, stored_checkpoints: int = 0) -> Estimate:
     """What the run of a config stores at its peak; allocates nothing.
 
     Args:
         config: The run's config.
         stored_checkpoints: How many there are already, of a run that resumes.
     """
-    params = snapshots.flatten(unet.abstract_params(ops.resolve_network(config)))
-    nimg = trainer.total_steps(config) * config.optimizer.batch_size
+    params = snapshots.flatten(unet.abstract_params(config.spec))
+    nimg = config.total_steps * config.optimizer.batch_size
     training, state = config.training, trainer.abstract_state(config)
     times = math.ceil(nimg / (training.snapshot_mimg * 1e6))
     return Estimate(
         snapshot_bytes=_snapshot_bytes(params, config.ema.snapshot_dtype),
-        snapshots=times * len(trainer.tracked_profiles(config.ema)),
+        snapshots=times * len(config.ema.profiles()),
         checkpoint_bytes=_checkpoint_bytes(jax.tree.leaves(state)),
         checkpoints=_checkpoints(training, nimg, stored_checkpoints),
         other_bytes=_other_bytes(config, nimg),
@@ -94,14 +95,14 @@ def _checkpoint_bytes(leaves: list[Any]) -> int:
     return round(0.95 * sum(sizes) + 600 * count + index * count / 90 + files)
 
 
-def _checkpoints(training: Any, nimg: int, stored: int) -> int:
+def _checkpoints(training: TrainingConfig, nimg: int, stored: int) -> int:
     """At most: those that are kept, and one being written before the oldest goes."""
     spaced = int(nimg // (training.keep_checkpoint_mimg * 1e6))
     written = math.ceil(nimg / (training.checkpoint_mimg * 1e6))
     return min(training.keep_checkpoints + spaced + 1, stored + written)
 
 
-def _other_bytes(config: Any, nimg: int) -> int:
+def _other_bytes(config: RunConfig, nimg: int) -> int:
     """metrics.jsonl, whose records have numbers for each part of the network, and what
     describes the run: config, provenance, status, evaluation, samples, log."""
     parts = 2 * len(config.network.channel_mult)
@@ -111,7 +112,7 @@ def _other_bytes(config: Any, nimg: int) -> int:
     return _blocks(records) + 12 * _BLOCK
 
 
-def check(config: Any, checkpoints: Path, snapshot_dir: epath.Path) -> str:
+def check(config: RunConfig, checkpoints: Path, snapshot_dir: epath.Path) -> str:
     """A sentence on what the run will store and what is free there.
 
     Counts what is there already, of a run that resumes. Raises ValueError if it cannot

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 
 from edm_jax.train import parallel, trainer
+from edm_jax.train.config import RunConfig
 
 
-def state_bytes(config: Any, devices: int, sharding: str) -> dict[str, int]:
+def state_bytes(config: RunConfig, devices: int, sharding: str) -> dict[str, int]:
     """{'params', 'moments', 'averages', 'total'}: bytes on each of so many devices.
 
     sharding: a word of `training.sharding`. Float32, exact, known without compiling.
@@ -36,7 +37,7 @@ def state_bytes(config: Any, devices: int, sharding: str) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
-def compiled_bytes(config: Any) -> dict[str, Any]:
+def compiled_bytes(config: RunConfig) -> dict[str, Any]:
     """What the compiled step itself says, for the devices at hand.
 
     'temporary' are activations, gradients and scratch at their peak; 'total' has the

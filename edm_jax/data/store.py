@@ -1,14 +1,16 @@
 """TFDS data sets by name: found and built, or told what is there instead."""
 
+import dataclasses
 import itertools
 import os
 import shlex
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edm_jax import files
+from edm_jax.fields import Finite, Positive, Settings
 
 _ACCEPTED = (
     "edm_jax reads TFDS data sets. data.name takes the name of one ('digits', "
@@ -19,8 +21,9 @@ _ACCEPTED = (
 )
 
 
-class DataConfig(Protocol):
-    """The `data` section of a config: which data set, where it is, its statistics.
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Settings):
+    """A config's `data` fields: which data set, where it is, its statistics.
 
     `name` is a TFDS name ('digits', 'mnist:3.0.1') or the directory of a prepared data
     set; `data_dir` '' means TFDS's own default, which honours TFDS_DATA_DIR; the splits
@@ -32,8 +35,8 @@ class DataConfig(Protocol):
     data_dir: str
     train_split: str
     heldout_split: str
-    raw_mean: Sequence[float]
-    raw_std: Sequence[float]
+    raw_mean: tuple[Finite, ...]
+    raw_std: tuple[Positive, ...]
 
 
 def prepare(data: DataConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from edm_jax.fields import Finite, Positive, Settings
 from edm_jax.models.layers import Array
 from edm_jax.models.unet import Network, Params, UNetSpec
 
@@ -28,6 +29,16 @@ def scalings(sigma: Array, sigma_data: float) -> tuple[Array, Array, Array, Arra
 def loss_weight(sigma: Array, sigma_data: float) -> Array:
     """lambda(sigma): 1 is the loss of a network that outputs zero (Eq. 15)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Settings):
+    """A config's `loss` fields: ln(sigma) ~ N(P_mean, P_std^2), and the u(sigma) head."""
+
+    sigma_data: Positive
+    P_mean: Finite
+    P_std: Positive
+    uncertainty: bool
 
 
 class Denoised(NamedTuple):

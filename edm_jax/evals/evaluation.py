@@ -15,9 +15,10 @@ from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.diffusion.samplers import Heun
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import frechet, sweeps
+from edm_jax.evals.config import Config
 from edm_jax.evals.generation import Generator, Recipe
 from edm_jax.evals.heldout import HeldOut
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.models.unet import Params
 from edm_jax.runs import directory
 
@@ -27,7 +28,7 @@ OnProgress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 def evaluate(
-    config: Any, run: directory.RunDir, on_progress: OnProgress = lambda *_: None
+    config: Config, run: directory.RunDir, on_progress: OnProgress = lambda *_: None
 ) -> dict[str, Any]:
     """Rebuilds the sweep of sigma_rel, finds the best by held-out loss, samples from it.
 
@@ -35,8 +36,7 @@ def evaluate(
     the run has no snapshots.
     """
     data.prepare(config.data)
-    spec = ops.resolve_network(config)
-    denoiser = diffusion.Denoiser(spec, config.loss.sigma_data)
+    denoiser = diffusion.Denoiser(config.spec, config.loss.sigma_data)
     heldout = HeldOut(denoiser, config)
     refs = snapshots.list_snapshots(run.snapshots)
     if not refs:
@@ -66,7 +66,7 @@ def evaluate(
     probes = run.records("heldout")
     result = {
         "nimg": nimg,
-        "untrained_loss": heldout.loss(unet.init_params(spec, config.seed)),
+        "untrained_loss": heldout.loss(unet.init_params(config.spec, config.seed)),
         "raw_loss": probes[-1]["raw_loss_per_element"] if probes else None,
         "sweep": sweep,
         "best": min(sweep, key=lambda point: point["loss"]),
@@ -87,7 +87,7 @@ def _pixel_frechet(images_a: np.ndarray, images_b: np.ndarray) -> float | None:
 
 
 def _sweep(
-    config: Any, heldout: HeldOut, stored: list[Any], on_progress: OnProgress
+    config: Config, heldout: HeldOut, stored: list[Any], on_progress: OnProgress
 ) -> tuple[list[dict[str, float]], Params]:
     """Held-out loss of every length, and the weights of the best (Fig. 5a)."""
     sigma_rels = sweeps.keep_expressible(stored, config.evaluation.sigma_rels)
@@ -108,7 +108,7 @@ def _sweep(
     return points, best
 
 
-def recipe(config: Any) -> Recipe:
+def recipe(config: Config) -> Recipe:
     """How a config makes images."""
     fields = config.evaluation
     return Recipe(

@@ -8,6 +8,7 @@ from scipy.special import ndtri
 
 from edm_jax import data, diffusion, platform
 from edm_jax.evals import dynamics
+from edm_jax.evals.config import Config
 from edm_jax.models import unet
 from edm_jax.models.unet import Params
 
@@ -46,7 +47,7 @@ class HeldOut:
     of it, so that two losses differ by the weights alone.
     """
 
-    def __init__(self, denoiser: diffusion.Denoiser, config: Any):
+    def __init__(self, denoiser: diffusion.Denoiser, config: Config):
         evaluation, split_name = config.evaluation, config.data.heldout_split
         split = data.load_split(
             config.data, split_name, evaluation.num_heldout, config.network.num_classes
@@ -88,7 +89,7 @@ class HeldOut:
         }
 
 
-def _check_shape(shape: tuple[int, ...], config: Any) -> None:
+def _check_shape(shape: tuple[int, ...], config: Config) -> None:
     net, name = config.network, config.data.name
     expected = (net.resolution, net.resolution, net.channels)
     if shape != expected:

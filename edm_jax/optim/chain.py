@@ -1,12 +1,12 @@
 """The optimizer chain: what a config's `optimizer` fields mean, in one place."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import optax
 
-from edm_jax import fields, menu
+from edm_jax import menu
 from edm_jax.fields import Count, Positive, Settings
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
@@ -30,17 +30,10 @@ class OptimizerConfig(Settings):
     alpha_ref: Positive
     schedule: Annotated[Schedule, menu.Entry(SCHEDULES)]
     warmup: Annotated[Warmup, menu.Entry(WARMUPS)]
-    method: Annotated[Optimizer, menu.Entry(OPTIMIZERS)]
+    method: Annotated[Optimizer, menu.Entry(OPTIMIZERS, "optimizer")]
     loss_scale: Positive  # for float16; divided out of the gradient again
     forced_weight_norm: bool
     nonfinite: Annotated[str, menu.Word(POLICIES)]
-
-
-def optimizer_config(opt: Any) -> OptimizerConfig:
-    """A config's `optimizer` fields, checked; raises ValueError."""
-    if isinstance(opt, OptimizerConfig):
-        return opt
-    return fields.make(OptimizerConfig, "optimizer", opt)
 
 
 def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
@@ -50,7 +43,6 @@ def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
         opt: the config's `optimizer` fields.
         duration_mimg: of the whole run, in million images.
     """
-    opt = optimizer_config(opt)
     run = Run(duration_mimg * 1e6, opt.batch_size)
 
     def rate(nimg: jax.Array) -> jax.Array:
@@ -69,7 +61,6 @@ def make_optimizer(
         opt: the config's `optimizer` fields.
         duration_mimg: of the whole run, in million images.
     """
-    opt = optimizer_config(opt)
     policy = menu.build(POLICIES, "optimizer.nonfinite", opt.nonfinite)
     rate = learning_rate(opt, duration_mimg)
     links = [

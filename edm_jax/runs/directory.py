@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
@@ -41,6 +41,12 @@ _NEVER = "optimizer.batch_size"
 Differences = dict[str, tuple[Any, Any]]  # {field: (old, new)}
 
 
+class Config(Protocol):
+    """The config of a run, which is recorded as nested dicts."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 class RunDir:
     """One run's directory: created with its config, or opened again with the same one.
 
@@ -62,7 +68,7 @@ class RunDir:
     def __init__(
         self,
         path: Path,
-        config: Any,
+        config: Config,
         allow: Sequence[str] = (),
         writing: bool = True,
     ):
@@ -87,7 +93,7 @@ class RunDir:
                 change = {"nimg": self._status.get("nimg", 0), "changes": changed}
                 self._history = [*self._history, change]
         self._has_changed = bool(recorded and changed)
-        self.snapshots = snapshot_place(self.path, config.training.snapshot_dir)
+        self.snapshots = snapshot_place(self.path, resolved["training"]["snapshot_dir"])
         if writing:
             self._write_identity(resolved)
 
@@ -340,12 +346,12 @@ def snapshot_place(run: epath.PathLike, root: str) -> epath.Path:
     return epath.Path(os.path.expanduser(root)) / whole.parent.name / whole.name
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A ConfigDict as the nested dict that its JSON file reads back as."""
+def plain(config: Config) -> dict[str, Any]:
+    """A config as the nested dict that its JSON file reads back as."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def config_hash(config: Any) -> str:
+def config_hash(config: Config) -> str:
     """Identity of a resolved config, but for its `FREE` fields."""
     return _hash(plain(config))
 

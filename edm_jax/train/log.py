@@ -11,7 +11,7 @@ from edm_jax import diffusion
 from edm_jax.diffusion import flops
 from edm_jax.optim import chain
 from edm_jax.runs.directory import RunDir
-from edm_jax.train.trainer import Trainer, total_steps
+from edm_jax.train.trainer import Trainer
 
 # (images trained, images in all, images/s)
 OnProgress = Callable[[int, int, float], None]
@@ -39,7 +39,7 @@ class TrainingLog:
         self._schedule = chain.learning_rate(
             config.optimizer, config.training.duration_mimg
         )
-        self._total_nimg = total_steps(config) * self._batch_size
+        self._total_nimg = config.total_steps * self._batch_size
         self._flops_per_image = flops.train_flops(trainer.denoiser.spec)
         self._peak = _peak_flops(config.network.compute_dtype)
         self._pending: _Pending | None = None

@@ -17,13 +17,14 @@ from edm_jax.runs.directory import RunDir
 from edm_jax.runs.provenance import utc_now
 from edm_jax.train import hosts
 from edm_jax.train.checkpoint import Checkpoints
+from edm_jax.train.config import RunConfig
 from edm_jax.train.diagnosis import Diagnosis
 from edm_jax.train.log import OnProgress, Report, TrainingLog
 from edm_jax.train.loggers import Mirrors
 from edm_jax.train.monitor import Monitor
 from edm_jax.train.profiling import Profile
 from edm_jax.train.step import TrainState
-from edm_jax.train.trainer import Trainer, make_trainer, total_steps
+from edm_jax.train.trainer import Trainer, make_trainer
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Nonfinite(ValueError):
 
 
 def train(
-    config: Any,
+    config: RunConfig,
     run: RunDir,
     on_progress: OnProgress = lambda *_: None,
     *,
@@ -56,7 +57,7 @@ def train(
     data.prepare(config.data)
     trainer = make_trainer(config)
     training, batch_size = config.training, config.optimizer.batch_size
-    total = total_steps(config)
+    total = config.total_steps
     run.set_status(
         state="running", stage="train", total_nimg=total * batch_size, message=""
     )

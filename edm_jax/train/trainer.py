@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,12 @@ import jax
 import numpy as np
 
 from edm_jax import diffusion, ema, platform
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain, weight_norm
 from edm_jax.train import parallel
 from edm_jax.train import step as train_step
+from edm_jax.train.config import RunConfig
 from edm_jax.train.step import Batch, TrainState
 
 Profile = ema.PowerProfile | ema.TraditionalProfile
@@ -24,7 +24,7 @@ Profile = ema.PowerProfile | ema.TraditionalProfile
 class Trainer:
     """The parts of one run. `profiles` are the tracked averages by name."""
 
-    config: Any
+    config: RunConfig
     denoiser: diffusion.Denoiser
     profiles: dict[str, Profile]
     shapes: TrainState
@@ -59,7 +59,7 @@ class Trainer:
         )
 
 
-def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
+def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer:
     """Assembles a run; `devices` default to all. Raises ValueError where it can't.
 
     First prepares the process for JAX on a CPU: `platform.prepare`.
@@ -74,8 +74,8 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
             f"devices x {training.microbatches} training.microbatches; choose a "
             f"multiple of {parts}."
         )
-    denoiser = diffusion.Denoiser(ops.resolve_network(config), loss.sigma_data)
-    profiles = tracked_profiles(config.ema)
+    denoiser = diffusion.Denoiser(config.spec, loss.sigma_data)
+    profiles = config.ema.profiles()
     weights = {name: _weight(profile, config) for name, profile in profiles.items()}
     make_step = functools.partial(
         train_step.make_train_step,
@@ -92,17 +92,17 @@ def make_trainer(config: Any, devices: list[Any] | None = None) -> Trainer:
     return Trainer(config, denoiser, profiles, shapes, step, current_averages)
 
 
-def abstract_state(config: Any) -> TrainState:
+def abstract_state(config: RunConfig) -> TrainState:
     """The shapes of a run's state; allocates nothing."""
-    params = unet.abstract_params(ops.resolve_network(config))
+    params = unet.abstract_params(config.spec)
     tx = chain.make_optimizer(config.optimizer, config.training.duration_mimg)
-    profiles = tracked_profiles(config.ema)
+    profiles = config.ema.profiles()
     return jax.eval_shape(
         lambda p: train_step.init_state(p, tx, profiles, seed=0), params
     )
 
 
-def abstract_batch(config: Any) -> Batch:
+def abstract_batch(config: RunConfig) -> Batch:
     """The shapes of a batch of the whole run."""
     net, count = config.network, config.optimizer.batch_size
     image = (count, net.resolution, net.resolution, net.channels)
@@ -113,25 +113,7 @@ def abstract_batch(config: Any) -> Batch:
     }
 
 
-def total_steps(config: Any) -> int:
-    """Steps in all: the first whole number that reaches training.duration_mimg."""
-    return math.ceil(
-        round(config.training.duration_mimg * 1e6) / config.optimizer.batch_size
-    )
-
-
-def tracked_profiles(ema_config: Any) -> dict[str, Profile]:
-    """The averages that a run tracks, by name."""
-    rampup = ema_config.halflife_rampup
-    power = {f"power_{s:g}": ema.PowerProfile(s) for s in ema_config.sigma_rels}
-    traditional = {
-        f"traditional_{h:g}": ema.TraditionalProfile(h, rampup)
-        for h in ema_config.halflives_mimg
-    }
-    return power | traditional
-
-
-def _weight(profile: Profile, config: Any) -> train_step.EmaWeight:
+def _weight(profile: Profile, config: RunConfig) -> train_step.EmaWeight:
     every = config.ema.update_every
     if isinstance(profile, ema.PowerProfile):
         return train_step.power_ema_weight(profile.gamma, every)

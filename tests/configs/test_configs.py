@@ -11,7 +11,7 @@ import pytest
 import configs
 from configs.workloads import WORKLOADS
 from edm_jax import files
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.optim import chain
 
 MEBI = 2**20 / 1e6
@@ -157,36 +157,41 @@ def test_every_letter_loads_on_every_workload_and_says_who_it_is(letter, workloa
     assert config.training.snapshot_mimg * 1e6 >= config.optimizer.batch_size
 
 
-def test_configs_are_locked_and_survive_json():
+def test_configs_are_frozen_and_survive_json():
     config = load("a")
     with pytest.raises(AttributeError):
-        config.network.depth = 3
-    again = configs.from_json(json.loads(config.to_json()), "config.json")
-    assert configs.flatten(again) == configs.flatten(config)
-    assert isinstance(again.network.channel_mult, tuple)
-    assert again.is_locked
+        config.network.channels = 3
+    again = configs.from_json(json.loads(json.dumps(config.to_dict())), "config.json")
+    assert again == config
+    assert again.to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("network.dropout", "much", "network.dropout is 'much', but takes a number."),
-        ("network.channels", True, "network.channels is True, but takes a whole"),
+        ("network.dropout", "much", "network.dropout='much', but takes a number."),
+        ("network.channels", True, "network.channels=True, but takes a whole"),
         (
             "network.channel_mult",
             [1, [2]],
-            "channel_mult is (1, [2]), but takes a tuple",
+            "network.channel_mult has [2], but each takes a whole number.",
         ),
-        ("network.block", ["branch"], "block is ('branch',), but takes text."),
-        ("network", {}, "it has no field 'network.add'."),
-        ("loss", None, "it has no field 'loss.P_mean'."),
-        ("evaluation.num_steps", -1, "num_steps and evaluation.num_samples must be"),
+        ("network.block", ["branch"], "network.block=['branch'], but takes text."),
+        ("network", {}, "network.resolution is missing."),
+        ("loss", None, "loss=None, but holds fields."),
+        ("optimizer.schedule", {"t_ref": 1}, "optimizer.schedule.name is missing."),
+        ("optimizer.schedule", {"name": ["a"]}, "schedule.name is ['a'], but takes"),
+        (
+            "evaluation.num_steps",
+            -1,
+            "evaluation.num_steps=-1, but must be at least 2.",
+        ),
     ],
 )
 def test_a_recorded_config_that_makes_no_sense_is_refused_by_its_file(
     field, value, sentence
 ):
-    recorded = json.loads(load("a").to_json())
+    recorded = json.loads(json.dumps(load("a").to_dict()))
     group, _, name = field.partition(".")
     (recorded[group] if name else recorded)[name or group] = value
     with pytest.raises(files.Damaged, match="^run/config.json is damaged: ") as refusal:
@@ -207,7 +212,7 @@ def test_a_recorded_config_that_makes_no_sense_is_refused_by_its_file(
         ("def get_config(w): return {}", "returns no ConfigDict from"),
         (
             "import ml_collections as m\ndef get_config(w): return m.ConfigDict()",
-            "makes no config: it has no field 'data.data_dir'.",
+            "makes no config: letter is missing.",
         ),
     ],
 )
@@ -303,19 +308,19 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("f", {"network__attention": "dot"}, "queries from a normalized input"),
         ("a", {"network__gain": "True"}, "neither would then get a gradient"),
         ("c", {"optimizer__forced_weight_norm": "True"}, "set network.weights='mp'"),
-        ("g", {"network__channel_mult": "()"}, "one positive integer per level"),
-        ("g", {"network__channel_mult": "(1.5, 2)"}, "one positive integer per level"),
+        ("g", {"network__channel_mult": "()"}, "whole number for each level"),
+        ("g", {"network__channel_mult": "(1.5, 2)"}, "has 1.5, but each takes a whole"),
         ("g", {"network__head_channels": "0"}, "must be at least 1"),
-        ("g", {"network__num_classes": "-1"}, "0 is the unconditional network"),
-        ("g", {"network__cat_balance": "2.0"}, r"must lie in \[0, 1\]"),
+        ("g", {"network__num_classes": "-1"}, "num_classes=-1, but must be 0 or more"),
+        ("g", {"network__cat_balance": "2.0"}, r"must be in \[0, 1\]"),
         ("g", {"optimizer__method__beta2": "1.5"}, r"must be in \[0, 1\)"),
-        ("g", {"ema__update_every": "0"}, "must be positive"),
+        ("g", {"ema__update_every": "0"}, "must be at least 1"),
         ("g", {"evaluation__sigma_rels": "(0.5,)"}, "evaluation.sigma_rels: .* 0.5"),
         ("g", {"ema__sigma_rels": "(0.05, 0.05)"}, "has 0.05 twice"),
         ("g", {"ema__sigma_rels": "(0.05, 0.05000000001)"}, "has 0.05 twice"),
         ("g", {"ema__sigma_rels": "(nan,)"}, "a tuple of numbers"),
         ("a", {"ema__halflives_mimg": "(1, 1.0)"}, "has 1 twice"),
-        ("a", {"ema__halflives_mimg": "(0,)"}, "positive, finite"),
+        ("a", {"ema__halflives_mimg": "(0,)"}, "each must be positive and finite"),
         ("g", {"ema__update_every": "41"}, "beyond the 40 steps"),
         ("g", {"training__duration_mimg": "1e-5"}, "10 images, less than one batch"),
         ("g", {"optimizer__batch_size": "2048"}, "640 images, less than one batch"),
@@ -324,13 +329,13 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"optimizer__schedule__t_ref": "nan"}, "t_ref=nan, but must be"),
         ("g", {"optimizer__warmup__rampup_mimg": "inf"}, "must be positive and finite"),
         ("g", {"optimizer__method__eps": "-1e-8"}, "must be finite and not negative"),
-        ("g", {"loss__P_mean": "nan"}, "P_mean=nan, but must be a number"),
+        ("g", {"loss__P_mean": "nan"}, "P_mean=nan, but must be finite"),
         ("g", {"loss__P_mean": "inf"}, "must be finite"),
-        ("g", {"evaluation__num_sigmas": "0"}, "must be positive and finite"),
+        ("g", {"evaluation__num_sigmas": "0"}, "must be at least 1"),
         ("g", {"evaluation__sigma_min": "80"}, "must be below evaluation.sigma_max"),
         ("g", {"evaluation__num_steps": "1"}, "must be at least 2"),
         ("g", {"training__duration_mimg": "inf"}, "must be positive and finite"),
-        ("g", {"seed": "-1"}, "must not be negative"),
+        ("g", {"seed": "-1"}, "^seed=-1, but must be 0 or more"),
         (
             "a",
             {
@@ -341,7 +346,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
             "multiple of 32",
         ),
         ("g", {"network__resolution": "5"}, "resolution=5 must be a multiple of 2"),
-        ("g", {"network__model_channels": "10"}, "positive multiple of 4"),
+        ("g", {"network__model_channels": "10"}, "must be a multiple of 4"),
         (
             "g",
             {"network__head_channels": "3"},
@@ -350,14 +355,14 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         (
             "g",
             {"network__noise_channels": "3"},
-            "noise_channels=3, but must be an even",
+            "noise_channels=3, but must be even",
         ),
         ("g", {"network__embedding_layers": "3"}, "takes 1 or 2"),
-        ("g", {"network__dropout": "1.0"}, r"must lie in \[0, 1\)"),
+        ("g", {"network__dropout": "1.0"}, r"must be in \[0, 1\)"),
         ("g", {"network__clamp": "0.0"}, "must be positive"),
         ("g", {"optimizer__alpha_ref": "-0.1"}, "must be positive"),
         ("g", {"optimizer__warmup__rampup_mimg": "0"}, "must be positive and finite"),
-        ("g", {"training__parallel": "pjit"}, "is not 'jit' or 'pmap'"),
+        ("g", {"training__parallel": "pjit"}, "takes one of 'jit', 'pmap'"),
         ("g", {"ema__sigma_rels": "(0.05, 0.3)"}, "ema.sigma_rels: .* 0.3"),
     ],
 )
@@ -404,7 +409,7 @@ def test_fields_chosen_for_another_duration_are_named():
     ],
 )
 def test_a_combination_with_sense_runs(letter, overrides):
-    spec = ops.resolve_network(load(letter, **overrides))
+    spec = load(letter, **overrides).spec
     inputs = jax.random.key(0), *unet.abstract_inputs(spec, batch=2)
     (f, u), _ = jax.eval_shape(unet.Network(spec).init_with_output, *inputs)
     assert (f.shape, u.shape) == ((2, 8, 8, 1), (2,))
@@ -415,11 +420,11 @@ def test_a_choice_by_name_has_its_entrys_fields_and_no_others():
         "optimizer__schedule__final": "0.01",
         "optimizer__schedule__name": "cosine",
     }
-    chosen = load("g", **fields).optimizer.schedule
-    assert chosen.to_dict() == {"name": "cosine", "final": 0.01, "end_mimg": 0.0}
+    chosen = load("g", **fields).to_dict()["optimizer"]["schedule"]
+    assert chosen == {"name": "cosine", "final": 0.01, "end_mimg": 0.0}
     # Naming what is chosen already keeps the letter's values.
     same = load("g", optimizer__schedule__name="inverse_sqrt").optimizer.schedule
-    assert same.to_dict() == load("g").optimizer.schedule.to_dict()
+    assert same == load("g").optimizer.schedule
     assert same.t_ref == 160
     for change, message in [
         ({"optimizer__schedule__name": "cosin"}, "Did you mean 'cosine'"),

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
 from edm_jax import data as data_room
@@ -17,16 +16,15 @@ from edm_jax.data.digits import Digits
 
 PREPARE = """
 import sys
-from ml_collections import ConfigDict
 from edm_jax import data
-data.prepare(ConfigDict(dict(name="digits", data_dir=sys.argv[1])))
+data.prepare(data.DataConfig("digits", sys.argv[1], "train", "test", (0.0,), (1.0,)))
 """
 
 
 def config(data_dir, **changes):
     fields = {"name": "digits", "data_dir": str(data_dir), "train_split": "train"}
     fields |= {"heldout_split": "test", "raw_mean": (4.8834,), "raw_std": (6.0130,)}
-    return ConfigDict(fields | changes)
+    return data_room.DataConfig(**fields | changes)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Claims about data sets as others build them: what is read, what is refused and how."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 from PIL import Image
 
 from edm_jax import data
@@ -25,9 +25,7 @@ def config(name, data_dir="", channels=1):
     one = channels * (1.0,)
     splits = {"train_split": "train", "heldout_split": "train"}
     statistics = {"raw_mean": one, "raw_std": one}
-    return ConfigDict(
-        {"name": str(name), "data_dir": str(data_dir)} | splits | statistics
-    )
+    return store.DataConfig(str(name), str(data_dir), **splits, **statistics)
 
 
 def stored(directory, examples, **features):
@@ -303,7 +301,7 @@ def test_encoded_images_are_decoded_without_opencv_or_a_warning(tmp_path, caplog
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     feature = tfds.features.Image(shape=(2, 2, 3))
     kept = stored(tmp_path, [{"image": Image.fromarray(pixels)}], image=feature)
-    kept.raw_mean, kept.raw_std = (0.0,) * 3, (0.5,) * 3
+    kept = dataclasses.replace(kept, raw_mean=(0.0,) * 3, raw_std=(0.5,) * 3)
     loaded = data.load_split(kept, "train", num_classes=0)["image"]
     np.testing.assert_array_equal(loaded[0], pixels)
     assert not caplog.records

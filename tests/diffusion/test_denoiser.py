@@ -9,7 +9,7 @@ import pytest
 
 import configs
 from edm_jax import diffusion
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 
 SIGMAS = np.geomspace(0.002, 80, 25)
 SIGMA_DATA = 0.5
@@ -82,7 +82,7 @@ def test_loss_weight_is_one_over_c_out_squared():
 
 def denoiser_of(letter):
     path = f"{configs.letter_path(letter)}:digits-tiny"
-    return diffusion.Denoiser(ops.resolve_network(configs.load(path)), SIGMA_DATA)
+    return diffusion.Denoiser(configs.load(path).spec, SIGMA_DATA)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from edm_jax import diffusion
 from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.diffusion.samplers import Heun, StochasticHeun
 from edm_jax.evals.generation import Generator, Guidance, Recipe
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 
 LEVELS = NoiseLevels(num_steps=3)
 SEEDS = np.arange(64)
@@ -20,9 +20,7 @@ LABELS = SEEDS % 10
 def denoiser():
     overrides = {"network.channel_mult": "(1,)"}
     reference = f"{configs.letter_path('g')}:digits-tiny"
-    return diffusion.Denoiser(
-        ops.resolve_network(configs.load(reference, overrides)), 0.5
-    )
+    return diffusion.Denoiser(configs.load(reference, overrides).spec, 0.5)
 
 
 @pytest.fixture(scope="module")

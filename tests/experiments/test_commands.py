@@ -81,7 +81,7 @@ G = f"--config={configs.letter_path('g')}:digits"
         (describe.main, [G, "--devices=0"], "at least 1"),
         (describe.main, ["--menu=optimiser"], "Did you mean 'optimizer'"),
         (describe.main, [], "--config=FILE:WORKLOAD is missing"),
-        (describe.main, [G, "--config.training.sharding=zero"], "'state' or 'full'"),
+        (describe.main, [G, "--config.training.sharding=zero"], "'state', 'full'"),
         (
             train.main,
             [G, "--allow=optimizer.method.betal1"],

@@ -5,7 +5,7 @@ import types
 import pytest
 
 import configs
-from edm_jax.models import ops, topology, unet
+from edm_jax.models import topology, unet
 from edm_jax.models.topology import Element
 
 SIZE_S = types.SimpleNamespace(
@@ -65,7 +65,7 @@ def test_resampling_and_names():
 
 @pytest.mark.parametrize("letter", "ag")
 def test_the_network_is_what_the_topology_says(letter):
-    spec = ops.resolve_network(configs.load(f"{configs.letter_path(letter)}:cifar10"))
+    spec = configs.load(f"{configs.letter_path(letter)}:cifar10").spec
     params = unet.abstract_params(spec)["unet"]
     first, *blocks = topology.elements(spec)
     assert params[first.name]["kernel"].shape[-1] == first.features

@@ -11,7 +11,7 @@ import pytest
 
 import configs
 from edm_jax.diffusion.denoiser import Denoiser
-from edm_jax.models import layers, ops, unet
+from edm_jax.models import layers, unet
 
 # Trainable parameters without the head: A, B, C-E, F, G (Table 1 rounds to 0.1M).
 COUNTS = {
@@ -29,7 +29,7 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # in half the time
 
 def spec_of(letter, workload="digits-tiny", overrides=None):
     path = f"{configs.letter_path(letter)}:{workload}"
-    return ops.resolve_network(configs.load(path, overrides))
+    return configs.load(path, overrides).spec
 
 
 def tiny_spec(letter):

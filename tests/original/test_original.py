@@ -32,8 +32,9 @@ from pickle_writer import (
 from configs import config_g, workloads
 from edm_jax import original
 from edm_jax.files import Damaged
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.original import mapping, pickles, reader
+from edm_jax.train.config import RunConfig
 
 NAME = "tiny-0000001-0.050.pkl"
 
@@ -121,7 +122,7 @@ QUICK = {"digits", "imagenet512-s"}
     ],
 )
 def test_every_published_size_maps_to_its_config_g_tree(workload):
-    spec = ops.resolve_network(config_g.get_config(workload))
+    spec = RunConfig.of(config_g.get_config(workload)).spec
     net = original.OriginalNetwork(
         **{
             field.name: getattr(spec, field.name)
@@ -156,7 +157,7 @@ def test_hand_made_sizes_map_to_trees_of_the_stored_format(changes):
     params = mapping.to_params(tensors, mapping.fit(tensors, inferred))
     last = params["unet"]["out_conv"]["kernel"]
     assert np.shares_memory(last, tensors["unet.out_conv.weight"])
-    spec = ops.resolve_network(config(net))
+    spec = RunConfig.of(config(net)).spec
     assert shapes(params) == shapes(unet.abstract_params(spec))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         fourier = path[-1].key in ("freqs", "phases")

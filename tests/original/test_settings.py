@@ -10,8 +10,8 @@ from pickle_writer import Code, called, dump, snapshot, tree
 
 from configs import config_g
 from edm_jax import diffusion, original
-from edm_jax.models import ops
 from edm_jax.original import mapping
+from edm_jax.train.config import RunConfig
 
 NAME = "tiny-0000001-0.050.pkl"
 SMALL = original.OriginalNetwork(8, 1, 10, 32, (1, 2), 1, (4,))
@@ -66,7 +66,7 @@ def test_a_network_computes_what_its_pickle_says(tmp_path, sizes, given):
     )
     config = config_g.get_config("digits")
     config.network.update(dataclasses.asdict(loaded.settings.network))
-    spec = ops.resolve_network(config)
+    spec = RunConfig.of(config).spec
     denoiser = diffusion.Denoiser(spec, loaded.settings.sigma_data)
     params = jax.tree.map(np.float32, loaded.params())
     ours = jax.jit(denoiser)(params, *(np.float32(z) for z in (x, sigma, label)))

@@ -18,13 +18,13 @@ from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import dynamics, evaluation, frechet
 from edm_jax.evals.generation import Generator
 from edm_jax.evals.heldout import HeldOut
-from edm_jax.models import ops, unet
+from edm_jax.models import unet
 from edm_jax.optim import weight_norm
 from edm_jax.runs.directory import RunDir
 from edm_jax.studies.task import is_done
 from edm_jax.train import loop
 from edm_jax.train.checkpoint import Checkpoints
-from edm_jax.train.trainer import make_trainer, total_steps
+from edm_jax.train.trainer import make_trainer
 
 BATCH, TOTAL = 16, 30
 # One level, so that a step compiles in seconds; 30 steps, with a line of the log every
@@ -210,7 +210,7 @@ def test_finished_run_says_done_and_how_much(whole):
         step * BATCH for step in range(TOTAL + 1)
     ]
     provenance = json.loads((whole.run.path / "provenance.json").read_text())
-    spec = ops.resolve_network(whole.config)
+    spec = whole.config.spec
     counted = unet.count_params(unet.init_params(spec, 0))
     assert provenance["params"] == counted
 
@@ -229,7 +229,7 @@ def test_log_has_a_line_for_every_interval_with_the_rate_of_its_last_step(whole)
 
 def test_total_is_the_first_whole_step_that_reaches_the_duration(load):
     for duration, steps in [("0.00048", 30), ("0.000481", 31), ("0.000016", 1)]:
-        assert total_steps(load(training__duration_mimg=duration)) == steps
+        assert load(training__duration_mimg=duration).total_steps == steps
 
 
 def test_every_tracked_profile_is_stored_at_every_interval(whole):
@@ -280,7 +280,7 @@ def test_averages_updated_seldom_are_brought_up_to_their_snapshots(load, tmp_pat
 @pytest.fixture(scope="module")
 def denoiser(load):
     config = load()
-    return diffusion.Denoiser(ops.resolve_network(config), config.loss.sigma_data)
+    return diffusion.Denoiser(config.spec, config.loss.sigma_data)
 
 
 @pytest.fixture(scope="module")
@@ -466,7 +466,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_training(
 ):
     config = load(**{field: value})
     with pytest.raises(ValueError, match=sentence):
-        HeldOut(diffusion.Denoiser(ops.resolve_network(config), 0.5), config)
+        HeldOut(diffusion.Denoiser(config.spec, 0.5), config)
 
 
 @pytest.mark.slow

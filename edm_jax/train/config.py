@@ -1,0 +1,115 @@
+"""The config of a whole run: every room's settings, and what they ask of one another."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from edm_jax import fields
+from edm_jax.data.store import DataConfig
+from edm_jax.diffusion.denoiser import LossConfig
+from edm_jax.ema.config import EmaConfig
+from edm_jax.evals.config import EvaluationConfig
+from edm_jax.fields import Bound, Count, Index, Positive, Settings
+from edm_jax.models import ops
+from edm_jax.models.unet import UNetSpec
+from edm_jax.optim.chain import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """A config's `training` fields: how long, what is recorded when, and how it runs."""
+
+    duration_mimg: Positive
+    snapshot_mimg: Bound
+    snapshot_dir: str
+    log_mimg: Bound
+    probe_mimg: Bound
+    patience_mimg: Bound
+    alert_loss: Bound
+    alert_growth: Bound
+    checkpoint_mimg: Bound
+    keep_checkpoints: Count
+    keep_checkpoint_mimg: Bound
+    parallel: Literal["jit", "pmap"]
+    sharding: Literal["none", "state", "full"]
+    microbatches: Count
+    remat: bool
+
+    def faults(self) -> Iterator[str]:
+        if self.parallel == "pmap" and self.sharding != "none":
+            yield (
+                f"sharding={self.sharding!r} needs training.parallel='jit': pmap keeps "
+                "the whole state on every device."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Settings):
+    """The config of a run, typed and checked."""
+
+    letter: str
+    title: str
+    workload: str
+    seed: Index
+    data: DataConfig
+    network: ops.NetworkConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    ema: EmaConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "RunConfig":
+        """The config of its fields as nested dicts.
+
+        Raises:
+            ValueError: a field is missing, unknown, mistyped or out of range, or two
+                contradict one another: one sentence that names them.
+        """
+        return fields.make(cls, "", config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as nested dicts, as config.json holds them."""
+        return fields.plain(self)
+
+    def faults(self) -> Iterator[str]:
+        opt, training = self.optimizer, self.training
+        if opt.forced_weight_norm and self.network.weights != "mp":
+            yield (
+                "optimizer.forced_weight_norm fixes the norm of weights whose norm still "
+                "matters unless network.weights is 'mp'; set network.weights='mp' "
+                "(App. B.5)."
+            )
+        if opt.batch_size % training.microbatches:
+            yield (
+                f"training.microbatches={training.microbatches} does not divide "
+                f"optimizer.batch_size={opt.batch_size}."
+            )
+        if self._nimg < opt.batch_size:
+            yield (
+                f"training.duration_mimg={training.duration_mimg} is {self._nimg:,} "
+                f"images, less than one batch of optimizer.batch_size={opt.batch_size}."
+            )
+        if self.ema.update_every > self.total_steps:
+            yield (
+                f"ema.update_every={self.ema.update_every} is beyond the "
+                f"{self.total_steps:,} steps of the run, so no average would ever be "
+                "updated."
+            )
+
+    @property
+    def spec(self) -> UNetSpec:
+        """The network, with its u(sigma) head where the loss has one."""
+        uncertainty, remat = self.loss.uncertainty, self.training.remat
+        return ops.resolve_network(self.network, uncertainty, remat)
+
+    @property
+    def total_steps(self) -> int:
+        """The first whole number of steps that reaches training.duration_mimg."""
+        return math.ceil(self._nimg / self.optimizer.batch_size)
+
+    @property
+    def _nimg(self) -> int:
+        return round(self.training.duration_mimg * 1e6)
