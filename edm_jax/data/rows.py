@@ -64,12 +64,12 @@ class Split:
                 f"{builder.info.file_format.value}, which cannot be read by row; build "
                 "it in another data.data_dir with file_format='array_record'."
             ) from None
-        except ValueError:
+        except (ValueError, KeyError):
             sizes = {n: f"{s.num_examples:,}" for n, s in builder.info.splits.items()}
             listed = ", ".join(f"{n} ({size} examples)" for n, size in sizes.items())
             raise ValueError(
                 f"data set {data.name!r} has no examples for the split {split!r}. Its "
-                f"splits: {listed}; slices such as 'train[:10%]' are allowed."
+                f"splits: {listed or 'none'}; slices such as 'train[:10%]' are allowed."
             ) from None
 
     def __len__(self) -> int:

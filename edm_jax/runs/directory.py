@@ -76,6 +76,7 @@ class RunDir:
         self.mirror: Callable[[dict[str, Any]], None] = lambda record: None
         self.study: dict[str, str] | None = None
         self._writing = writing
+        self._warned = False
         self._status = {"state": "queued", "stage": "train"} | self._read_status()
         self._status_written = 0.0
         resolved = plain(config)
@@ -93,6 +94,7 @@ class RunDir:
                 change = {"nimg": self._status.get("nimg", 0), "changes": changed}
                 self._history = [*self._history, change]
         self._has_changed = bool(recorded and changed)
+        self._is_to_be_written = self._was_old or recorded != resolved
         self.snapshots = snapshot_place(self.path, resolved["training"]["snapshot_dir"])
         if writing:
             self._write_identity(resolved)
@@ -174,8 +176,9 @@ class RunDir:
                 (self.path / "changes.json").unlink(missing_ok=True)
             if self._has_changed or (self._was_old and not self.is_taken_over):
                 self._write_changes()
-            versioned = {"schema": schema.SCHEMA, **resolved}
-            write_json(self.path / "config.json", versioned)
+            if self._is_to_be_written:
+                versioned = {"schema": schema.SCHEMA, **resolved}
+                write_json(self.path / "config.json", versioned)
         except OSError:
             # A full disk leaves no empty directory behind.
             for place in (Path(self.snapshots), *reversed(new)):
@@ -276,8 +279,16 @@ class RunDir:
         self.mirror(record)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The complete lines of a kind, in order; those that are damaged are left out."""
-        return [r for r in self._read_metrics()[0] if r["kind"] == kind]
+        """The complete lines of a kind, in order, without those that are damaged.
+
+        Warns of a damaged line, once.
+        """
+        records, faults = self._read_metrics()
+        if faults and not self._warned:
+            self._warned = True
+            path = self.path / "metrics.jsonl"
+            _log.warning("%s: %s. It is left out.", path, faults[0])
+        return [r for r in records if r["kind"] == kind]
 
     def forget_after(self, step: int) -> None:
         """Drops metrics past a step and a torn last line, before resuming there.

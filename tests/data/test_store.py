@@ -193,6 +193,14 @@ def test_an_unknown_split_is_refused_with_those_there_are(tmp_path):
             data.load_split(kept, split)
 
 
+def test_a_data_set_whose_splits_are_lost_is_refused(tmp_path):
+    kept = labelled(tmp_path, [1, 2])
+    (info,) = tmp_path.rglob("dataset_info.json")
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"splits": None}))
+    with pytest.raises(ValueError, match="no examples for .*: none;"):
+        data.load_split(kept, "train")
+
+
 def test_images_of_no_fixed_size_are_refused(tmp_path):
     ragged = tfds.features.Tensor(shape=(None, 2, 3), dtype=np.uint8)
     kept = stored(tmp_path, [{"image": np.zeros((1, 2, 3), np.uint8)}], image=ragged)

@@ -146,6 +146,22 @@ def test_floats_are_logged_to_the_last_bit(run):
     assert run.records("train")[0]["loss"] == 0.1 + 0.2
 
 
+def test_a_damaged_line_is_left_out_and_told_once(run, caplog):
+    run.log("speed", 1, 16)
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write("1e999\n")
+    assert len(run.records("speed")) == 1 and run.records("heldout") == []
+    assert caplog.text.count("metrics.jsonl") == 1
+
+
+def test_opening_a_run_does_not_write_its_config_anew(run, tmp_path):
+    place = run.path / "config.json"
+    place.write_text(f"{place.read_text()} ")
+    before = place.read_bytes()
+    RunDir(run.path, config())
+    assert place.read_bytes() == before
+
+
 def test_a_run_without_metrics_has_no_records(run):
     assert run.records("train") == []
     run.forget_after(0)
@@ -241,8 +257,9 @@ def test_a_damaged_line_costs_that_line_alone_and_is_kept_aside(run, warnings, l
     run.forget_after(4)
     lines = path.read_text().splitlines()
     assert [json.loads(text)["step"] for text in lines] == [1, 2, 4]
-    (said,) = warnings()
-    assert said.startswith(f"{path}: line 3 is damaged (")
+    read, said = warnings()
+    assert read.startswith(f"{path}: line 3 is damaged (")
+    assert said.startswith(read.removesuffix(" It is left out."))
     assert said.endswith(
         "The other 3 lines are kept; the file as it was is metrics.jsonl.damaged."
     )
