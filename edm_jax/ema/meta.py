@@ -30,6 +30,7 @@ DTYPES = {
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 BY_CODE = {code: DTYPES[name] for name, code in _CODES.items()}
 _WHOLE = "[0-9]{1,19}"
+_LONGEST = 200  # characters of a hash
 _PACKAGES = ("edm_jax", "jax", "flax", "optax", "numpy")
 
 
@@ -155,7 +156,7 @@ def parse(
             profile=from_fields(_json(words, "profile", dict)),
             nimg=_whole(words, "nimg"),
             update_interval=_whole(words, "update_interval"),
-            config_hash=words["config_hash"],
+            config_hash=_short(words, "config_hash"),
             dtype=words["dtype"],
             rounded=words["rounded"],
             versions=_json(words, "versions", dict),
@@ -184,6 +185,12 @@ def _json(words: dict[str, str], name: str, *kinds: type) -> Any:
     if type(value) not in kinds:
         raise ValueError(f"its {name} is {json_kind(value)}")
     return value
+
+
+def _short(words: dict[str, str], name: str) -> str:
+    if len(words[name]) > _LONGEST:
+        raise ValueError(f"its {name} has {len(words[name]):,} characters")
+    return words[name]
 
 
 def _whole(words: dict[str, str], name: str) -> int:

@@ -91,6 +91,7 @@ def metadata(value):
         (metadata(None), "__metadata__ is not an object of texts"),
         (words(nimg=7), "__metadata__ is not an object of texts"),
         (words(header_checksum=[7]), "__metadata__ is not an object of texts"),
+        (words(config_hash="[" * 201), "its config_hash has 201 characters"),
         (words(nimg="1" * 5000), "not a whole number"),
         (words(nimg="9" * 19), "fit in 64 bits"),
         (words(nimg="-1"), "not a whole number"),
