@@ -2,26 +2,49 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 # Weight of a step in the running mean of the loss, which starts as a plain mean.
 _NEWEST = 0.01
 _STEPS_BEFORE_ALERTS = 20
+_WINDOW = 128  # steps whose median and spread the next is measured by
+# Deviations below this, of the logarithm, are not told apart [choice].
+_LEAST_SPREAD = 0.02
+# A unit is dead below this part of its layer's median, and exploding above its inverse.
+_DEAD = 1e-3
+# What to try, by what an alert is about.
+ADVICE = {
+    "loss": "If spikes return, lower optimizer.alpha_ref or lengthen the warm-up.",
+    "gradient": "If it stays, lower optimizer.alpha_ref or lengthen the warm-up.",
+    "magnitudes": "Lower optimizer.alpha_ref, or set optimizer.forced_weight_norm=True "
+    "where network.weights is 'mp'.",
+    "updates": "Lower optimizer.alpha_ref, or lengthen the warm-up.",
+    "units": "Lower optimizer.alpha_ref, or try another network.init.",
+    "uncertainty": "u(sigma) lags behind the loss: try a longer warm-up or more images.",
+}
 
 
 @dataclasses.dataclass
 class Monitor:
     """Bounds, and what has been seen so far, which a checkpoint carries.
 
-    Bounds: a step's loss above `loss_factor` times its running mean, magnitudes above
-    `growth` times those of the first probe, and a held-out loss that has not fallen for
-    more than `patience_nimg` images; inf turns each off.
+    Bounds, which inf turns off: a step's loss above `loss_factor` times its running mean,
+    as e^u(sigma) of a range of sigma is from its loss; magnitudes above `growth` times
+    those of the first probe; a held-out loss that has not fallen for more than
+    `patience_nimg` images; a loss or gradient `z` robust deviations above the steps
+    before; an update above `update` times the norm of its weights.
     """
 
     loss_factor: float
     growth: float
     patience_nimg: float
+    z: float = math.inf
+    update: float = math.inf
+    recent: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    told: list[str] = dataclasses.field(default_factory=list)  # alerts that still hold
     steps: int = 0
     mean_loss: float = 0.0
     spiking: bool = False
@@ -35,7 +58,7 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """What has been seen, for JSON."""
         seen = dataclasses.asdict(self)
-        for bound in ("loss_factor", "growth", "patience_nimg"):
+        for bound in ("loss_factor", "growth", "patience_nimg", "z", "update"):
             del seen[bound]
         return seen | {
             "best_loss": None if seen["best_loss"] == math.inf else seen["best_loss"]
@@ -54,27 +77,115 @@ class Monitor:
             self.steps >= _STEPS_BEFORE_ALERTS
             and 0 < self.loss_factor * self.mean_loss < loss
         )
+        deviations = self._deviations("loss", loss)
+        outlier = not spiking and deviations > self.z
+        spiking |= outlier
         began, self.spiking = spiking and not self.spiking, spiking
         mean = self.mean_loss
         self.steps += 1
         # However high, a spike raises the mean no more than a loss at the bound does.
         step = min(loss, self.loss_factor * mean) if mean else loss
         self.mean_loss += (step - mean) * max(_NEWEST, 1 / self.steps)
+        if began and outlier:
+            return f"loss per element {loss:.3g}, {_beyond(deviations)}"
         if began:
             return f"loss per element {loss:.3g}, {loss / mean:.1f} times its mean"
         return None
+
+    def after_gradient(self, rms: float) -> str | None:
+        """An alert where the gradient leaps, once until it is back."""
+        if not math.isfinite(rms):
+            return None  # counted by element
+        deviations = self._deviations("gradient", rms)
+        if not self._begins("gradient", deviations > self.z):
+            return None
+        return f"RMS of the gradient {rms:.3g}, {_beyond(deviations)}"
+
+    def after_updates(self, ratios: Mapping[str, float]) -> Iterator[str]:
+        """Alerts for places whose update is large beside their weights, |dw| / |w|."""
+        for place, ratio in ratios.items():
+            if self._begins(f"updates of {place}", ratio > self.update):
+                yield f"a step changes the weights of {place} by {ratio:.0%} of their norm"
+
+    def after_line(self, sigma: Mapping[str, Sequence[float | None]]) -> Iterator[str]:
+        """Alerts for ranges of sigma where e^u is far from the loss (Eq. 21).
+
+        sigma: as the log has it; with a u(sigma) that is 0 throughout there is no head.
+        """
+        if not any(sigma["logvar"]) or self.loss_factor == math.inf:
+            return
+        low = "0"
+        columns = (sigma["below"], sigma["loss_per_element"], sigma["logvar"])
+        for high, loss, u in zip(*columns, strict=True):
+            name = f"sigma {low} to {high}" if high else f"sigma above {low}"
+            low = f"{high}"
+            if loss is None or u is None or not 0 < loss < math.inf:
+                continue
+            times = math.exp(min(u - math.log(loss), 700.0))
+            far = not 1 / self.loss_factor <= times <= self.loss_factor
+            # Of few images the loss is noisy: twice in a row is no accident.
+            twice = far and f"first {name}" in self.told
+            self._begins(f"first {name}", far)
+            if self._begins(name, twice):
+                yield f"e^u is {times:.2g} times the loss at {name}"
+
+    def after_units(self, layers: Mapping[str, np.ndarray]) -> Iterator[str]:
+        """Alerts for dead and exploding units, by layer and number, once for each layer.
+
+        layers: the RMS of every output unit of a layer. A layer that is silent as a
+        whole, as at an initialization with zeros, is left out.
+        """
+        if self.growth == math.inf:
+            return
+        for layer, rms in layers.items():
+            finite = rms[np.isfinite(rms)]
+            usual = float(np.median(finite)) if len(finite) else 0.0
+            if usual == 0 and len(finite):
+                continue
+            dead, exploding = rms <= _DEAD * usual, ~(rms < usual / _DEAD)
+            for said, units in (("dead", dead), ("exploding", exploding)):
+                if self._begins(f"{said} {layer}", bool(units.any())):
+                    which = np.flatnonzero(units)
+                    some = ", ".join(map(str, which[:5])) + ", ..." * (len(which) > 5)
+                    yield f"{len(which)} of {len(rms)} units of {layer} {said}: {some}"
+
+    def _begins(self, what: str, holds: bool) -> bool:
+        """Whether something holds that did not hold before."""
+        if holds and what not in self.told:
+            self.told.append(what)
+            return True
+        if not holds and what in self.told:
+            self.told.remove(what)
+        return False
+
+    def _deviations(self, what: str, value: float) -> float:
+        """Robust z-score of ln(value) among the steps before; then one of them.
+
+        (ln x - median) / (1.4826 MAD), where 1.4826 makes the median absolute deviation
+        of a normal distribution its standard deviation.
+        """
+        if value <= 0 or self.z == math.inf:
+            return 0.0
+        recent, log = self.recent.setdefault(what, []), math.log(value)
+        z = 0.0
+        if len(recent) >= _STEPS_BEFORE_ALERTS:
+            median = np.median(recent)
+            spread = 1.4826 * np.median(np.abs(np.asarray(recent) - median))
+            z = float((log - median) / max(spread, _LEAST_SPREAD))
+        recent.append(log)
+        del recent[:-_WINDOW]
+        return z
 
     def after_probe(self, magnitudes: Mapping[str, float]) -> Iterator[str]:
         """Alerts for places that have grown beyond the bound, once for each.
 
         magnitudes: by what and where, such as 'activations enc_8x8'.
         """
-        if not self.first_magnitudes:
-            self.first_magnitudes = dict(magnitudes)
+        firsts = [self.first_magnitudes.setdefault(p, v) for p, v in magnitudes.items()]
         if self.growth == math.inf:
             return  # not even where one is not a number
-        for place, value in magnitudes.items():
-            ratio = value / max(self.first_magnitudes.get(place, value), 1e-12)
+        for (place, value), first in zip(magnitudes.items(), firsts, strict=True):
+            ratio = value / max(first, 1e-12)
             if not ratio <= self.growth and place not in self.grown:
                 self.grown.append(place)
                 yield f"magnitude of {place} is {value:.3g}, {ratio:.1f} times its first"
@@ -94,3 +205,7 @@ class Monitor:
         new, self.nonfinite = (total - self.nonfinite) % 2**32, total
         began, self.failing = new > 0 and not self.failing, new > 0
         return new, began
+
+
+def _beyond(deviations: float) -> str:
+    return f"{deviations:.0f} robust standard deviations above the steps before"

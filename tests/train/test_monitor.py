@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from edm_jax.train.monitor import Monitor
+from edm_jax.train.monitor import ADVICE, Monitor
 
 FACTOR, GROWTH, PATIENCE = 3.0, 10.0, 1000
 
@@ -151,6 +151,100 @@ def test_without_a_bound_no_magnitude_alerts():
         assert list(watcher.after_probe({"a": value})) == []
 
 
+# Robust deviations, of loss and gradient
+
+
+def test_a_loss_many_robust_deviations_above_the_steps_before_alerts_once():
+    losses = noisy(300, sigma=0.05)
+    losses[200:203] = [1.8] * 3  # ln 1.8 is 11.8 deviations of 0.05
+    said = alerts(monitor(z=8.0), losses)
+    assert list(said) == [200]
+    score = int(said[200].split(", ")[1].split()[0])
+    assert score == pytest.approx(math.log(1.8) / 0.05, rel=0.25)
+    assert alerts(monitor(), losses) == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_no_spike_at_eight_deviations(seed):
+    for sigma in (0.01, 0.2, 0.5):
+        losses = noisy(3000, sigma, seed)
+        assert alerts(monitor(z=8.0, loss_factor=math.inf), losses) == {}
+        watcher = monitor(z=8.0)
+        assert [watcher.after_gradient(x) for x in losses] == [None] * 3000
+
+
+def test_up_to_half_of_the_window_may_be_outliers():
+    """As a mean and a standard deviation would not bear."""
+    watcher = monitor(z=8.0)
+    for x in noisy(128, sigma=0.05):
+        watcher.after_gradient(x)
+    said = [watcher.after_gradient(x) for x in [50.0, 1.0] * 30]
+    assert all(sentence.startswith("RMS of the gradient 50") for sentence in said[::2])
+    assert said[1::2] == [None] * 30
+
+
+# Updates, units, u(sigma)
+
+
+def test_an_update_that_is_large_beside_its_weights_alerts_by_place():
+    watcher = monitor(update=0.5)
+    assert list(watcher.after_updates({"enc_8x8": 0.1, "all": 0.4})) == []
+    (sentence,) = watcher.after_updates({"enc_8x8": 0.8, "all": 0.4})
+    assert sentence == "a step changes the weights of enc_8x8 by 80% of their norm"
+    assert list(watcher.after_updates({"enc_8x8": 0.9, "all": 0.4})) == []
+    assert list(watcher.after_updates({"enc_8x8": 0.1, "all": 0.4})) == []
+    assert len(list(watcher.after_updates({"enc_8x8": 0.8}))) == 1
+
+
+def test_dead_and_exploding_units_are_told_by_layer_and_number():
+    watcher = monitor()
+    sound = np.exp(0.5 * np.random.default_rng(0).standard_normal(64))
+    silent = np.zeros(8)  # as a layer that begins with zeros
+    assert list(watcher.after_units({"conv0": sound, "out": silent})) == []
+    hurt = sound.copy()
+    hurt[[3, 9]], hurt[5], hurt[7] = 0.0, 1e6, math.nan
+    dead, exploding = watcher.after_units({"conv0": hurt, "out": silent})
+    assert dead == "2 of 64 units of conv0 dead: 3, 9"
+    assert exploding == "2 of 64 units of conv0 exploding: 5, 7"
+    assert list(watcher.after_units({"conv0": hurt})) == []
+    (sentence,) = watcher.after_units({"gone": np.full(3, math.nan)})
+    assert sentence == "3 of 3 units of gone exploding: 0, 1, 2"
+
+
+def line(*offsets):
+    losses = [0.3, 0.2, 0.4]
+    return {
+        "below": [0.5, 2.0, None],
+        "loss_per_element": losses,
+        "logvar": [math.log(x) + d for x, d in zip(losses, offsets, strict=True)],
+    }
+
+
+def test_a_u_of_sigma_that_leaves_the_loss_is_told_by_range():
+    watcher = monitor()
+    assert list(watcher.after_line(line(0.9, -0.9, 0.0))) == []
+    off = line(math.log(4), 0.0, math.log(0.2))
+    assert list(watcher.after_line(off)) == []  # once may be an accident
+    assert list(watcher.after_line(off)) == [
+        "e^u is 4 times the loss at sigma 0 to 0.5",
+        "e^u is 0.2 times the loss at sigma above 2.0",
+    ]
+    assert list(watcher.after_line(off)) == []
+
+
+def test_a_range_without_images_and_a_network_without_the_head_are_passed_over():
+    empty = line(5.0, 5.0, 5.0) | {"loss_per_element": [None] * 3, "logvar": [None] * 3}
+    headless = line(0.0, 0.0, 0.0) | {"logvar": [0.0] * 3}
+    for each in (empty, headless):
+        watcher = monitor()
+        assert [list(watcher.after_line(each)) for _ in range(3)] == [[]] * 3
+
+
+def test_every_alert_says_what_to_try_in_one_sentence():
+    for advice in ADVICE.values():
+        assert advice.endswith(".") and advice.count(". ") == 0
+
+
 # The held-out loss
 
 
@@ -207,6 +301,8 @@ def everything(watcher, events):
     said = []
     for nimg, loss, magnitude, heldout, total in events:
         said.append(watcher.after_step(loss))
+        said.append(watcher.after_gradient(magnitude))
+        said.append(list(watcher.after_updates({"a": magnitude})))
         said.append(list(watcher.after_probe({"a": magnitude, "b": 1.0})))
         said.append(watcher.has_converged(heldout, nimg))
         said.append(watcher.new_nonfinite(total))
@@ -228,11 +324,12 @@ def test_a_monitor_restored_from_json_goes_on_as_if_it_had_not_stopped(seed):
         np.cumsum(rng.integers(0, 2, count)).tolist(),
     ]
     events = list(zip(*streams, strict=True))
-    expected = everything(monitor(), events)
+    bounds = {"z": 6.0, "update": 2.0}
+    expected = everything(monitor(**bounds), events)
     # Also before anything was seen, and amid a spike.
-    spike = next(i for i, said in enumerate(expected[::4]) if said) + 1
+    spike = next(i for i, said in enumerate(expected[::6]) if said) + 1
     for split in (0, 1, spike, *rng.integers(0, count, 3)):
-        before, after = monitor(), monitor()
+        before, after = monitor(**bounds), monitor(**bounds)
         said = everything(before, events[:split])
         after.restore(json.loads(json.dumps(before.state())))
         assert after == before
@@ -247,7 +344,9 @@ def test_what_was_seen_is_json_of_every_reader():
 
 def test_a_restored_monitor_keeps_its_own_bounds():
     seen = monitor().state()
-    other = monitor(loss_factor=7.0, growth=math.inf, patience_nimg=5)
+    other = monitor(
+        loss_factor=7.0, growth=math.inf, patience_nimg=5, z=4.0, update=2.0
+    )
     other.restore(seen)
-    bounds = other.loss_factor, other.growth, other.patience_nimg
-    assert bounds == (7.0, math.inf, 5)
+    bounds = other.loss_factor, other.growth, other.patience_nimg, other.z, other.update
+    assert bounds == (7.0, math.inf, 5, 4.0, 2.0)

@@ -1,0 +1,80 @@
+"""Sharpness: the largest eigenvalue of the Hessian of the loss, by Lanczos.
+
+Gradient descent of rate eta stays stable up to 2 / eta, and training tends to that edge
+(Cohen et al., arXiv 2103.00065). With Adam the edge is that of the preconditioned
+Hessian, so this one only tells how curved the loss is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from edm_jax import diffusion
+from edm_jax.models.unet import Params
+
+Loss = Callable[[Params], jax.Array]
+
+
+class Sharpness:
+    """The top eigenvalue of a training loss on one batch, with its noise held fixed."""
+
+    def __init__(
+        self, loss: Callable[..., Any], batch: dict[str, Any], iterations: int
+    ):
+        """Takes a loss of `diffusion.make_loss` and a batch of images and labels."""
+        key, index = jax.random.PRNGKey(0), np.arange(len(batch["image"]))
+        keys = diffusion.example_keys(key, np.int32(0), index)
+        self.iterations = iterations
+        self._product = hessian_product(lambda params: loss(params, batch, keys)[0])
+
+    def __call__(self, params: Params) -> float:
+        """The eigenvalue at these weights."""
+        flat, unravel = ravel_pytree(params)
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            tangent = unravel(vector.astype(flat.dtype))
+            return np.asarray(ravel_pytree(self._product(params, tangent))[0])
+
+        return top_eigenvalue(product, flat.size, self.iterations)
+
+
+def hessian_product(loss: Loss) -> Callable[[Params, Params], Params]:
+    """(params, v) -> H v, compiled: forward over reverse, of a loss of the params."""
+
+    @jax.jit
+    def product(params: Params, tangent: Params) -> Params:
+        return jax.jvp(jax.grad(loss), (params,), (tangent,))[1]
+
+    return product
+
+
+def top_eigenvalue(
+    product: Callable[[np.ndarray], np.ndarray], size: int, iterations: int = 20
+) -> float:
+    """The largest eigenvalue of a symmetric operator on vectors (size,).
+
+    Lanczos from a random start, orthogonalized against all vectors before, in float64:
+    the largest Ritz value, which approaches the eigenvalue from below.
+    """
+    vector = np.random.default_rng(0).standard_normal(size)
+    basis = [vector / np.linalg.norm(vector)]
+    diagonal, beside = [], []
+    for _ in range(min(iterations, size)):
+        image = np.asarray(product(basis[-1]), np.float64)
+        diagonal.append(float(image @ basis[-1]))
+        for _ in range(2):  # twice is enough for float64
+            for other in basis:
+                image -= (image @ other) * other
+        norm = float(np.linalg.norm(image))
+        if not norm > 1e-10 * max(1e-300, *np.abs(diagonal)):
+            break  # the space is exhausted, or the loss is not finite
+        beside.append(norm)
+        basis.append(image / norm)
+    if not np.isfinite(diagonal).all():
+        return float("nan")
+    off = beside[: len(diagonal) - 1]
+    ritz = np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+    return float(np.linalg.eigvalsh(ritz)[-1])
