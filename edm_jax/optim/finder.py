@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 DIVERGED = 4.0  # times the best smoothed loss
-_KEPT = 0.8  # of the smoothed loss at each step [choice]: it lags 4 steps behind
+_KEPT = 0.8  # of the smoothed loss at each step [choice]
+_FLAT = 1e-3  # of the whole fall: a smaller one from step to step is none [choice]
 
 
 class Curve(NamedTuple):
@@ -22,6 +23,14 @@ class Curve(NamedTuple):
     losses: np.ndarray  # after the step of that rate
     smoothed: np.ndarray
     diverged: bool
+
+    @property
+    def places(self) -> np.ndarray:
+        """The rates (steps,) that the smoothed losses belong to: their average, too.
+
+        So that smoothing does not move the curve to higher rates.
+        """
+        return np.exp(smooth(np.log(self.rates)))
 
     @property
     def limit(self) -> float | None:
@@ -108,7 +117,7 @@ def suggestions(curve: Curve) -> list[Suggestion]:
     Raises:
         ValueError: the loss does not fall anywhere.
     """
-    rates, loss = curve.rates, curve.smoothed
+    rates, loss = curve.places, curve.smoothed
     lowest = int(np.argmin(loss)) if len(loss) else 0
     if lowest < 2:
         raise ValueError(
@@ -143,8 +152,9 @@ def suggestions(curve: Curve) -> list[Suggestion]:
 def _longest_fall(loss: np.ndarray) -> tuple[int, int]:
     """First and last place of the longest stretch in which every value is lower."""
     best, start = (0, 0), 0
+    least = _FLAT * (loss[0] - loss.min())
     for i in range(1, len(loss)):
-        if loss[i] >= loss[i - 1]:
+        if loss[i - 1] - loss[i] <= least:
             start = i
         elif i - start > best[1] - best[0]:
             best = start, i

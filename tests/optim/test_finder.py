@@ -85,22 +85,32 @@ def test_the_steepest_place_is_that_over_the_logarithm_of_the_rate(steps):
     values = iter(logistic(rates, centre))
     curve = finder.search(lambda rate: next(values), rates)
     (steepest, *_) = finder.suggestions(curve)
-    lag = 4 * math.log(rates[1] / rates[0])  # of the average
-    assert abs(math.log(steepest.rate / centre)) < 0.2 + lag
+    apart = math.log(rates[1] / rates[0])
+    assert abs(math.log(steepest.rate / centre)) < 0.2 + apart
     # d loss / d log rate is 1/4 there, d loss / d log10 rate ln(10) / 4 = 0.58.
     slope = float(steepest.why.split("by ")[1].split()[0])
     assert slope == pytest.approx(0.58, rel=0.25)
 
 
 def test_the_valley_is_two_thirds_into_the_longest_fall():
-    loss = np.concatenate(
-        [np.linspace(1, 0.9, 5), np.linspace(0.95, 0.2, 31), np.linspace(0.3, 0.6, 4)]
-    )
-    rates = np.geomspace(1e-4, 1, len(loss))
-    curve = finder.Curve(rates, loss, loss, False)
+    parts = [
+        np.linspace(1, 1 - 1e-4, 60),  # a longer one, but flat
+        np.linspace(1, 0.9, 5),
+        np.linspace(0.95, 0.2, 31),
+        np.linspace(0.3, 0.6, 4),
+    ]
+    loss = np.concatenate(parts)
+    curve = finder.Curve(np.geomspace(1e-4, 1, len(loss)), loss, loss, False)
     _, valley, minimum = finder.suggestions(curve)
-    assert valley.rate == rates[5 + 20]
-    assert minimum.rate == pytest.approx(rates[35] / 10)
+    assert valley.rate == curve.places[65 + 20]
+    assert minimum.rate == pytest.approx(curve.places[95] / 10)
+
+
+def test_a_smoothed_loss_belongs_to_the_smoothed_logarithm_of_the_rate():
+    """Where the loss is linear in log rate, smoothing does not move the line."""
+    loss = 5 - 0.3 * np.log(RATES)
+    curve = finder.Curve(RATES, loss, finder.smooth(loss), False)
+    np.testing.assert_allclose(5 - 0.3 * np.log(curve.places), curve.smoothed)
 
 
 def test_repeats_say_their_geometric_mean_and_range():
