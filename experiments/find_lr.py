@@ -16,21 +16,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from edm_jax.train.config import RunConfig
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import configs
-from edm_jax import files
+from edm_jax import files, report
 from edm_jax.optim import finder as curves
-from edm_jax.report.drawing import INK, STYLE, Drawing
+from edm_jax.report.curves import Chart, Line, Mark, Panel
+from edm_jax.report.drawing import Drawing
 from edm_jax.runs import claims
 from edm_jax.runs.directory import read_json
 from edm_jax.train import finder
+from edm_jax.train.config import RunConfig
 from experiments import cli
-
-COLOURS = {"steepest": "#2a6f97", "valley": "#c1440e", "minimum/10": "#5b8c3e"}
 
 
 def main() -> None:
@@ -42,13 +38,13 @@ def main() -> None:
     config, checkpoints = _subject(options, rest)
     cli.prepare_jax()
     with cli.progress_bar() as bar:
-        report = cli.report_to(bar)
+        on_progress = cli.report_to(bar)
         found = finder.find(
             config,
             rates,
             options.repeats,
             checkpoints,
-            lambda done, total: report("steps", done, total),
+            lambda done, total: on_progress("steps", done, total),
         )
     _print(config, found)
     out = options.out or Path("find_lr.png")
@@ -62,9 +58,10 @@ def parser() -> argparse.ArgumentParser:
     options = cli.config_parser(__doc__, required=False)
     add = options.add_argument
     add("--run", type=files.user_path, help="probe this run from its last checkpoint")
-    add("--min", type=float, default=1e-6, help="first rate (%(default)g)")
-    add("--max", type=float, default=10.0, help="last rate (%(default)g)")
-    add("--num_steps", type=int, default=100, help="(%(default)s)")
+    low, high, count = finder.RATES[0], finder.RATES[-1], len(finder.RATES)
+    add("--min", type=float, default=low, help="first rate (%(default)g)")
+    add("--max", type=float, default=high, help="last rate (%(default)g)")
+    add("--num_steps", type=int, default=count, help="(%(default)s)")
     add("--repeats", type=int, default=3, help="of other seeds (%(default)s)")
     add("--out", type=_figure, help="the figure, .png, .svg or .pdf (find_lr.png)")
     return options
@@ -111,40 +108,36 @@ def _print(config: RunConfig, found: finder.Found) -> None:
 
 
 def draw(config: RunConfig, found: finder.Found) -> Drawing:
-    """Loss against rate; below it the effective rate where the weights' norm is fixed."""
-    both = config.optimizer.forced_weight_norm
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 5.6 if both else 3.8), layout="constrained")
-        grid = figure.subplots(1 + both, 1, sharex=True, squeeze=False)[:, 0]
-        _draw_loss(grid[0], config, found)
-        if both:
-            for curve, effective in zip(found.curves, found.effective, strict=True):
-                grid[1].loglog(curve.rates, effective, color=INK, lw=0.8)
-            grid[1].set_ylabel("effective rate |Δw| / |w|")
-        grid[-1].set_xlabel("learning rate")
-        title = f"{config.letter.upper()}  {config.title}, {config.workload}"
-        grid[0].set_title(title.replace("$", r"\$"), loc="left")
-    return Drawing("find_lr", figure)
-
-
-def _draw_loss(axes: Axes, config: RunConfig, found: finder.Found) -> None:
-    for curve in found.curves:
-        axes.semilogx(curve.rates, curve.losses, color=INK, lw=0.5, alpha=0.35)
-        axes.semilogx(curve.places, curve.smoothed, color=INK, lw=1.1)
+    """Loss against rate; beside it the effective rate where the weights' norm is fixed."""
     lowest = min(float(curve.smoothed.min()) for curve in found.curves)
     first = max(float(curve.smoothed[0]) for curve in found.curves)
-    # What diverges would press the rest flat.
-    margin = 0.15 * (first - lowest)
-    axes.set_ylim(lowest - margin, first + 2 * margin)
-    for each in found.suggestions:
-        colour = COLOURS[each.name]
-        axes.axvspan(each.low, each.high, color=colour, alpha=0.12, lw=0)
-        label = f"{each.name} {each.rate:.2g}"
-        axes.axvline(each.rate, color=colour, lw=1.2, label=label)
+    top = first + 0.3 * (first - lowest)  # what diverges would press the rest flat
+    lines, marks = [], []
+    for curve in found.curves:
+        for x, y, colour in (
+            (curve.rates, curve.losses, "soft"),
+            (curve.places, curve.smoothed, "ink"),
+        ):
+            lines.append(Line(x, np.where(y < top, y, np.nan), colour=colour))
+        for colour, each in enumerate(curves.suggestions(curve)):
+            loss = np.interp(each.rate, curve.places, curve.smoothed)
+            marks.append(Mark("ring", each.rate, float(loss), colour))
     now = config.optimizer.alpha_ref
-    axes.axvline(now, color=INK, lw=0.8, ls=":", label=f"now {now:.2g}")
-    axes.set_ylabel("held-out loss after the step")
-    axes.legend(fontsize=8, loc="lower left")
+    title = f"Held-out loss after each step (dotted: now, {now:.3g})"
+    panels = [Panel(title, "loss", lines, "linear", marks, at=now)]
+    if config.optimizer.forced_weight_norm:
+        effective = [
+            Line(curve.rates, seen)
+            for curve, seen in zip(found.curves, found.effective, strict=True)
+        ]
+        panels.append(Panel("Effective rate", "|Δw| / |w|", effective, at=now))
+    key = [
+        (f"{each.name} {each.rate:.2g}", colour, 0)
+        for colour, each in enumerate(found.suggestions)
+    ]
+    name = f"{config.letter.upper()}  {config.title}, {config.workload}"
+    chart = Chart("learning rate", panels, log=True, key=key)
+    return report.draw("find_lr", [chart], title=name)
 
 
 if __name__ == "__main__":

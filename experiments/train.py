@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from edm_jax import files
 from edm_jax.cost import disk
@@ -19,7 +20,7 @@ from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, plain
 from edm_jax.train import hosts, loggers, loop
 from edm_jax.train.config import RunConfig
-from experiments import cli
+from experiments import auto_rate, cli
 
 PREEMPTED = 75  # what the system calls a temporary failure: try again
 
@@ -27,7 +28,9 @@ PREEMPTED = 75  # what the system calls a temporary failure: try again
 def main() -> None:
     """Parse the command line and train."""
     cli.prepare_jax()
-    options, config = cli.parse_config(parser(), None)
+    options, rest = parser().parse_known_args()
+    rest, is_auto = auto_rate.without(rest)
+    config = cli.load_config(options, rest)
     if cluster := _cluster(options):
         hosts.join(cluster, options.join_timeout_s)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
@@ -37,14 +40,22 @@ def main() -> None:
         # Process 0 claims the run for all; where it is refused, all of them stop.
         claim = claims.held(path, f"train.py (process {os.getpid()})", _lost)
         hosts.first_alone(lambda: stack.enter_context(claim))
-        _train(path, config, options, allow)
+        found = None
+        if is_auto:
+            config, found = auto_rate.settle(config, path, allow)
+        _train(path, config, options, allow, found)
 
 
 def _train(
-    path: Path, config: RunConfig, options: argparse.Namespace, allow: list[str]
+    path: Path,
+    config: RunConfig,
+    options: argparse.Namespace,
+    allow: list[str],
+    learning_rate: dict[str, Any] | None,
 ) -> None:
     """Trains in a run directory that this process holds."""
     run = RunDir(path, config, allow, writing=hosts.is_first())
+    run.learning_rate = learning_rate
     if options.study:
         run.study = {"name": options.study, "variant": options.variant}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
@@ -25,8 +26,8 @@ class Sharpness:
         self, loss: Callable[..., Any], batch: dict[str, Any], iterations: int
     ):
         """Takes a loss of `diffusion.make_loss` and a batch of images and labels."""
-        key, index = jax.random.PRNGKey(0), np.arange(len(batch["image"]))
-        keys = diffusion.example_keys(key, np.int32(0), index)
+        key, index = jax.random.PRNGKey(0), jnp.arange(len(batch["image"]))
+        keys = diffusion.example_keys(key, jnp.int32(0), index)
         self.iterations = iterations
         self._product = hessian_product(lambda params: loss(params, batch, keys)[0])
 
@@ -35,7 +36,7 @@ class Sharpness:
         flat, unravel = ravel_pytree(params)
 
         def product(vector: np.ndarray) -> np.ndarray:
-            tangent = unravel(vector.astype(flat.dtype))
+            tangent = unravel(jnp.asarray(vector, flat.dtype))
             return np.asarray(ravel_pytree(self._product(params, tangent))[0])
 
         return top_eigenvalue(product, flat.size, self.iterations)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Series = Sequence[float] | np.ndarray
+
 DIVERGED = 4.0  # times the best smoothed loss
 _KEPT = 0.8  # of the smoothed loss at each step [choice]
 _FLAT = 1e-3  # of the whole fall: a smaller one from step to step is none [choice]
@@ -72,7 +74,7 @@ def grid(low: float, high: float, num_steps: int) -> np.ndarray:
     return np.geomspace(low, high, num_steps)
 
 
-def smooth(losses: Sequence[float], kept: float = _KEPT) -> np.ndarray:
+def smooth(losses: Series, kept: float = _KEPT) -> np.ndarray:
     """Exponential average of losses (n,), without the bias of its start at 0.
 
     m_n = kept m_(n-1) + (1 - kept) l_n, divided by 1 - kept^n, n counted from 1.
@@ -84,7 +86,7 @@ def smooth(losses: Sequence[float], kept: float = _KEPT) -> np.ndarray:
     return np.array(smoothed)
 
 
-def search(step: Callable[[float], float], rates: Sequence[float]) -> Curve:
+def search(step: Callable[[float], float], rates: Series) -> Curve:
     """Takes steps of growing rates until the loss diverges.
 
     Args:

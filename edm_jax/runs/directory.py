@@ -51,7 +51,8 @@ class RunDir:
     """One run's directory: created with its config, or opened again with the same one.
 
     `mirror` also takes every record that is logged. `study` is the name and the variant
-    of the study that the run belongs to, if this process was told.
+    of the study that the run belongs to, if this process was told; `learning_rate` what
+    a finder said of it.
 
     Args:
         path: The directory.
@@ -75,6 +76,7 @@ class RunDir:
         self.path = Path(path)
         self.mirror: Callable[[dict[str, Any]], None] = lambda record: None
         self.study: dict[str, str] | None = None
+        self.learning_rate: dict[str, Any] | None = None
         self._writing = writing
         self._warned = False
         self._status = {"state": "queued", "stage": "train"} | self._read_status()
@@ -237,6 +239,8 @@ class RunDir:
         starts = [*before.get("starts", []), start]
         found |= {"start_time": starts[0]["time"], "starts": starts}
         found["study"] = self.study or before.get("study")
+        if chosen := self.learning_rate or before.get("learning_rate"):
+            found["learning_rate"] = chosen
         write_json(path, found)
 
     def _read_provenance(self, path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ two losses differ by the weights alone.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from edm_jax.train.config import RunConfig
 from edm_jax.train.step import TrainState
 from edm_jax.train.trainer import Trainer, make_trainer
 
+RATES = finder.grid(1e-6, 10.0, 100)  # where nothing else is asked for
 ROWS = 512  # held-out images at most that the loss is measured on [choice]
 ADVISED = "valley"  # which suggestion a run takes for itself
 OnProgress = Callable[[int, int], None]  # (steps done, of at most)
@@ -66,7 +67,7 @@ class Growing(Settings):
 
 def find(
     config: RunConfig,
-    rates: Sequence[float],
+    rates: finder.Series,
     repeats: int = 3,
     checkpoints: Path | None = None,
     on_progress: OnProgress = lambda *_: None,
@@ -156,7 +157,7 @@ def _batches(config: RunConfig, start: int) -> Iterator[Any]:
     )
 
 
-def _growing(config: RunConfig, rates: Sequence[float], start: int) -> RunConfig:
+def _growing(config: RunConfig, rates: finder.Series, start: int) -> RunConfig:
     """The config with a rate that grows through the rates, from a step on."""
     growing = Growing(float(rates[1] / rates[0]), start)
     optimizer = dataclasses.replace(
