@@ -226,6 +226,15 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def human(count: float) -> str:
+    """Bytes with a decimal unit."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def printable(text: str) -> str:
     """A text without what would act on a terminal: control characters as escapes."""
     return "".join(

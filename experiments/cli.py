@@ -20,7 +20,7 @@ from etils import epath
 import configs
 from edm_jax import files, menu
 from edm_jax.platform import prepare
-from edm_jax.runs import claims
+from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 from edm_jax.train.config import RunConfig
 
@@ -210,22 +210,24 @@ def number_list(option: str, text: str) -> list[float]:
         ) from None
 
 
-def seed_list(text: str) -> list[int]:
+def seed_list(text: str, option: str = "--seeds") -> list[int]:
     """'0-2', '7' or '0,3,5-7' as whole numbers; raises ValueError."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(
-                f"--seeds={text!r}: give whole numbers and ranges, such as 0-2 or 0,3,5."
+                f"{option}={text!r}: give whole numbers and ranges, such as 0-2 or 0,3,5."
             )
         seeds += range(int(first), int(last or first) + 1)
     if seeds and max(seeds) >= 2**31:
-        raise ValueError(f"--seeds={text!r}: seeds must be below 2^31.")
+        raise ValueError(f"{option}={text!r}: seeds must be below 2^31.")
     if not seeds:
-        raise ValueError(f"--seeds={text!r} is empty: the first number is the smaller.")
+        raise ValueError(
+            f"{option}={text!r} is empty: the first number is the smaller."
+        )
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise ValueError(f"--seeds={text!r} names {twice[0]} twice.")
+        raise ValueError(f"{option}={text!r} names {twice[0]} twice.")
     return seeds
 
 
@@ -257,7 +259,8 @@ def run(main: Callable[[], None]) -> None:
     library.addHandler(_Warnings())
     library.propagate = False
     try:
-        main()
+        with signals.interruptible():
+            main()
         sys.stdout.flush()  # here, where a reader that has left is known
         return
     except BrokenPipeError:
@@ -356,13 +359,19 @@ def prepare_jax() -> None:
 
 
 def report_to(bar: rich.progress.Progress) -> Callable[[str, int, int], None]:
-    """on_progress(what, done, total) that gives everything a bar of its own."""
+    """on_progress(what, done, total) that gives everything a bar of its own.
+
+    Nothing done yet means that it is being compiled.
+    """
     tasks: dict[str, rich.progress.TaskID] = {}
 
     def on_progress(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done)
+            if done == 0 and not bar.console.is_terminal:
+                print(f"{what}: compiling.", file=sys.stderr, flush=True)
+        text = what if done else f"{what}: compiling"
+        bar.update(tasks[what], completed=done, total=total, description=text)
 
     return on_progress
 

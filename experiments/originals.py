@@ -17,8 +17,8 @@ import numpy as np
 import configs
 from configs.workloads import WORKLOADS
 from edm_jax import ema, original
-from edm_jax.cost.disk import human
 from edm_jax.ema import snapshots
+from edm_jax.files import human
 from edm_jax.runs.directory import RunDir, read_json, write_json
 from edm_jax.train.config import RunConfig
 from experiments import cli

@@ -25,8 +25,8 @@ import rich.progress
 from etils import epath
 
 from edm_jax import ema, files
-from edm_jax.cost.disk import human
 from edm_jax.ema import rebuild, snapshots
+from edm_jax.files import human
 from experiments import cli
 
 _NUMBER = r"\d*\.?\d+(?:[eE][+-]?\d+)?"
@@ -55,10 +55,13 @@ def main() -> None:
         _print_plan(job, out)
         return
     rebuild.check_space(job, out)
+    count = len(job.metas)
     with cli.progress_bar(
         rich.progress.TransferSpeedColumn(), count=rich.progress.DownloadColumn()
     ) as bar:
-        task = bar.add_task(f"{len(job.metas)} targets", total=job.plan.bytes_to_read)
+        task = bar.add_task(
+            f"{count} target{'s' * (count != 1)}", total=job.plan.bytes_to_read
+        )
 
         def on_progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

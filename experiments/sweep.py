@@ -8,10 +8,8 @@ which the same command resumes.
 """
 
 import argparse
-import sys
 
 from edm_jax import data, diffusion, files, report
-from edm_jax.ema import snapshots
 from edm_jax.evals import sweeps
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.files import user_path
@@ -39,12 +37,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     data.prepare(config.data)
     heldout = HeldOut(diffusion.Denoiser(config.spec, config.loss.sigma_data), config)
-    listing = snapshots.scan(run.snapshots)
-    for damaged in listing.damaged:
-        print(f"Left out: {damaged}", file=sys.stderr)
+    stored = sweeps.usable(run.snapshots)
     with cli.progress_bar() as bar:
         measured = sweeps.Sweeps(
-            heldout, listing.snapshots, out / "points.json", cli.report_to(bar)
+            heldout, stored, out / "points.json", cli.report_to(bar)
         )
         found = _measure(measured, heldout, kinds, sigma_rels, options)
     directory.write_json(out / "sweeps.json", found)
@@ -52,7 +48,7 @@ def main() -> None:
     for drawing in report.draw_sweeps(
         title, found["lengths"], found["over_time"], found["by_group"]
     ):
-        files.write_bytes(out / f"{drawing.name}.png", drawing.png())
+        files.write_bytes(out / f"{drawing.name}.png", drawing.render("png"))
     _print(found)
     print(f"Drawn in {out}")
 

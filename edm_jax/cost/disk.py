@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from edm_jax.ema import container, snapshots
+from edm_jax.files import human
 from edm_jax.models import unet
 from edm_jax.train import trainer
 from edm_jax.train.config import RunConfig, TrainingConfig
@@ -138,15 +139,6 @@ def check(config: RunConfig, checkpoints: Path, snapshot_dir: epath.Path) -> str
                 "raise training.snapshot_mimg, or set ema.snapshot_dtype=float16."
             )
     return f"Needs {wanted}; {human(min(free.values()))} are free."
-
-
-def human(count: float) -> str:
-    """Bytes with a decimal unit."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _blocks(count: float) -> int:

@@ -20,7 +20,7 @@ from edm_jax.ema.journal import Journal, Sink, locked
 from edm_jax.ema.posthoc import MAX_ERROR
 from edm_jax.ema.profiles import AnyProfile, to_fields
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
-from edm_jax.files import Damaged, PathLike
+from edm_jax.files import Damaged, PathLike, human
 
 METHOD = "post-hoc EMA (Karras et al., arXiv 2312.02696, App. C, Alg. 3)"
 JOURNAL_SECONDS = 2.0
@@ -189,8 +189,8 @@ def check_space(job: Job, out: PathLike) -> None:
             raise ValueError(f"{path} is a directory: move it away, or choose another.")
     if job.bytes_to_write > free:
         raise ValueError(
-            f"The outputs take {job.bytes_to_write / 1e9:.3g} GB, and {place} has "
-            f"{free / 1e9:.3g} GB free: make room, ask for fewer targets, or for float16."
+            f"The outputs take {human(job.bytes_to_write)}, and {place} has "
+            f"{human(free)} free: make room, ask for fewer targets, or for float16."
         )
 
 

@@ -6,6 +6,7 @@ The paper's Fig. 5a, 5c and 5b, with the held-out loss as the measure of quality
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edm_jax import tree
+from edm_jax import files, tree
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.posthoc import Reconstruction
 from edm_jax.ema.profiles import PowerProfile, decimal
@@ -75,8 +76,44 @@ def optimum(curve: Curve) -> Optimum:
     return found._replace(fitted_sigma_rel=vertex, fitted_loss=float(fit(vertex)))
 
 
+def usable(directory: files.PathLike) -> list[Snapshot]:
+    """The snapshots of a directory; warns of those that are damaged.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        files.Damaged: all of them are damaged.
+    """
+    found, damaged = snapshots.scan(directory)
+    if damaged and not found:
+        raise damaged[0]
+    for each in damaged:
+        _log.warning("Left out: %s", each)
+    return found
+
+
+def reconstruct(
+    stored: list[Snapshot],
+    targets: Sequence[posthoc.Target],
+    nimg: float | None = None,
+    max_error: float = math.inf,
+) -> dict[posthoc.Target, Reconstruction]:
+    """`posthoc.reconstruct`, without the snapshots that are found damaged meanwhile.
+
+    Warns of them, and removes them from `stored`.
+    """
+    while True:
+        try:
+            return posthoc.reconstruct(stored, targets, nimg, max_error)
+        except files.Damaged as error:
+            sound = [s for s in stored if s.name != os.fspath(error.path)]
+            if len(sound) in (0, len(stored)):
+                raise
+            _log.warning("Left out: %s", error)
+            stored[:] = sound
+
+
 def rebuilt(
-    stored: Sequence[Snapshot],
+    stored: list[Snapshot],
     sigma_rels: Sequence[float],
     nimg: int | None = None,
     max_error: float = math.inf,
@@ -87,7 +124,7 @@ def rebuilt(
     together = max(1, REBUILD_BYTES // (4 * size))
     for start in range(0, len(sigma_rels), together):
         part = sigma_rels[start : start + together]
-        made = posthoc.reconstruct(stored, part, nimg, max_error)
+        made = reconstruct(stored, part, nimg, max_error)
         yield from ((sigma_rel, made[sigma_rel]) for sigma_rel in part)
 
 
@@ -142,7 +179,7 @@ class Sweeps:
         memory: Path,
         on_progress: OnProgress = lambda *_: None,
     ):
-        self._heldout, self._stored, self._memory = heldout, stored, memory
+        self._heldout, self._stored, self._memory = heldout, list(stored), memory
         self._report = on_progress
         made_of = {snapshot.path.name: snapshot.checksum for snapshot in stored}
         try:

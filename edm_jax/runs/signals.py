@@ -1,8 +1,12 @@
 """The signals that ask a command to save and stop."""
 
+import contextlib
 import os
 import signal
 import stat
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 
 def stop_numbers() -> list[signal.Signals]:
@@ -27,3 +31,28 @@ def leave_terminal() -> None:
         if gone:
             os.dup2(null, descriptor)
     os.close(null)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, the last of them once.
+
+    The first two do so even if a shell had them ignored. Outside the main thread, which
+    alone may say so, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)  # it comes more than once
+            leave_terminal()
+        raise KeyboardInterrupt
+
+    previous = {s: signal.signal(s, interrupt) for s in stop_numbers()}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from edm_jax.runs import claims, signals
 from edm_jax.studies.task import EXIT, Task
@@ -92,7 +91,7 @@ def run(
     or SIGHUP is passed on, so that the runs save; then KeyboardInterrupt is raised.
     """
     launch = _Launch(tasks, slots, display)
-    with _interruptible():
+    with signals.interruptible():
         try:
             while launch.go_on():
                 if fail_fast and "failed" in launch.outcomes.values():
@@ -191,24 +190,3 @@ def _cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, the last of them once.
-
-    The first two do so even if a shell had them ignored.
-    """
-
-    def interrupt(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:
-            signal.signal(number, signal.SIG_IGN)  # it comes more than once
-            signals.leave_terminal()
-        raise KeyboardInterrupt
-
-    previous = {s: signal.signal(s, interrupt) for s in signals.stop_numbers()}
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
