@@ -95,7 +95,7 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     of = field.removesuffix(".name")
     if field in flat and of in MENUS:
         if text != flat[field]:
-            _choose(config, of, MENUS[of].whole(menu.choice(text)))
+            _choose(config, of, menu.choice(text))
         return
     if field in ("letter", "workload"):
         raise ValueError(
@@ -117,20 +117,19 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
         raise ValueError(f"{said}, but takes {kind}; it is now {old!r}.") from None
 
 
-def _group(config: ml_collections.ConfigDict, field: str) -> dict[str, object]:
-    room, _, name = field.rpartition(".")
-    return dict(config[room][name])
-
-
 def _complete(config: ml_collections.ConfigDict) -> None:
     """Gives every choice all its fields, and checks them, the user's own entries too."""
-    for field, choosable in MENUS.items():
-        _choose(config, field, choosable.whole(_group(config, field)))
+    for field in CHOICES:
+        room, _, name = field.rpartition(".")
+        _choose(config, field, config[room][name])
 
 
-def _choose(config: ml_collections.ConfigDict, field: str, chosen: dict) -> None:
+def _choose(config: ml_collections.ConfigDict, field: str, chosen: object) -> None:
     room, _, name = field.rpartition(".")
-    config[room][name] = ml_collections.ConfigDict(chosen)
+    made = CHOICES[field].whole(chosen)
+    config[room][name] = (
+        ml_collections.ConfigDict(made) if isinstance(made, dict) else made
+    )
 
 
 def _parse_bool(text: str) -> bool:

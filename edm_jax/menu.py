@@ -146,7 +146,8 @@ class Word(fields.Choice):
     title: str = ""
 
     def convert(self, path: str, value: Any) -> Any:
-        if isinstance(value, str):
+        # The user's own file is read when it is used, as for `Own`.
+        if isinstance(value, str) and ".py:" not in value:
             entry(self.menu, path, value)
         return value
 
@@ -165,12 +166,15 @@ class Choosable:
         """The field that holds the name."""
         return self.path if self.kind is None else f"{self.path}.name"
 
-    def whole(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, chosen: Any) -> Any:
         """A choice with all its fields, as the entry holds them.
 
         Raises:
             ValueError: there is no such entry, or its fields do not fit.
         """
+        if self.kind is None:
+            entry(self.menu, self.path, chosen)
+            return chosen
         made = build(self.menu, self.path, chosen)
         fields.check(self.path, made, self.kind)
         return choice(chosen["name"], **fields.plain(made))
@@ -198,6 +202,7 @@ def describe(menu: Menu) -> str:
         settings = ", ".join(
             f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}"
             for f in dataclasses.fields(cls)
+            if f.name not in ("parent", "name")  # of every Flax module
         )
         summary = (cls.__doc__ or "").strip().splitlines()[0]
         lines.append(f"{name}({settings})\n    {summary}")

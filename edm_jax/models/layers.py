@@ -5,19 +5,15 @@ are cast to the dtype of the activations they meet. The last axis of every kerne
 the output unit.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from edm_jax import platform
+from edm_jax.models.inits import Draw, declare, normal, ones, unit_interval, zeros
 from edm_jax.platform import alone, broadcast_to
 
 Array = jax.Array
@@ -58,18 +54,6 @@ def normalize_units(kernel: Array) -> Array:
 def pixel_norm(x: Array) -> Array:
     """Normalizes each pixel's (or head's) feature vector, the last axis (Eq. 30)."""
     return normalize(x, axes=(-1,))
-
-
-@alone
-def plain_silu(x: Array) -> Array:
-    """SiLU (App. B.1)."""
-    return jax.nn.silu(x)
-
-
-@alone
-def mp_silu(x: Array) -> Array:
-    """Magnitude-preserving SiLU (Eq. 81)."""
-    return jax.nn.silu(x) * (1 / 0.596)
 
 
 def plain_sum(a: Array, b: Array, t: float) -> Array:
@@ -173,75 +157,6 @@ def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-# Initial values. A parameter says how it is drawn; `networks.init_params` then draws
-# leaf by leaf on the host: nothing to compile, and the same numbers on every device.
-
-Draw = Callable[[np.random.Generator, tuple[int, ...], int], np.ndarray]
-
-
-def uniform_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (App. B.1)."""
-    bound = 1 / math.sqrt(fan_in)
-    return rng.uniform(-bound, bound, shape)
-
-
-def normal_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
-    """N(0, 1), whatever the fan-in (App. B.4)."""
-    del fan_in
-    return rng.normal(size=shape)
-
-
-def zeros_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
-    """Zeros."""
-    del rng, fan_in
-    return np.zeros(shape)
-
-
-def ones_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
-    """Ones."""
-    del rng, fan_in
-    return np.ones(shape)
-
-
-def phase_draw(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int):
-    """U(0, 1) (Eq. 36)."""
-    del fan_in
-    return rng.uniform(0, 1, shape)
-
-
-@flax.struct.dataclass
-class Undrawn(nn.meta.AxisMetadata):
-    """A parameter's shape, in float32, and how it is drawn."""
-
-    value: Any
-    draw: Draw = flax.struct.field(pytree_node=False)
-    fan_in: int = flax.struct.field(pytree_node=False)
-
-    def unbox(self) -> Any:
-        return self.value
-
-    def replace_boxed(self, val: Any) -> "Undrawn":
-        return dataclasses.replace(self, value=val)
-
-    def add_axis(self, index: int, params: Any) -> "Undrawn":
-        raise NotImplementedError("Parameters are not stacked.")
-
-    def remove_axis(self, index: int, params: Any) -> "Undrawn":
-        raise NotImplementedError("Parameters are not stacked.")
-
-
-def declare(
-    module: nn.Module, name: str, draw: Draw, shape: tuple[int, ...], fan_in: int = 1
-) -> Any:
-    """The float32 parameter `name` of a module."""
-
-    def init(key: Array) -> Undrawn:
-        del key
-        return Undrawn(jnp.zeros(shape, jnp.float32), draw, fan_in)
-
-    return module.param(name, init)
-
-
 class Layer(nn.Module):
     """Convolution (kernel_size 3) or linear map over the last axis (kernel_size 1).
 
@@ -256,6 +171,7 @@ class Layer(nn.Module):
     normalized: bool
     bias: bool
     draw: Draw
+    draw_bias: Draw = zeros
     gain: bool = False
     resample: str = "keep"
     precision: jax.lax.Precision | None = None
@@ -266,7 +182,7 @@ class Layer(nn.Module):
         shape = (*window, x.shape[-1], self.features)
         fan_in = math.prod(shape[:-1])
         kernel = declare(self, "kernel", self.draw, shape, fan_in)
-        gain = declare(self, "gain", zeros_draw, ()) if self.gain else 1.0
+        gain = declare(self, "gain", zeros, ()) if self.gain else 1.0
         if self.normalized:
             kernel = normalize_units(kernel) / math.sqrt(fan_in)
         kernel = (kernel * gain).astype(x.dtype)
@@ -278,7 +194,7 @@ class Layer(nn.Module):
             product = convolve if window else matmul
             y = product(resample(x, self.resample), kernel, precision)
         if self.bias:
-            bias = declare(self, "bias", self.draw, (self.features,), fan_in)
+            bias = declare(self, "bias", self.draw_bias, (self.features,), fan_in)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
         # For the dynamics plots; costs nothing unless the collection is asked for.
         axes = tuple(range(y.ndim - 1))
@@ -288,13 +204,13 @@ class Layer(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalization with min(32, C // 4) groups, computed in float32.
+    """ADM's group normalization: min(32, C // 4) groups, learned scale and bias.
 
-    `affine` is ADM's: mean subtraction, learned scale and bias, eps 1e-5 (App. B.1).
-    Without it only the RMS is divided out, eps 1e-4 (Eq. 29).
+    In float32, eps 1e-5 (App. B.1). Without `affine` there is neither subtraction of the
+    mean nor scale and bias, and eps is 1e-4 (Eq. 29).
     """
 
-    affine: bool
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -313,10 +229,16 @@ class GroupNorm(nn.Module):
         eps = 1e-5 if self.affine else 1e-4
         y = y * jax.lax.rsqrt(group_mean(jnp.square(y)) + eps)
         if self.affine:
-            scale = declare(self, "scale", ones_draw, (channels,))
-            bias = declare(self, "bias", zeros_draw, (channels,))
+            scale = declare(self, "scale", ones, (channels,))
+            bias = declare(self, "bias", zeros, (channels,))
             y = y * scale[None, None, None] + bias[None, None, None]
         return y.astype(x.dtype)
+
+
+class RMSGroupNorm(GroupNorm):
+    """Divides by the RMS of each group (Eq. 29)."""
+
+    affine: bool = False
 
 
 class NoNorm(nn.Module):
@@ -324,6 +246,9 @@ class NoNorm(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         return x
+
+
+NORMS = {"group": GroupNorm, "rms_group": RMSGroupNorm, "none": NoNorm}
 
 
 class PositionalFeatures(nn.Module):
@@ -351,8 +276,8 @@ class FourierFeatures(nn.Module):
     @nn.compact
     def __call__(self, c_noise: Array) -> Array:
         shape = (self.features,)
-        freqs = declare(self, "freqs", normal_draw, shape)
-        phases = declare(self, "phases", phase_draw, shape)
+        freqs = declare(self, "freqs", normal, shape)
+        phases = declare(self, "phases", unit_interval, shape)
         freqs, phases = jax.lax.stop_gradient((freqs, phases))
         angles = c_noise[:, None] * freqs[None] + phases[None]
         return self.scale * jnp.cos(2 * math.pi * angles)

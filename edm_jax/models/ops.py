@@ -13,24 +13,17 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from edm_jax import menu
 from edm_jax.fields import Bound, Count, Fraction, Index, OneOf, Settings, Share
-from edm_jax.models import layers, unet
+from edm_jax.models import activations, layers, unet
+from edm_jax.models.activations import ACTIVATIONS, Activation
+from edm_jax.models.inits import INITS, Init, zeros
+from edm_jax.models.layers import NORMS, GroupNorm, NoNorm
 
 _WEIGHTS = {
     "biased": {"normalized": False, "bias": True},
     "plain": {"normalized": False, "bias": False},
     "mp": {"normalized": True, "bias": False},
-}
-# (ordinary layers, ADM's zero-initialised layers, label layer)
-_INIT = {
-    "adm": (layers.uniform_draw, layers.zeros_draw, layers.normal_draw),
-    "uniform": (layers.uniform_draw,) * 3,
-    "normal": (layers.normal_draw,) * 3,
-}
-_NORM = {
-    "group": functools.partial(layers.GroupNorm, affine=True),
-    "rms_group": functools.partial(layers.GroupNorm, affine=False),
-    "none": layers.NoNorm,
 }
 _FOURIER = layers.FourierFeatures
 _MP_FOURIER = functools.partial(_FOURIER, scale=math.sqrt(2))
@@ -40,7 +33,6 @@ _NOISE_FEATURES = {
     "fourier": (_FOURIER, _FOURIER),
     "mp_fourier": (_MP_FOURIER, _MP_FOURIER),
 }
-_SILU = {"silu": layers.plain_silu, "mp_silu": layers.mp_silu}
 _ADD = {"sum": layers.plain_sum, "mp_sum": layers.mp_sum}
 _CAT = {"cat": layers.plain_cat, "mp_cat": layers.mp_cat}
 _MODULATION = {"scale_shift": True, "scale": False}
@@ -67,8 +59,9 @@ class NetworkConfig(Settings):
     head_channels: Count
     block: Annotated[str, OneOf(_BLOCK)]
     weights: Annotated[str, OneOf(_WEIGHTS)]
-    init: Annotated[str, OneOf(_INIT)]
-    norm: Annotated[str, OneOf(_NORM)]
+    init: Annotated[str, menu.Word(INITS)]
+    zero_last: bool  # ADM: the last layer of every branch starts at zero
+    norm: Annotated[str, menu.Word(NORMS)]
     pixel_norm: bool
     attention: Annotated[str, OneOf(_ATTENTION)]
     modulation: Annotated[str, OneOf(_MODULATION)]
@@ -77,7 +70,8 @@ class NetworkConfig(Settings):
     unit_variance_label: bool
     constant_channel: bool
     output_silu: bool
-    silu: Annotated[str, OneOf(_SILU)]
+    activation: Annotated[Activation, menu.Entry(ACTIVATIONS)]
+    mp_activation: bool  # divided by its magnitude
     add: Annotated[str, OneOf(_ADD)]
     cat: Annotated[str, OneOf(_CAT)]
     residual_balance: Share
@@ -96,10 +90,10 @@ class NetworkConfig(Settings):
         yield from self._width_faults()
 
     def _word_faults(self) -> Iterator[str]:
-        if self.weights == "mp" and self.init == "adm":
+        if self.weights == "mp" and self.zero_last:
             yield (
-                "weights='mp' divides each weight by its norm, and network.init='adm' "
-                "starts some at zero; set network.init='normal' (App. B.4)."
+                "weights='mp' divides each weight by its norm, and network.zero_last "
+                "starts some at zero; set network.zero_last=False (App. B.4)."
             )
         if self.attention == "dot" and self.norm == "none":
             yield (
@@ -107,9 +101,9 @@ class NetworkConfig(Settings):
                 "network.norm='none' leaves them unbounded; set "
                 "network.attention='cosine' (App. B.3)."
             )
-        if self.gain and self.init == "adm":
+        if self.gain and self.zero_last:
             yield (
-                "gain and network.init='adm' both start the output at zero, where "
+                "gain and network.zero_last both start the output at zero, where "
                 "neither would then get a gradient; set one of them only (App. B.7)."
             )
 
@@ -143,7 +137,8 @@ class NetworkConfig(Settings):
                     f"level's {width} channels, and {heads} does not divide {width}: "
                     "choose another."
                 )
-        if self.norm != "none" and any(w % min(32, w // 4) for w in widths):
+        in_groups = issubclass(NORMS.get(self.norm, NoNorm), GroupNorm)
+        if in_groups and any(w % min(32, w // 4) for w in widths):
             yield (
                 f"norm={self.norm!r} divides channels into groups: levels need a "
                 "multiple of 4 channels up to 128, and a multiple of 32 above; these "
@@ -158,18 +153,20 @@ def resolve_ops(net: NetworkConfig) -> unet.Ops:
     make_layer = functools.partial(
         layers.Layer, **_WEIGHTS[net.weights], precision=precision
     )
-    draw, last_draw, label_draw = _INIT[net.init]
+    init: Init = menu.build(INITS, "network.init", net.init)
+    make_kernel = functools.partial(make_layer, draw=init.kernel, draw_bias=init.bias)
+    last = {"draw": zeros, "draw_bias": zeros} if net.zero_last else {}
     noise_features, logvar_features = _NOISE_FEATURES[net.noise_features]
     add = _ADD[net.add]
     return unet.Ops(
-        layer=functools.partial(make_layer, draw=draw),
-        last_layer=functools.partial(make_layer, draw=last_draw),
+        layer=make_kernel,
+        last_layer=functools.partial(make_kernel, **last),
         # The label layer never has a bias (App. B.1).
-        label_layer=functools.partial(make_layer, draw=label_draw, bias=False),
-        norm=_NORM[net.norm],
+        label_layer=functools.partial(make_layer, draw=init.label, bias=False),
+        norm=menu.entry(NORMS, "network.norm", net.norm),
         noise_features=noise_features,
         logvar_features=logvar_features,
-        silu=_SILU[net.silu],
+        activation=activations.resolve(net.activation, net.mp_activation),
         add=functools.partial(add, t=net.residual_balance),
         add_embedding=functools.partial(add, t=net.embedding_balance),
         cat=functools.partial(_CAT[net.cat], t=net.cat_balance),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.models import layers, topology
+from edm_jax.models.inits import Undrawn
 from edm_jax.models.layers import Array
 
 Params = Any  # a nested dict of arrays
@@ -33,7 +34,7 @@ class Ops:
     norm: Callable[..., nn.Module]
     noise_features: Callable[..., nn.Module]
     logvar_features: Callable[..., nn.Module]
-    silu: Callable[[Array], Array]
+    activation: Callable[[Array], Array]
     add: Callable[[Array, Array], Array]  # (main, branch)
     add_embedding: Callable[[Array, Array], Array]  # (noise, label)
     cat: Callable[[Array, Array], Array]  # (main, skip)
@@ -86,13 +87,13 @@ class Branch(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
         ops = self.spec.ops
-        y = ops.silu(ops.norm(name="norm0")(x))
+        y = ops.activation(ops.norm(name="norm0")(x))
         y = ops.layer(self.features, 3, resample=self.resample, name="conv0")(y)
         parts = 2 if ops.shift else 1
         linear = ops.layer(self.features * parts, 1, gain=ops.gain, name="emb_linear")
         scale_and_shift = jnp.split(linear(emb), parts, axis=-1)
         y = layers.modulate(ops.norm(name="norm1")(y), *scale_and_shift)
-        y = ops.silu(y)
+        y = ops.activation(y)
         y = layers.dropout(y, self.spec.dropout, dropout_keys, self.salt)
         return ops.last_layer(self.features, 3, name="conv1")(y)
 
@@ -206,13 +207,13 @@ class Embedding(nn.Module):
         emb = ops.noise_features(spec.noise_channels, name="noise_features")(c_noise)
         emb = ops.layer(features, 1, name="noise0")(emb)
         if spec.embedding_layers == 2:
-            emb = ops.layer(features, 1, name="noise1")(ops.silu(emb))
+            emb = ops.layer(features, 1, name="noise1")(ops.activation(emb))
         if spec.num_classes:
             assert label is not None
             scale = math.sqrt(spec.num_classes) if spec.unit_variance_label else 1.0
             label_emb = ops.label_layer(features, 1, name="label")(label * scale)
             emb = ops.add_embedding(emb, label_emb)
-        return ops.silu(emb)
+        return ops.activation(emb)
 
 
 class UNet(nn.Module):
@@ -256,7 +257,7 @@ class UNet(nn.Module):
             if encoder:
                 skips.append(x)
         x = ops.norm(name="out_norm")(x.astype(spec.io_dtype))
-        x = ops.silu(x) if spec.output_silu else x
+        x = ops.activation(x) if spec.output_silu else x
         out = ops.last_layer(spec.channels, 3, gain=ops.gain, name="out_conv")
         return out(x).astype(jnp.float32)
 
@@ -292,13 +293,13 @@ def init_params(spec: UNetSpec, seed: int) -> Params:
     the layers that they share.
     """
 
-    def draw(path: tuple[Any, ...], leaf: layers.Undrawn) -> np.ndarray:
+    def draw(path: tuple[Any, ...], leaf: Undrawn) -> np.ndarray:
         name = "/".join(key.key for key in path)
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(
-        draw, _undrawn(spec), is_leaf=lambda x: isinstance(x, layers.Undrawn)
+        draw, _undrawn(spec), is_leaf=lambda x: isinstance(x, Undrawn)
     )
 
 

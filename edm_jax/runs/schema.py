@@ -6,7 +6,15 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 2
+SCHEMA = 3
+# {version: {field that it brought: what it had been until then}}
+_ADDED = {
+    3: {
+        "network.noise_channels": 0,
+        "network.embedding_channels": 0,
+        "network.activation.name": "silu",
+    }
+}
 
 
 def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,14 +40,31 @@ def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
         and "decay" in optimizer
     ):
         config["optimizer"] = _nested(optimizer, _duration(config))
-    if isinstance(network := config.get("network"), dict):
-        config["network"] = _NEW_IN_NETWORK | network
+    version = recorded.get("schema", 1)
+    network = config.get("network")
+    if version < 3 and isinstance(network, dict) and "silu" in network:
+        config["network"] = _renamed(network)
+    for added, fields in _ADDED.items():
+        for field, value in fields.items() if version < added else ():
+            _add(config, field.split("."), value)
     return config
 
 
-# Fields that came later, with what they had been until then: widths that follow from the
-# other sizes.
-_NEW_IN_NETWORK = {"noise_channels": 0, "embedding_channels": 0}
+def _add(group: Any, path: list[str], value: Any) -> None:
+    """Sets a field that is missing; what is no group is left to who reads the config."""
+    for name in path[:-1]:
+        group = group.setdefault(name, {}) if isinstance(group, dict) else None
+    if isinstance(group, dict):
+        group.setdefault(path[-1], value)
+
+
+def _renamed(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Until version 3, one word named the activation and whether it is preserving, and
+    init='adm' meant zeros in the last layers."""
+    fields = dict(network)
+    fields["mp_activation"] = fields.pop("silu") == "mp_silu"
+    fields["zero_last"] = fields.get("init") == "adm"
+    return fields
 
 
 def check(recorded: Mapping[str, Any], path: files.PathLike) -> None:

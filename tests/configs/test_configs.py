@@ -37,6 +37,7 @@ CHANGES = {
         "network.norm": ("group", "rms_group"),
         "network.attention": ("dot", "cosine"),
         "network.init": ("adm", "uniform"),
+        "network.zero_last": (True, False),
         "network.unit_variance_label": (False, True),
         "network.noise_features": ("positional", "fourier"),
         "network.clamp": (math.inf, 256.0),
@@ -72,7 +73,7 @@ CHANGES = {
             "Magnitude-preserving fixed-function layers",
         ),
         "network.noise_features": ("fourier", "mp_fourier"),
-        "network.silu": ("silu", "mp_silu"),
+        "network.mp_activation": (False, True),
         "network.add": ("sum", "mp_sum"),
         "network.cat": ("cat", "mp_cat"),
         "network.gain": (False, True),
@@ -304,7 +305,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
 @pytest.mark.parametrize(
     ("letter", "overrides", "reason"),
     [
-        ("d", {"network__init": "adm"}, "divides each weight by its norm"),
+        ("d", {"network__zero_last": "True"}, "divides each weight by its norm"),
         ("f", {"network__attention": "dot"}, "queries from a normalized input"),
         ("a", {"network__gain": "True"}, "neither would then get a gradient"),
         ("c", {"optimizer__forced_weight_norm": "True"}, "set network.weights='mp'"),
@@ -398,7 +399,7 @@ def test_fields_chosen_for_another_duration_are_named():
     [
         ("g", {"optimizer__forced_weight_norm": "False"}),
         ("g", {"network__add": "sum"}),
-        ("g", {"network__cat": "cat", "network__silu": "silu"}),
+        ("g", {"network__cat": "cat", "network__mp_activation": "False"}),
         ("g", {"network__gain": "False", "network__dropout": "0.1"}),
         ("g", {"network__norm": "rms_group", "network__block": "branch"}),
         ("g", {"network__weights": "biased", "optimizer__forced_weight_norm": "False"}),
@@ -457,6 +458,54 @@ def test_an_entry_may_come_from_a_file_of_ones_own(tmp_path):
     file.with_name("broken.py").write_text("1 / 0")
     with pytest.raises(ValueError, match=r"broken.py fails: ZeroDivisionError"):
         load("g", optimizer__schedule__name=f"{tmp_path / 'broken.py'}:Half")
+
+
+MINE = """
+import dataclasses
+import flax.linen as nn
+import numpy as np
+from edm_jax.fields import Positive, Settings
+
+@dataclasses.dataclass(frozen=True)
+class Cube(Settings):
+    scale: Positive = 1.0
+    def apply(self, x):
+        return self.scale * x**3
+
+@dataclasses.dataclass(frozen=True)
+class Halves(Settings):
+    def kernel(self, rng, shape, fan_in):
+        return np.full(shape, 0.5)
+    bias = label = kernel
+
+class Doubled(nn.Module):
+    def __call__(self, x):
+        return 2 * x
+"""
+
+
+def test_a_networks_parts_may_come_from_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    config = load(
+        "g",
+        network__activation__name=f"{file}:Cube",
+        network__activation__scale="2",
+        network__init=f"{file}:Halves",
+        network__norm=f"{file}:Doubled",
+    )
+    ops = config.spec.ops
+    # E[x^6] = 15 for x ~ N(0, 1).
+    assert float(ops.activation(2.0)) == pytest.approx(16 / (2 * 15**0.5), rel=1e-3)
+    assert ops.norm(name="norm").apply({}, 3.0) == 6.0
+    assert (unet.init_params(config.spec, 0)["unet"]["out_conv"]["kernel"] == 0.5).all()
+    recorded = json.loads(json.dumps(config.to_dict()))
+    # What a run left is read without the file, unless it is used.
+    file.unlink()
+    again = configs.from_json(recorded, "config.json")
+    assert again == config
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        load("g", network__init="nowhere.py:Halves")
 
 
 def test_flatten_takes_configs_and_dicts_alike():

@@ -73,7 +73,7 @@ G = f"--config={configs.letter_path('g')}:digits"
         ),
         (describe.main, [G + "s"], "'digits'"),
         (describe.main, [G, "--config.network.dropuot=0.1"], "'network.dropout'"),
-        (describe.main, [G, "--config.network.silu=mp_sliu"], "'mp_silu'"),
+        (describe.main, [G, "--config.network.activation.name=sliu"], "'silu'"),
         (describe.main, [G, "--config.network.weights=plain"], "App. B.5"),
         (describe.main, [G, "--config.network.dropout=much"], "takes a number"),
         (describe.main, [G, "--dropout=0.1"], "--config.FIELD=VALUE"),

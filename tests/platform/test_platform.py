@@ -13,8 +13,10 @@ import pytest
 
 import configs
 from edm_jax import diffusion, platform
-from edm_jax.models import layers, unet
+from edm_jax.models import activations, inits, layers, unet
 from edm_jax.platform import operations, options
+
+mp_silu = activations.resolve(activations.SiLU(), preserving=True)
 
 
 @pytest.mark.skipif(
@@ -40,10 +42,10 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 def compiled_gradient(options):
     """Text and result of the gradient of a convolution between two functions."""
-    layer = layers.Layer(4, 3, normalized=False, bias=False, draw=layers.zeros_draw)
+    layer = layers.Layer(4, 3, normalized=False, bias=False, draw=inits.zeros)
 
     def loss(x, kernel):
-        y = layer.apply({"params": {"kernel": kernel}}, layers.mp_silu(x))
+        y = layer.apply({"params": {"kernel": kernel}}, mp_silu(x))
         return jnp.sum(jnp.sin(y))
 
     x, kernel = jnp.ones((2, 8, 8, 4)), jnp.full((3, 3, 4, 4), 0.1)
@@ -147,9 +149,9 @@ def lowered(function, target, *args):
 def vocabulary(params, x, emb):
     """A loss that uses everything that has a form of its own on a CPU."""
     conv = layers.Layer(
-        16, 3, normalized=True, bias=False, draw=layers.normal_draw, resample="up"
+        16, 3, normalized=True, bias=False, draw=inits.normal, resample="up"
     )
-    y = layers.GroupNorm(affine=False).apply({}, layers.mp_silu(x))
+    y = layers.GroupNorm(affine=False).apply({}, mp_silu(x))
     y = conv.apply({"params": params}, layers.modulate(y, emb))
     return jnp.sum(jnp.square(layers.pixel_norm(layers.upsample(y))))
 
