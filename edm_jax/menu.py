@@ -24,7 +24,7 @@ __all__ = [
     "describe",
     "suggest",
 ]
-Menu = Mapping[str, type]
+Menu = Mapping[str, Any]  # of classes, or of what needs no settings
 
 
 def choice(name: str, **settings: Any) -> dict[str, Any]:
@@ -199,6 +199,9 @@ def describe(menu: Menu) -> str:
     """A menu as lines: names, fields with their defaults, and first docstring lines."""
     lines = []
     for name, cls in menu.items():
+        if not isinstance(cls, type):  # an entry without settings
+            lines.append(f"{name}\n    {cls.about}")
+            continue
         settings = ", ".join(
             f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}"
             for f in dataclasses.fields(cls)

@@ -24,7 +24,7 @@ from experiments import cli
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and write the comparison."""
     options = _parser().parse_args(arguments)
-    report.pick(options.metric)
+    report.pick(options.metric, "--metric")
     report.pick(options.columns)
     if options.follow:
         _follow(options)
@@ -86,7 +86,7 @@ def _write(
 ) -> None:
     """Write the comparison; while runs go on not yet its figures for a paper."""
     comparison = report.compare(runs, options.baseline, options.metric, options.columns)
-    for warning in report.table_warnings(comparison.rows):
+    for warning in report.table_warnings(comparison):
         warn(warning)
     report.write(comparison, options.out, following)
     if not options.follow or all(run.ended for run in runs):

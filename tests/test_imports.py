@@ -80,10 +80,10 @@ EMA_ORDER = [
 # Likewise in `report`: runs as data, results, curves, figures, page, files.
 REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
-    *("changes", "statistics", "columns", "grouping", "tables", "notes"),
+    *("statistics", "columns", "grouping", "tables", "notes", "export"),
     *("looks", "curves", "figures", "drawing", "sweep_figures"),
     *("embedded", "introduction", "results", "grids", "page"),
-    *("writers", "latex", "__init__"),
+    "__init__",
 ]
 ORDERS = {"ema": EMA_ORDER, "report": REPORT_ORDER}
 FILES = sorted((ROOT / "edm_jax").rglob("*.py"))

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edm_jax import files
-from edm_jax.report.changes import config_diff
-from edm_jax.report.columns import growth, pick
+from edm_jax.report.columns import COLUMNS, Column, growth, pick
 from edm_jax.report.drawing import Drawing, draw, samples
+from edm_jax.report.export import results_csv, results_latex, results_markdown
 from edm_jax.report.figures import FIGURES
 from edm_jax.report.following import Following, follow
-from edm_jax.report.grouping import ladder
-from edm_jax.report.latex import results_latex
+from edm_jax.report.grouping import config_diff, ladder
 from edm_jax.report.looks import assign
 from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
@@ -18,10 +17,11 @@ from edm_jax.report.read import find_runs, load_run
 from edm_jax.report.runs import Run
 from edm_jax.report.sweep_figures import draw_sweeps
 from edm_jax.report.tables import METRICS, Comparison, compare, results_rows
-from edm_jax.report.writers import results_csv, results_markdown
 
 __all__ = [
+    "COLUMNS",
     "METRICS",
+    "Column",
     "Comparison",
     "Following",
     "Run",
@@ -55,7 +55,7 @@ def write(
     each whole or not at all.
     """
     texts = {
-        "results.csv": results_csv(comparison.rows),
+        "results.csv": results_csv(comparison),
         "results.md": results_markdown(comparison),
         "results.tex": results_latex(comparison),
         "index.html": render(comparison, following),

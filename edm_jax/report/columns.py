@@ -1,98 +1,134 @@
-"""The quantities of a comparison: how each is read from a run and how it is written."""
+"""The quantities of a comparison: how each is read from a run and how it is written.
 
+To add one: an entry of COLUMNS, or `Column(...)` in a file of your own, which
+`compare.py --columns=FILE.py:NAME` takes.
+"""
+
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edm_jax import menu
+from edm_jax import files, menu
 from edm_jax.report.runs import Log, Run
 
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity of the results: its name in the CSV, its heading, its format."""
+    """One quantity of the results.
+
+    Attributes:
+        key: its name in results.csv.
+        heading: its name in tables.
+        form: of format_number.
+        about: what it is, in one line.
+        read: the value of a run, None where it has none; by default the number of this
+            key in evaluation.json.
+        measured: False where it follows from the config or the data alone.
+        shown: whether tables show it unasked.
+        loss: whether it is a held-out loss, which begins at `untrained_loss`.
+    """
 
     key: str
     heading: str
-    form: int | str  # of format_number
-    of: Callable[[Run], float | None]
-    measured: bool = True  # False where it follows from the config or the data alone
+    form: int | str
+    about: str = ""
+    read: Callable[[Run], float | None] | None = None
+    measured: bool = True
+    shown: bool = True
+    loss: bool = False
+
+    def of(self, run: Run) -> float | None:
+        """The value of a run; None where it has none."""
+        return self.read(run) if self.read else _evaluated(self.key)(run)
 
 
 def _evaluated(*keys: str) -> Callable[[Run], float | None]:
-    def evaluated(run: Run) -> float | None:
-        return run.evaluation.values.get(keys) if run.evaluation else None
-
-    return evaluated
+    return lambda run: run.evaluation.values.get(keys) if run.evaluation else None
 
 
 def _greatest(kind: str, since: float = 0.0) -> Callable[[Run], float | None]:
     def greatest(run: Run) -> float | None:
-        return max(
-            growth(run.logs["dynamics"], kind, since=since).values(), default=None
-        )
+        found = growth(run.logs["dynamics"], kind, since=since)
+        return max(found.values(), default=None)
 
     return greatest
 
 
-COLUMNS = (
-    Column("heldout_loss", "held-out loss", 4, _evaluated("best", "loss")),
-    Column("sigma_rel", "best σ_rel", ".3f", _evaluated("best", "sigma_rel")),
-    Column("raw_loss", "raw weights", 4, _evaluated("raw_loss")),
-    Column("untrained_loss", "untrained", 4, _evaluated("untrained_loss")),
-    Column(
-        "pixel_frechet",
-        "pixel Fréchet distance (not FID)",
-        3,
-        _evaluated("pixel_frechet"),
-    ),
-    Column(
-        "pixel_frechet_floor",
-        "its floor",
-        3,
-        _evaluated("pixel_frechet_floor"),
-        measured=False,
-    ),
-    Column(
-        "params",
-        "parameters",
-        ",.0f",
-        lambda run: run.params,
-        measured=False,
-    ),
-    Column("images_per_s", "images/s", 3, _evaluated("images_per_s")),
-)
-GROWTH_COLUMNS = (
-    Column("weight_growth", "weights grow by", ".2f", _greatest("weights")),
+def logged_loss(run: Run) -> float | None:
+    """The last held-out loss that a run logged while it trained."""
+    _, losses = run.logs["heldout"].curve("loss_per_element")
+    return float(losses[-1]) if len(losses) else None
+
+
+# fmt: off
+_ENTRIES = (
+    Column("heldout_loss", "held-out loss", 4,
+           "λ-weighted loss per element on held-out data, at the best σ_rel of the sweep",
+           _evaluated("best", "loss"), loss=True),
+    Column("sigma_rel", "best σ_rel", ".3f", "the EMA length with the lowest loss",
+           _evaluated("best", "sigma_rel")),
+    Column("raw_loss", "raw weights", 4, "held-out loss of the last weights, unaveraged",
+           loss=True),
+    Column("untrained_loss", "untrained", 4, "held-out loss of the weights at the start"),
+    Column("pixel_frechet", "pixel Fréchet distance (not FID)", 3,
+           "Fréchet distance of pixels, not of features"),
+    Column("pixel_frechet_floor", "its floor", 3,
+           "that distance between the training and the held-out split", measured=False),
+    Column("params", "parameters", ",.0f", "numbers in the network's weights",
+           lambda run: run.params, measured=False),
+    Column("images_per_s", "images/s", 3,
+           "median while training, beside whatever else ran then"),
+    Column("logged_loss", "logged held-out loss", 4,
+           "held-out loss of the averaged weights, as training logged it last",
+           logged_loss, shown=False, loss=True),
+    Column("weight_growth", "weights grow by", ".2f",
+           "mean magnitude at the end over that at the start, where largest",
+           _greatest("weights")),
     # In its first steps a network finds its activations' level, whatever the config.
-    Column(
-        "activation_growth",
-        "activations grow by, after the first quarter",
-        ".2f",
-        _greatest("activations", since=0.25),
-    ),
+    Column("activation_growth", "activations grow by, after the first quarter", ".2f",
+           "mean magnitude at the end over that at a quarter, where largest",
+           _greatest("activations", since=0.25)),
 )
-ALL_COLUMNS = COLUMNS + GROWTH_COLUMNS
+# fmt: on
+COLUMNS = {column.key: column for column in _ENTRIES}
+GROWTH = ("weight_growth", "activation_growth")
 
 
-def pick(keys: Sequence[str]) -> list[Column]:
-    """The columns of these keys; raises ValueError, naming the nearest, for others."""
-    known = {column.key: column for column in ALL_COLUMNS}
+def pick(keys: Sequence[str], option: str = "--columns") -> list[Column]:
+    """The columns of these keys, or of FILE.py:NAME; see `menu.entry` for what it raises."""
+    found = []
     for key in keys:
-        if key not in known:
-            raise ValueError(
-                f"There is no column {key!r}; there are {', '.join(known)}."
-                + menu.suggest(key, known)
+        column = menu.entry(COLUMNS, option, key)
+        if not isinstance(column, Column):
+            raise ValueError(  # noqa: TRY004  of what a user typed
+                f"{option}: {key} is not a report.Column(...)."
             )
-    return [known[key] for key in keys]
+        if key not in COLUMNS:
+            column = dataclasses.replace(column, read=_blamed(column.of, key))
+        found.append(column)
+    return found
+
+
+def _blamed(of: Callable[[Run], float | None], name: str):
+    """A user's function, whose errors name its file."""
+
+    def value(run: Run) -> float | None:
+        with files.blamed_on(name):
+            found = of(run)
+            return None if found is None else float(found)
+
+    return value
 
 
 def format_number(value: float | None, form: int | str) -> str:
     """Write a number; '—' for None, 'NaN' for NaN.
 
-    ``form`` is a count of significant digits, or a format such as '.3f'.
+    Args:
+        value: the number.
+        form: a count of significant digits, or a format such as '.3f'.
     """
     if value is None:
         return "—"
@@ -111,9 +147,13 @@ def growth(
 ) -> dict[str, float]:
     """Divide each group's last magnitude by its first (the paper's Fig. 3).
 
-    ``kind`` is weights or activations, ``statistic`` mean or max over the layers
-    of a group such as enc_8x8, ``since`` the fraction of the images at which to
-    start. Groups without two finite values, or that start at zero, are left out.
+    Groups without two finite values, or that start at zero, are left out.
+
+    Args:
+        dynamics: the log of magnitudes.
+        kind: weights or activations.
+        statistic: mean or max, over the layers of a group such as enc_8x8.
+        since: the fraction of the images at which to start.
     """
     if len(dynamics) < 2:
         return {}

@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from edm_jax import menu
-from edm_jax.report.changes import config_diff
+from edm_jax import files, menu, tree
+from edm_jax.report.columns import logged_loss
 from edm_jax.report.read import identity
-from edm_jax.report.runs import Aside, Entry, Run
+from edm_jax.report.runs import Aside, Entry, Json, Run
+
+IGNORED = ("letter", "title")  # fields that make no difference
 
 
 def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
@@ -151,7 +153,10 @@ def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
     for run in runs:
         key = str(run.path)
         if not run.measured:
-            aside[key] = Aside(run, run.state, run.message)
+            left = run.state == "done"  # trained, but not evaluated
+            logged = logged_loss(run) if left else None
+            state = "not evaluated" if left else run.state
+            aside[key] = Aside(run, state, run.message, logged)
         elif run.data is not None and run.data != own:
             differing = "; ".join(config_diff({"data": own}, {"data": run.data}))
             aside[key] = Aside(run, "other data", differing)
@@ -186,3 +191,33 @@ def _other_data(baseline: Run, data: Any, entry: Entry) -> str:
     if own is not None and data is not None and own != data:
         changes += config_diff({"data": data}, {"data": own})
     return "; ".join(changes)
+
+
+def compact(value: Any) -> str:
+    """A value of a config on few characters."""
+    if isinstance(value, str):
+        return files.printable(" ".join(value.split())) or "''"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(compact, value))})"
+    if isinstance(value, float) and value == round(value, 0) and abs(value) < 1e15:
+        return str(int(value))
+    return json.dumps(value).replace("Infinity", "inf")
+
+
+def config_diff(before: Json, after: Json) -> list[str]:
+    """List the fields that differ, as 'network.norm: group -> rms_group'.
+
+    The letter and the title are not compared; a field that only one side has
+    stands as '(absent)' on the other.
+    """
+    old, new = (
+        {name: compact(value) for name, value in tree.flatten(side, ".").items()}
+        for side in (before, after)
+    )
+    names = [*new, *(name for name in old if name not in new)]
+    sides = {name: (old.get(name), new.get(name)) for name in names}
+    return [
+        files.printable(f"{name}: {was or '(absent)'} -> {now or '(absent)'}")
+        for name, (was, now) in sides.items()
+        if was != now and name not in IGNORED
+    ]

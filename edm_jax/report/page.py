@@ -27,7 +27,7 @@ from edm_jax.report.results import (
     results_table,
 )
 from edm_jax.report.runs import Entry
-from edm_jax.report.tables import Comparison, Row
+from edm_jax.report.tables import Comparison
 
 BYTES = 14_000_000  # of the page: samples get what the rest leaves of it
 ENDED = ("done", "failed", "damaged")
@@ -56,9 +56,9 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
 {_as_of(entries, following)}
 {_chip_bar(entries, looks)}
 <section><h2>Results</h2>
-{_table_controls(rows)}
-{results_table(rows, index)}
-{_notes(rows)}</section>
+{_table_controls(comparison)}
+{results_table(comparison, index)}
+{_notes(comparison)}</section>
 {"".join(sections)}
 {growth_table(rows, index)}
 """
@@ -205,36 +205,28 @@ def _chip_bar(entries: Sequence[Entry], looks: Sequence[Look]) -> str:
     )
 
 
-def _table_controls(rows: Sequence[Row]) -> str:
+def _table_controls(comparison: Comparison) -> str:
     """Which changes the table lists, and what sorts it where it has no headings."""
-    baseline = next((row.entry.label for row in rows if row.entry.is_baseline), "")
-    if not baseline:
-        return ""
     return (
         '<div class="tools js"><span>Changes against</span>'
         '<button type="button" data-against="parent" aria-pressed="true">the parent'
         '</button><button type="button" data-against="baseline" aria-pressed="false">'
-        f"the baseline, {escape(baseline)}</button>"
+        f"the baseline, {escape(comparison.baseline)}</button>"
         '<label class="narrow">Sort by <select id="sort"></select></label></div>'
     )
 
 
-def _notes(rows: Sequence[Row]) -> str:
-    own = (
-        "Held-out loss: λ-weighted, per element, "
-        "at the best σ_rel of the sweep; raw weights and untrained are the same loss of "
-        "the last weights without averaging and of the weights at the start. The pixel "
-        "Fréchet distance compares pixels and not features; its floor is the distance "
-        "between the training and the held-out split. Images/s is the median while "
-        "training, beside whatever else ran then. The lowest held-out loss is in bold."
-    )
-    if has_paper(rows):
+def _notes(comparison: Comparison) -> str:
+    """How the results were tested, what is doubtful, and what the columns are."""
+    own = "; ".join(f"{c.heading}: {c.about}" for c in comparison.default if c.about)
+    own = f"{own}. The lowest held-out loss is in bold."
+    if has_paper(comparison.rows):
         own = (
             "The paper’s columns are its Table 1 (FID of ImageNet-512, size S) and are "
-            f"not comparable with what is measured here. {own}"
+            f"not comparable with what is measured here. {own[0].upper()}{own[1:]}"
         )
-    notes = "".join(f'<p class="note">{prose(note)}</p>' for note in table_notes(rows))
-    return f'{notes}<p class="note">{prose(own)}</p>'
+    notes = [*table_notes(comparison), own]
+    return "".join(f'<p class="note">{prose(note)}</p>' for note in notes)
 
 
 def _runs(runs: Sequence[dict[str, Any]]) -> str:

@@ -5,18 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from edm_jax.report.columns import COLUMNS, GROWTH_COLUMNS, Column
+from edm_jax.report.columns import COLUMNS, GROWTH
+from edm_jax.report.export import short_names
+from edm_jax.report.grouping import compact
 from edm_jax.report.looks import Look
 from edm_jax.report.runs import Entry, Run
-from edm_jax.report.tables import (
-    Row,
-    baseline_label,
-    compared_columns,
-    paper_text,
-    reference_text,
-)
+from edm_jax.report.tables import Comparison, Row, paper_text, reference_text
 
-BAD = ("failed", "preempted", "unknown", "other data", "same seed")
+BAD = ("failed", "preempted", "unknown", "other data", "same seed", "not evaluated")
 # What Fig. 3 and 15 say of magnitudes (Sec. 2.2 and 2.3): weights, activations.
 PAPER_SAYS = {
     "c": ("grow", "grow"),
@@ -25,6 +21,8 @@ PAPER_SAYS = {
     "f": ("stand still", "—"),
     "g": ("stand still", "—"),
 }
+# (heading, text, what sorts it, class) of a table's cell.
+Cell = tuple[str, str, float | None, str]
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,10 @@ class Index:
 
     @classmethod
     def of(cls, entries: Sequence[Entry], looks: Sequence[Look]) -> "Index":
+        """The index of the configs that a page shows."""
         runs = [run for entry in entries for run in entry.runs]
-        return cls(
-            looks,
-            {id(entry): place for place, entry in enumerate(entries)},
-            {id(run): place for place, run in enumerate(runs)},
-        )
+        places = ({id(x): i for i, x in enumerate(each)} for each in (entries, runs))
+        return cls(looks, *places)
 
     def letter(self, entry: Entry) -> str:
         """A config's label in its colour."""
@@ -56,58 +52,98 @@ def prose(text: str) -> str:
     return escape(text).replace("σ_rel", "σ<sub>rel</sub>")
 
 
-def results_table(rows: Sequence[Row], index: Index) -> str:
-    """The main table: a body of two lines per config, its numbers and its changes."""
-    losses = [row.mean("heldout_loss") for row in rows]
-    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
-    lowest = min(finite, default=None)
-    compared = compared_columns(rows)
-    papers = has_paper(rows)
-    columns = len(COLUMNS) + len(compared) + 2 * papers + 3
-    bodies = []
-    left_out = {id(row.entry): iter(row.entry.aside) for row in rows}
-    for row in rows:
-        # Rows without numbers are those of the runs left out, in their order.
-        runs = row.runs or [next(left_out[id(row.entry)]).run]
-        best = lowest is not None and row.mean("heldout_loss") == lowest
-        place = index.configs[id(row.entry)]
-        bodies.append(
-            f'<tbody data-config="{place}">{_numbers(row, index, compared, papers, best)}'
-            f"{_changes(row, runs, index, columns)}</tbody>"
-        )
-    head = _head(compared, papers, baseline_label(rows))
-    table = f'<table class="results sortable">{head}{"".join(bodies)}</table>'
-    # Many metrics are wider than a page.
-    return f'<div class="wide">{table}</div>'
-
-
 def has_paper(rows: Sequence[Row]) -> bool:
     """Whether the paper has numbers of any of the configs."""
     return any(row.paper != (None, None) for row in rows)
 
 
-def _head(compared: Sequence[Column], papers: bool, baseline: str) -> str:
-    """Two lines of headings: whose numbers, and which, to sort by."""
-    numbers = "".join(_sorter(prose(column.heading)) for column in COLUMNS)
-    against = f"difference<br>to {escape(baseline)}"
-    group = numbers_of = ""
-    if compared:
-        group = f'<th class="group" colspan="{len(compared)}">{against}</th>'
-        numbers_of = "".join(_sorter(prose(column.heading)) for column in compared)
-    paper = paper_of = ""
-    if papers:
-        paper = '<th class="group" colspan="2">paper,<br>ImageNet-512</th>'
-        paper_of = _sorter("FID") + _sorter("best σ<sub>rel</sub>")
+def results_table(comparison: Comparison, index: Index) -> str:
+    """The main table: a body of two lines per config, its numbers and its changes."""
+    rows = comparison.rows
+    losses = [row.mean("heldout_loss") for row in rows]
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    lowest = min(finite, default=None)
+    groups = _groups(comparison, rows[0], None)
+    over = "".join(
+        f'<th class="group" colspan="{len(cells)}">{name}</th>' if name else "<th></th>"
+        for name, cells in groups
+    )
+    heads = "".join(
+        _sorter(head, kind) for _, cells in groups for head, *_, kind in cells
+    )
+    columns = 2 + sum(len(cells) for _, cells in groups)
+    bodies = []
+    left_out = {id(row.entry): iter(row.entry.aside) for row in rows}
+    for row in rows:
+        # Rows of runs that are left out come in their order.
+        runs = row.runs or [next(left_out[id(row.entry)]).run]
+        cells = [cell for _, each in _groups(comparison, row, lowest) for cell in each]
+        if not row.has_numbers:
+            before = len(groups[0][1]) if groups[0][0] else 0
+            before += len(comparison.fields)
+            message = escape(row.message or "no numbers yet")
+            span = (
+                f'<td class="message" colspan="{columns - 2 - before}">{message}</td>'
+            )
+            numbers = "".join(map(_cell, cells[:before])) + span
+        else:
+            numbers = "".join(map(_cell, cells))
+        bad = " bad" if row.state in BAD else ""
+        state = _cell(("state", row.state, None, f"left state{bad}"))
+        bodies.append(
+            f'<tbody data-config="{index.configs[id(row.entry)]}"><tr>{_name(row, index)}'
+            f"{numbers}{state}</tr>{_changes(row, runs, index, columns)}</tbody>"
+        )
+    # Many metrics are wider than a page.
     return (
-        f"<thead><tr><th></th>{paper}"
-        f'<th class="group" colspan="{len(COLUMNS) + 1}">measured here</th>{group}'
-        f"<th></th></tr><tr>{_sorter('config', 'left')}{paper_of}{_sorter('n')}"
-        f"{numbers}{numbers_of}{_sorter('state', 'left')}</tr></thead>"
+        '<div class="wide"><table class="results sortable"><thead><tr><th></th>'
+        f"{over}<th></th></tr><tr>{_sorter('config', 'left')}{heads}"
+        f"{_sorter('state', 'left')}</tr></thead>{''.join(bodies)}</table></div>"
     )
 
 
+def _groups(
+    comparison: Comparison, row: Row, lowest: float | None
+) -> list[tuple[str, list[Cell]]]:
+    """The cells of a row between its name and its state, by group of columns."""
+    groups: list[tuple[str, list[Cell]]] = []
+    if has_paper(comparison.rows):
+        labels = "FID, paper", "best σ_rel, paper"
+        texts = zip(labels, paper_text(row), row.paper, strict=True)
+        groups.append(("paper,<br>ImageNet-512", [(*each, "") for each in texts]))
+    if fields := comparison.fields:
+        cells = []
+        for name, heading in zip(fields, short_names(fields), strict=True):
+            value = row.field(name)
+            number = value if isinstance(value, int | float) else None
+            text = "—" if value is None else compact(value)
+            cells.append((heading, text, number, ""))
+        groups.append(("config", cells))
+    shown = list(dict.fromkeys([*comparison.default, *comparison.shown]))
+    measured: list[Cell] = [("n", str(len(row.runs)), len(row.runs), "")]
+    for column in [column for column in shown if column.key not in GROWTH]:
+        value = row.mean(column.key)
+        best = column.key == "heldout_loss" and value is not None and value == lowest
+        mark = "best" if best else ""
+        measured.append((column.heading, row.text(column), value, mark))
+    groups.append(("measured here", measured))
+    cells = []
+    for column in comparison.compared:
+        found = row.differences[column.key]
+        mark = "significant" if found and found.significant else ""
+        label = f"{column.heading}: difference"
+        text = row.difference_text(column)
+        cells.append((label, text, found.mean if found else None, mark))
+    if cells:
+        groups.append((f"difference<br>to {escape(comparison.baseline)}", cells))
+    return groups
+
+
 def _sorter(heading: str, kind: str = "") -> str:
-    button = f'<button type="button">{heading}</button>'
+    # The group above says the rest.
+    text = prose(heading.removesuffix(", paper").removesuffix(": difference"))
+    button = f'<button type="button">{text}</button>'
+    kind = kind if kind == "left" else ""
     return f'<th scope="col" class="{kind}" aria-sort="none">{button}</th>'
 
 
@@ -118,8 +154,9 @@ def _name(row: Row, index: Index) -> str:
     return f'<th scope="row" data-v="{place}">{letter}{title}</th>'
 
 
-def _cell(label: str, text: str, kind: str = "", value: float | None = None) -> str:
-    """A cell; an interval after the number stands apart, and `value` sorts it."""
+def _cell(cell: Cell) -> str:
+    """A cell; an interval after the number stands apart, and a value sorts it."""
+    label, text, value, kind = cell
     number, plus_minus, interval = escape(text).partition(" ± ")
     if plus_minus:
         width, of, p = interval.partition(" (")
@@ -131,45 +168,18 @@ def _cell(label: str, text: str, kind: str = "", value: float | None = None) -> 
     return f'<td{kind}{sort} data-label="{escape(label)}">{number}</td>'
 
 
-def _numbers(
-    row: Row, index: Index, compared: Sequence[Column], papers: bool, best: bool
-) -> str:
-    cells = []
-    if papers:
-        labels = "FID, paper", "best σ_rel, paper"
-        each = zip(labels, paper_text(row), row.paper, strict=True)
-        cells = [_cell(label, text, value=value) for label, text, value in each]
-    if row.runs:
-        cells.append(_cell("n", str(len(row.runs)), value=len(row.runs)))
-        for column in COLUMNS:
-            mark = "best" if best and column.key == "heldout_loss" else ""
-            value = row.mean(column.key)
-            cells.append(_cell(column.heading, row.text(column), mark, value))
-        for column in compared:
-            found = row.differences[column.key]
-            mark = "significant" if found and found.significant else ""
-            text = row.difference_text(column)
-            label = f"{column.heading}: difference"
-            cells.append(_cell(label, text, mark, found.mean if found else None))
-    else:
-        message = escape(row.message or "no numbers yet")
-        span = len(COLUMNS) + 1 + len(compared)
-        cells.append(f'<td class="message" colspan="{span}">{message}</td>')
-    bad = " bad" if row.state in BAD else ""
-    cells.append(_cell("state", row.state, f"left state{bad}"))
-    return f"<tr>{_name(row, index)}{''.join(cells)}</tr>"
-
-
 def _changes(row: Row, runs: Sequence[Run], index: Index, columns: int) -> str:
     """What changed against the parent and the baseline, and the runs to look into."""
     parent = _chips(row.changed, reference_text(row).strip(), row.entry.reference)
-    inside = f'<div class="vs-parent">{parent}</div>'
     base = _chips(row.changed_from_baseline, "", not row.entry.is_baseline)
+    inside = f'<div class="vs-parent">{parent}</div>'
     inside += f'<div class="vs-baseline" hidden>{base}</div>'
-    message = escape(row.message) if row.runs and row.message else ""
-    if message:
-        inside += f'<div class="bad">{message}</div>'
-    inside += f'<div class="runs js">{_links(runs, index)}</div>'
+    if row.has_numbers and row.message:
+        inside += f'<div class="bad">{escape(row.message)}</div>'
+    links = " ".join(
+        f'<a href="#run-{index.runs[id(run)]}">{escape(run.name)}</a>' for run in runs
+    )
+    inside += f'<div class="runs js">{links}</div>'
     return f'<tr class="changes"><td colspan="{columns}">{inside}</td></tr>'
 
 
@@ -183,12 +193,6 @@ def _chips(changed: Sequence[str], against: str, has: object) -> str:
     return lead + (chips or "<span>nothing changed</span>")
 
 
-def _links(runs: Sequence[Run], index: Index) -> str:
-    return " ".join(
-        f'<a href="#run-{index.runs[id(run)]}">{escape(run.name)}</a>' for run in runs
-    )
-
-
 def growth_table(rows: Sequence[Row], index: Index) -> str:
     """The paper's claim about magnitudes beside what the runs did."""
     measured = [row for row in rows if row.mean("weight_growth") is not None]
@@ -197,14 +201,18 @@ def growth_table(rows: Sequence[Row], index: Index) -> str:
     bodies = []
     for row in measured:
         letter = "" if row.entry.variant else row.entry.letter
-        says = PAPER_SAYS.get(letter, ("—", "—"))
-        pairs = zip(GROWTH_COLUMNS, says, strict=True)
-        cells = "".join(_factor(row, column, claim) for column, claim in pairs)
+        cells = ""
+        for key, claim in zip(GROWTH, PAPER_SAYS.get(letter, "——"), strict=True):
+            column, text = COLUMNS[key], row.text(COLUMNS[key])
+            factor = text if text == "—" else f"× {text}"
+            cells += _cell((column.heading, factor, row.mean(key), ""))
+            says = f"paper says {column.heading.split()[0]}"
+            cells += _cell((says, claim, None, "left"))
         place = index.configs[id(row.entry)]
         line = f"<tr>{_name(row, index)}{cells}</tr>"
         bodies.append(f'<tbody data-config="{place}">{line}</tbody>')
     claim = _sorter("paper says they", "left")
-    heads = "".join(f"{_sorter(escape(c.heading))}{claim}" for c in GROWTH_COLUMNS)
+    heads = "".join(f"{_sorter(COLUMNS[key].heading)}{claim}" for key in GROWTH)
     return (
         '<section><h2>Do magnitudes grow?</h2><table class="growth sortable"><thead><tr>'
         f"{_sorter('config', 'left')}{heads}</tr></thead>{''.join(bodies)}</table>"
@@ -213,10 +221,3 @@ def growth_table(rows: Sequence[Row], index: Index) -> str:
         "resolution where the factor is largest: 1 is standing still. What the paper "
         "says is of its Fig. 3 and 15.</p></section>"
     )
-
-
-def _factor(row: Row, column: Column, claim: str) -> str:
-    text, value = row.text(column), row.mean(column.key)
-    factor = text if text == "—" else f"× {text}"
-    said = _cell(f"paper says {column.heading.split()[0]}", claim, "left")
-    return _cell(column.heading, factor, value=value) + said

@@ -1,12 +1,15 @@
 """Runs as data: what the files of a run directory hold, checked when they were read."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from edm_jax import files
 
 Json = dict[str, Any]
 Name = tuple[str | int, ...]  # the keys that lead to a number in a record
@@ -168,14 +171,19 @@ class Run:
     def _not_evaluated(self) -> str:
         """Why a run that is done has no numbers to use, else ''."""
         if self.evaluation is None:
-            return "evaluation.json is missing: evaluate the run"
+            return f"evaluation.json is missing: {self._evaluate}"
         of, trained = self.evaluation.nimg, self.status.nimg
         if of is not None and trained is not None and of < trained:
             return (
                 f"evaluation.json is of {of:,} images and the run has "
-                f"{trained:,}: evaluate it again"
+                f"{trained:,}: {self._evaluate}"
             )
         return ""
+
+    @property
+    def _evaluate(self) -> str:
+        path = files.printable(shlex.quote(str(self.path)))
+        return f"run python experiments/evaluate.py --run={path}"
 
 
 @dataclass(frozen=True)
@@ -183,8 +191,9 @@ class Aside:
     """A run whose numbers are not among its config's, and why."""
 
     run: Run
-    state: str  # the run's, 'other data' or 'same seed'
+    state: str  # the run's, 'not evaluated', 'other data' or 'same seed'
     message: str
+    logged: float | None = None  # its held-out loss, where it is not evaluated
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """The results of a comparison: what changed, what it did, and how sure that is."""
 
+import collections
 import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from edm_jax.report.changes import config_diff
-from edm_jax.report.columns import ALL_COLUMNS, Column, format_number, pick
-from edm_jax.report.grouping import ladder
+from edm_jax import tree
+from edm_jax.report.columns import COLUMNS, Column, format_number, pick
+from edm_jax.report.grouping import compact, config_diff, ladder
 from edm_jax.report.read import identity
 from edm_jax.report.runs import Entry, Run
 from edm_jax.report.statistics import (
@@ -28,6 +30,8 @@ PAPER = {
     "g": (2.56, 0.130),
 }
 METRICS = ("heldout_loss",)  # what is compared with the baseline unless one says
+ALL = tuple(COLUMNS.values())
+MOST_FIELDS = 6  # of the config as columns
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,20 @@ class Row:
         known = None if self.entry.variant else PAPER.get(self.entry.letter)
         return known or (None, None)
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether it has a number, if only a loss that a run logged."""
+        return any(self.estimates.values())
+
+    @property
+    def said(self) -> str:
+        """Its state, and why."""
+        return f"{self.state}: {self.message}" if self.message else self.state
+
+    def field(self, name: str) -> Any:
+        """A field of the config by its dotted name; None where there is none."""
+        return field_of(self.entry, name)
+
     def mean(self, key: str) -> float | None:
         """The mean of a column over seeds; None where no run has a value."""
         found = self.estimates[key]
@@ -63,22 +81,30 @@ class Row:
     def text(self, column: Column) -> str:
         """The value as every table shows it: mean ± half width of the 95% interval.
 
-        It says of how many runs where that is not all of the row's.
+        It says of how many runs where that is not all of the row's. The held-out loss of
+        a run that is not evaluated is the one that it logged, and says so.
         """
         found = self.estimates[column.key]
+        logged = self.estimates.get("logged_loss")
+        if column.key == "heldout_loss" and not self.runs and logged:
+            return f"{format_number(logged.mean, column.form)} (logged)"
         if found is None:
             return format_number(None, column.form)
         shown = format_number(found.mean, column.form)
         if column.measured:
             shown += _plus_minus(found.half_width, column)
-        return shown if found.n == len(self.runs) else f"{shown} (n = {found.n})"
+        few = self.runs and found.n != len(self.runs)
+        return f"{shown} (n = {found.n})" if few else shown
 
     def difference_text(self, column: Column) -> str:
         """The difference to the baseline as tables show it, '*' where significant."""
         found = self.differences[column.key]
         if found is None:
             return "—"
-        shown = _signed(found.mean, column) + _plus_minus(found.half_width, column)
+        form = column.form if isinstance(column.form, str) else 3
+        text = format_number(found.mean, form)
+        shown = f"+{text}" if found.mean > 0 else text.replace("-", "−")
+        shown += _plus_minus(found.half_width, column)
         if found.n < max(found.of):
             shown += f" (n = {found.n})"
         if found.p_corrected is not None:
@@ -95,13 +121,6 @@ def _plus_minus(half_width: float | None, column: Column) -> str:
     return f" ± {format_number(half_width, form)}"
 
 
-def _signed(value: float, column: Column) -> str:
-    """A difference with its sign."""
-    form = column.form if isinstance(column.form, str) else 3
-    text = format_number(value, form)
-    return f"+{text}" if value > 0 else text.replace("-", "−")
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Runs as configs, and their results."""
@@ -109,7 +128,28 @@ class Comparison:
     study: str
     entries: list[Entry]
     rows: list[Row]
-    columns: list[Column]  # those that the tables for papers show
+    columns: Sequence[Column]  # all that are read
+    shown: Sequence[Column]  # those that the tables for papers show
+
+    @property
+    def compared(self) -> list[Column]:
+        """The columns that are compared with the baseline's in any row."""
+        return [c for c in self.columns if any(r.differences[c.key] for r in self.rows)]
+
+    @property
+    def default(self) -> list[Column]:
+        """The columns that tables show unasked."""
+        return [column for column in self.columns if column.shown]
+
+    @property
+    def baseline(self) -> str:
+        """The label of what the others are compared with."""
+        return next((e.label for e in self.entries if e.is_baseline), "—")
+
+    @property
+    def fields(self) -> list[str]:
+        """The config's fields that differ between configs of one letter."""
+        return varying_fields(self.entries)[:MOST_FIELDS]
 
 
 def compare(
@@ -124,7 +164,7 @@ def compare(
         runs: at least one.
         baseline: a letter, a label or a run's name; the first config if None.
         metrics: keys of the columns to compare with the baseline's.
-        columns: keys of those that results.md and .tex show, all if none.
+        columns: those that results.md and .tex show, as `columns.pick` takes them.
 
     Raises:
         FileNotFoundError: there is no run.
@@ -132,65 +172,65 @@ def compare(
     """
     if not runs:
         raise FileNotFoundError("No run to compare: give at least one run directory.")
-    pick(metrics)  # refuses unknown ones
-    shown = pick(columns) or list(ALL_COLUMNS)
+    compared = pick(metrics, "--metric")
+    picked = pick(columns)
+    every = list({c.key: c for c in (*ALL, *compared, *picked)}.values())
     entries = ladder(runs, baseline)
-    rows = results_rows(entries, metrics)
-    return Comparison(runs[0].parent, entries, rows, shown)
-
-
-def compared_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that are compared with the baseline's in any row."""
-    return [c for c in ALL_COLUMNS if any(row.differences[c.key] for row in rows)]
-
-
-def baseline_label(rows: Sequence[Row]) -> str:
-    """What the others are compared with is called."""
-    return next((row.entry.label for row in rows if row.entry.is_baseline), "—")
+    rows = results_rows(entries, [column.key for column in compared], every)
+    shown = picked or [column for column in every if column.shown]
+    return Comparison(runs[0].parent, entries, rows, every, shown)
 
 
 def results_rows(
-    entries: Sequence[Entry], metrics: Sequence[str] = METRICS
+    entries: Sequence[Entry],
+    metrics: Sequence[str] = METRICS,
+    columns: Sequence[Column] = ALL,
 ) -> list[Row]:
     """One row per config, and one for each run of it whose numbers are not in it.
 
-    metrics: keys of the columns to compare with the baseline's.
+    Args:
+        entries: the configs.
+        metrics: keys of the columns to compare with the baseline's.
+        columns: those to read.
     """
     baseline = next((entry for entry in entries if entry.is_baseline), None)
+
+    def row(entry: Entry, state: str, message: str, runs: list[Run]) -> Row:
+        against = None if baseline is entry else baseline
+        return Row(
+            entry=entry,
+            changed=_changes(entry.reference, entry),
+            changed_from_baseline=_changes(against, entry),
+            state=state,
+            message=message,
+            runs=runs,
+            estimates={
+                c.key: estimate(list(_values_by_seed(runs, c).values()))
+                for c in columns
+            },
+            differences=dict.fromkeys(c.key for c in columns),
+        )
+
     rows = []
     for entry in entries:
         if entry.measured:
-            state = "other data" if entry.other_data else "done"
             said = [entry.other_data]
             said += [f"{r.name}: {r.damaged}" for r in entry.measured if r.damage]
+            state = "other data" if entry.other_data else "done"
             message = "; ".join(filter(None, said))
-            rows.append(_row(entry, baseline, state, message, entry.measured))
-        rows += [
-            _row(entry, baseline, aside.state, aside.message, [])
-            for aside in entry.aside
-        ]
+            rows.append(row(entry, state, message, entry.measured))
+        for aside in entry.aside:
+            rows.append(row(entry, aside.state, aside.message, []))
+            if aside.logged is not None:
+                rows[-1].estimates["logged_loss"] = estimate([aside.logged])
     if baseline is None or not baseline.measured:
         return rows
-    return _corrected([_compared(row, baseline.measured, metrics) for row in rows])
-
-
-def _row(
-    entry: Entry, baseline: Entry | None, state: str, message: str, runs: list[Run]
-) -> Row:
-    against = None if baseline is entry else baseline
-    return Row(
-        entry=entry,
-        changed=_changes(entry.reference, entry),
-        changed_from_baseline=_changes(against, entry),
-        state=state,
-        message=message,
-        runs=runs,
-        estimates={
-            c.key: estimate(list(_values_by_seed(runs, c).values()))
-            for c in ALL_COLUMNS
-        },
-        differences=dict.fromkeys(c.key for c in ALL_COLUMNS),
-    )
+    chosen = [column for column in columns if column.key in metrics]
+    for each in rows:
+        if not each.is_baseline and each.state == "done":
+            _compare(each, baseline.measured, chosen)
+    _correct(rows)
+    return rows
 
 
 def _changes(before: Entry | None, after: Entry) -> list[str]:
@@ -206,26 +246,18 @@ def _values_by_seed(runs: Sequence[Run], column: Column) -> dict[Hashable, float
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _compared(row: Row, baseline: Sequence[Run], metrics: Sequence[str]) -> Row:
-    """The row with its differences, before they are corrected for their number."""
-    if row.is_baseline or row.state != "done":
-        return row
-    differences = dict(row.differences)
-    for column in ALL_COLUMNS:
-        if column.key in metrics:
-            sides = (_values_by_seed(runs, column) for runs in (row.runs, baseline))
-            found = difference(*sides)
-            if found:
-                of = len(row.runs), len(baseline)
-                found = dataclasses.replace(found, of=of)
-            if found and not column.measured:  # there is nothing to test
-                found = dataclasses.replace(found, half_width=None, p=None)
-            differences[column.key] = found
-    return dataclasses.replace(row, differences=differences)
+def _compare(row: Row, baseline: Sequence[Run], columns: Sequence[Column]) -> None:
+    """Enters a row's differences, before they are corrected for their number."""
+    for column in columns:
+        sides = (_values_by_seed(runs, column) for runs in (row.runs, baseline))
+        if found := difference(*sides):
+            of = len(row.runs), len(baseline)
+            untested = {} if column.measured else {"half_width": None, "p": None}
+            row.differences[column.key] = dataclasses.replace(found, of=of, **untested)
 
 
-def _corrected(rows: list[Row]) -> list[Row]:
-    """The rows with their p-values corrected for the number of them all."""
+def _correct(rows: Sequence[Row]) -> None:
+    """Corrects the p-values for the number of them all."""
     tested = [
         (row.differences, key, found)
         for row in rows
@@ -235,15 +267,34 @@ def _corrected(rows: list[Row]) -> list[Row]:
     corrected = holm([found.p for *_, found in tested if found.p is not None])
     for (differences, key, found), p in zip(tested, corrected, strict=True):
         differences[key] = dataclasses.replace(found, p_corrected=p)
-    return rows
+
+
+def field_of(entry: Entry, name: str) -> Any:
+    """A field of an entry's config by its dotted name; None where it has none."""
+    return tree.flatten(entry.runs[0].config, ".").get(name)
+
+
+def varying_fields(entries: Sequence[Entry]) -> list[str]:
+    """The fields, by dotted name, that differ between configs of one letter."""
+    letters = collections.defaultdict(list)
+    for entry in entries:
+        if entry.runs[0].config:
+            config = identity(entry.runs[0].config)
+            letters[entry.letter].append(tree.flatten(config, "."))
+    found: dict[str, None] = {}
+    for flat in letters.values():
+        for name in dict.fromkeys(name for each in flat for name in each):
+            values = {compact(each.get(name)) for each in flat}
+            if len(values) > 1 and name not in ("letter", "title"):
+                found[name] = None
+    return list(found)
 
 
 def change_text(row: Row) -> str:
     """What changed, on one line, naming the reference if it is not the letter before."""
     if row.entry.reference is None:
         return "—"
-    changes = "; ".join(row.changed) or "nothing"
-    return f"{reference_text(row)}{changes}"
+    return reference_text(row) + ("; ".join(row.changed) or "nothing")
 
 
 def reference_text(row: Row) -> str:

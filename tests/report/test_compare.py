@@ -13,11 +13,12 @@ import pytest
 from scipy import stats
 
 from edm_jax import report
-from edm_jax.report import latex, metrics
-from edm_jax.report.columns import ALL_COLUMNS, COLUMNS, GROWTH_COLUMNS
-from edm_jax.report.tables import METRICS
+from edm_jax.report import export, metrics
+from edm_jax.report.columns import COLUMNS
+from edm_jax.report.tables import ALL, METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
+LOSS = COLUMNS["heldout_loss"]
 TOTAL = 1000
 DIGITS = {"name": "digits/1.0.0", "examples": {"train": 1438}, "bytes": 199339}
 OTHER = {**DIGITS, "bytes": 5}
@@ -71,11 +72,21 @@ def difference_of(rows, label, key="heldout_loss"):
 
 
 def comparison_of(rows) -> report.Comparison:
-    return report.Comparison("study", [], rows, list(ALL_COLUMNS))
+    entries = list({id(row.entry): row.entry for row in rows}.values())
+    shown = [column for column in ALL if column.shown]
+    return report.Comparison("study", entries, rows, ALL, shown)
+
+
+def notes_of(rows) -> list[str]:
+    return report.table_notes(comparison_of(rows))
+
+
+def warnings_of(rows) -> list[str]:
+    return report.table_warnings(comparison_of(rows))
 
 
 def said(rows) -> str:
-    return "\n".join(report.table_notes(rows))
+    return "\n".join(notes_of(rows))
 
 
 @pytest.fixture
@@ -88,7 +99,7 @@ def study(tmp_path) -> Path:
 
 
 def read_csv(rows) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(report.results_csv(rows))))
+    return list(csv.DictReader(io.StringIO(report.results_csv(comparison_of(rows)))))
 
 
 # What is tested
@@ -121,7 +132,7 @@ def test_p_values_are_corrected_for_all_configs_and_metrics_of_the_table(study):
 
 def test_the_star_marks_a_corrected_p_below_one_in_20_and_no_other(study):
     rows = rows_of(study)
-    texts = {row.entry.label: row.difference_text(COLUMNS[0]) for row in rows}
+    texts = {row.entry.label: row.difference_text(LOSS) for row in rows}
     assert texts["A"] == "—"
     assert re.fullmatch(r"−0\.0825 ± 0\.0\d+ \(p < 0\.001\) \*", texts["B"])
     assert re.fullmatch(r"−0\.0\d+ ± 0\.0\d+ \(p = 0\.\d+\)", texts["G"])
@@ -147,7 +158,7 @@ def test_what_no_run_measures_is_never_tested(tmp_path):
     found = difference_of(rows, "B", "params")
     assert found.mean == pytest.approx(1003.25)
     assert (found.p, found.half_width, found.significant) == (None, None, False)
-    params = next(c for c in COLUMNS if c.key == "params")
+    params = COLUMNS["params"]
     assert [row.text(params) for row in rows] == ["1,000", "2,003"]
 
 
@@ -155,18 +166,18 @@ def test_fewer_than_three_seeds_are_warned_of_in_one_sentence(study):
     assert "Fewer than" not in said(rows_of(study))
     write_seeds(study, "c", [0.3, 0.4])
     write_seeds(study, "d", [0.3])
-    (warning,) = report.table_warnings(rows_of(study))
+    (warning,) = warnings_of(rows_of(study))
     assert warning.startswith("Fewer than 3 seeds (C: 2, D: 1)")
     assert warning.count(". ") == 0
-    assert "as one seed says nothing of the spread: D." in said(rows_of(study))
+    assert "as one seed says nothing about the spread: D." in said(rows_of(study))
 
 
 def test_a_seed_that_is_not_a_number_is_told_and_makes_its_config_untested(study):
     write_seeds(study, "c", [0.3, float("nan"), 0.4])
     rows = rows_of(study)
-    assert next(r for r in rows if r.entry.label == "C").text(COLUMNS[0]) == "NaN"
+    assert next(r for r in rows if r.entry.label == "C").text(LOSS) == "NaN"
     assert difference_of(rows, "C").p is None
-    assert "c-seed1 is in the means of C though its held-out loss is nan." in said(rows)
+    assert "c-seed1 counts in the means of C, but held-out loss is nan." in said(rows)
     assert "as a value is not finite: C." in said(rows)
     assert "all 2 comparisons" in said(rows)
 
@@ -177,7 +188,7 @@ def test_a_mean_of_fewer_seeds_than_the_row_has_says_of_how_many(tmp_path):
         best = {"best": {"loss": 0.5, "sigma_rel": 0.1}}
         write_run(tmp_path, f"a-seed{seed}", 0.5, seed, evaluation=best | raw)
     (row,) = rows_of(tmp_path)
-    raw_loss = next(c for c in COLUMNS if c.key == "raw_loss")
+    raw_loss = COLUMNS["raw_loss"]
     assert row.text(raw_loss) == "2.500 ± 6.4 (n = 2)"
 
 
@@ -218,7 +229,7 @@ def test_a_config_of_other_data_has_numbers_and_no_test(study, files, message):
     assert (c.state, c.message) == ("other data", message)
     assert c.mean("heldout_loss") == pytest.approx(0.2)
     assert c.differences["heldout_loss"] is None
-    assert "Not tested against A, as the data are others: C." in said(rows)
+    assert "Not tested against A, as the data differ: C." in said(rows)
     assert "all 2 comparisons" in said(rows)
 
 
@@ -259,7 +270,7 @@ def test_runs_of_other_code_are_averaged_with_a_warning(study):
     write_run(study, "b-seed4", 0.4, 4, provenance=provenance)
     rows = rows_of(study)
     assert len(next(r for r in rows if r.entry.label == "B").runs) == 5
-    (warning,) = report.table_warnings(rows)
+    (warning,) = warnings_of(rows)
     assert warning == (
         "The code is not the same for all runs: 0123abc (A, B, G), 4567def (B)."
     )
@@ -267,15 +278,15 @@ def test_runs_of_other_code_are_averaged_with_a_warning(study):
 
 def test_a_run_that_does_not_record_its_data_is_named(study):
     write_run(study, "b-seed4", 0.4, 4, provenance={"data": None})
-    (warning,) = report.table_warnings(rows_of(study))
-    assert "is not recorded, and taken to be the same: b-seed4." in warning
+    (warning,) = warnings_of(rows_of(study))
+    assert "do not record their data" in warning and ": b-seed4." in warning
 
 
 def test_a_config_that_changed_while_it_trained_is_named(study):
     history = {"config_hash": "x", "changes": [{"nimg": 3, "changes": {"lr": [1, 2]}}]}
     (study / "g-seed1/changes.json").write_text(json.dumps(history))
-    (warning,) = report.table_warnings(rows_of(study))
-    assert warning == "g-seed1 changed on the way: lr."
+    (warning,) = warnings_of(rows_of(study))
+    assert warning == "g-seed1 changed while it trained: lr."
 
 
 @pytest.mark.parametrize("left", ["log.txt", ".lock"])
@@ -381,14 +392,14 @@ def test_markdown_and_latex_show_what_the_rows_say(study):
     markdown = report.results_markdown(comparison_of(rows))
     tex = report.results_latex(comparison_of(rows))
     for row in rows[:2]:
-        assert f"| {row.text(COLUMNS[0])} |" in markdown
-        assert latex.escape(row.text(COLUMNS[0])) in tex
-        shown = row.difference_text(COLUMNS[0])
+        assert f"| {row.text(LOSS)} |" in markdown
+        assert export.latex(row.text(LOSS)) in tex
+        shown = row.difference_text(LOSS)
         assert shown.replace("*", "\\*").replace("<", "&lt;") in markdown
-        assert latex.escape(row.difference_text(COLUMNS[0])) in tex
-    for note in report.table_notes(rows):
+        assert export.latex(row.difference_text(LOSS)) in tex
+    for note in notes_of(rows):
         assert note.replace("*", "\\*").replace("<", "&lt;") in markdown
-        assert latex.escape(note) in tex
+        assert export.latex(note) in tex
     assert r"\emph{failed: 1,000 of 1,000 images: 50\% \& \#1\_x}" in tex
 
 
@@ -410,9 +421,9 @@ def test_a_difference_over_fewer_seeds_than_a_mean_says_so(tmp_path):
     rows = rows_of(tmp_path / "study")
     found = difference_of(rows, "B")
     assert found.mean == pytest.approx(-0.025) and found.n == 2
-    text = next(r for r in rows if r.entry.label == "B").difference_text(COLUMNS[0])
+    text = next(r for r in rows if r.entry.label == "B").difference_text(LOSS)
     assert "(n = 2)" in text
-    assert any("not that of the means" in note for note in report.table_notes(rows))
+    assert any("differ from that of the means" in note for note in notes_of(rows))
 
 
 def test_a_name_that_latex_would_read_as_an_argument_is_guarded(tmp_path):
@@ -441,12 +452,12 @@ def test_every_line_of_a_latex_table_has_as_many_cells_as_columns(study):
 
 
 def test_latex_specials_and_sigma_rel_are_escaped():
-    assert latex.escape("best σ_rel") == r"best $\sigma_\mathrm{rel}$"
-    assert latex.escape("a_b & 5% #1 $x$ {y} ~^") == (
+    assert export.latex("best σ_rel") == r"best $\sigma_\mathrm{rel}$"
+    assert export.latex("a_b & 5% #1 $x$ {y} ~^") == (
         r"a\_b \& 5\% \#1 \$x\$ \{y\} \textasciitilde{}\textasciicircum{}"
     )
-    assert latex.escape("\\input{x}\n\ty\0") == r"\textbackslash{}input\{x\} y"
-    assert latex.escape("group -> none, −1 ± 2") == r"group $\to$ none, $-$1 $\pm$ 2"
+    assert export.latex("\\input{x}\n\ty\0") == r"\textbackslash{}input\{x\} y"
+    assert export.latex("group -> none, −1 ± 2") == r"group $\to$ none, $-$1 $\pm$ 2"
 
 
 @pytest.fixture
@@ -479,7 +490,10 @@ def test_the_command_warns_on_stderr_and_writes_every_file(command, tmp_path, ca
         ("--baseline=zz", "There is no config 'zz' here; there are A.$"),
         ("--metric=heldout_los", "Did you mean 'heldout_loss'"),
         ("--columns=sigma", "Did you mean 'sigma_rel'"),
-        ("--metric=heldout_loss,fid", "There is no column 'fid'; there are heldout_"),
+        (
+            "--metric=heldout_loss,fid",
+            "--metric is 'fid', but takes one of 'heldout_loss'",
+        ),
     ],
 )
 def test_an_unknown_baseline_or_metric_is_refused_naming_what_there_is(
@@ -552,5 +566,3 @@ def test_the_logs_last_lines_are_read_whatever_its_bytes(tmp_path):
 def test_a_runs_seed_and_data_are_those_it_recorded(tmp_path):
     read = report.load_run(write_run(tmp_path, "a-seed7", seed=7))
     assert (read.seed, read.data) == (7, DIGITS)
-    keys = [column.key for column in COLUMNS + GROWTH_COLUMNS]
-    assert len(keys) == len(set(keys))

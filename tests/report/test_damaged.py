@@ -21,7 +21,7 @@ from PIL import Image
 from synthetic_runs import config_of, rewrite, write_run
 
 from edm_jax import report
-from edm_jax.report import drawing, latex
+from edm_jax.report import drawing, export
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("config", "status", "provenance", "evaluation", "changes")
@@ -51,10 +51,10 @@ def told(study: Path, file: str, reason: str = "", counts: bool = False) -> None
     assert second.state == ("done" if counts else "damaged")
     assert (second.mean("heldout_loss") is not None) == counts
     assert file in second.message and reason in second.message
-    (sentence,) = [n for n in report.table_warnings(comparison.rows) if file in n]
+    (sentence,) = [n for n in report.table_warnings(comparison) if file in n]
     assert reason in sentence
     csv_, markdown = (
-        report.results_csv(comparison.rows),
+        report.results_csv(comparison),
         report.results_markdown(comparison),
     )
     assert (
@@ -329,9 +329,7 @@ def evil(tmp_path) -> report.Comparison:
 def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(evil):
     cells = [
         (name, cell)
-        for line in csv.DictReader(
-            io.StringIO(report.results_csv(evil.rows), newline="")
-        )
+        for line in csv.DictReader(io.StringIO(report.results_csv(evil), newline=""))
         for name, cell in line.items()
     ]
     numbers = {name for name, _ in cells if re.search("_(diff|ci95|n|loss|p)$", name)}
@@ -382,7 +380,7 @@ def test_the_latex_holds_no_command_but_its_own(evil):
     assert "#" not in bare and "~" not in bare and "^" not in bare
     assert re.findall(r"(?<!\{)%(?!\n)", bare) == []
     for letter in "\\{}$&#^_~%":
-        assert latex.escape(letter) not in ("", letter)
+        assert export.latex(letter) not in ("", letter)
 
 
 def test_the_page_holds_no_tag_and_no_attribute_of_a_run(evil, tmp_path):
