@@ -53,18 +53,39 @@ def _parser() -> argparse.ArgumentParser:
         help="what all are compared with: a letter, a label or a run (the first)",
     )
     parser.add_argument(
+        "--x",
+        default="",
+        metavar="FIELD",
+        help="draw a result against this field of the config, such as "
+        "optimizer.alpha_ref: by_field.csv, figures/by_field.*, and on the page",
+    )
+    parser.add_argument(
+        "--y",
+        default="heldout_loss",
+        metavar="KEY",
+        help="the column that is drawn against --x (%(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        type=_words,
+        default="letter",
+        metavar="FIELD,...",
+        help="a line of that figure for each value of these fields (%(default)s)",
+    )
+    parser.add_argument(
         "--metric",
-        type=lambda text: tuple(text.split(",")),
+        type=_words,
         default=",".join(report.METRICS),
         metavar="KEY,...",
         help="columns of results.csv to compare (%(default)s)",
     )
     parser.add_argument(
         "--columns",
-        type=lambda text: tuple(text.split(",")),
+        type=_words,
         default=(),
         metavar="KEY,...",
-        help="those that results.md and results.tex show (all)",
+        help="those that results.md and results.tex show, and the page besides its "
+        "own, among `describe.py --menu=column` or FILE.py:NAME (all)",
     )
     parser.add_argument(
         "--follow",
@@ -85,7 +106,15 @@ def _write(
     following: report.Following | None = None,
 ) -> None:
     """Write the comparison; while runs go on not yet its figures for a paper."""
-    comparison = report.compare(runs, options.baseline, options.metric, options.columns)
+    comparison = report.compare(
+        runs,
+        options.baseline,
+        options.metric,
+        options.columns,
+        options.x,
+        options.y,
+        options.by,
+    )
     for warning in report.table_warnings(comparison):
         warn(warning)
     report.write(comparison, options.out, following)
@@ -145,6 +174,10 @@ class _Lines:
             if line not in self._said:
                 print(line, flush=True)
         self._said = set(lines)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _seconds(text: str) -> float:

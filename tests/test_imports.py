@@ -80,8 +80,8 @@ EMA_ORDER = [
 # Likewise in `report`: runs as data, results, curves, figures, page, files.
 REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
-    *("statistics", "columns", "grouping", "tables", "notes", "export"),
-    *("looks", "curves", "figures", "drawing", "sweep_figures"),
+    *("statistics", "columns", "grouping", "looks", "curves", "figures", "by_field"),
+    *("tables", "notes", "export", "drawing", "sweep_figures"),
     *("embedded", "introduction", "results", "grids", "page"),
     "__init__",
 ]

@@ -6,8 +6,7 @@ from pathlib import Path
 from edm_jax import files
 from edm_jax.report.columns import COLUMNS, Column, growth, pick
 from edm_jax.report.drawing import Drawing, draw, samples
-from edm_jax.report.export import results_csv, results_latex, results_markdown
-from edm_jax.report.figures import FIGURES
+from edm_jax.report.export import csv_text, results_csv, results_latex, results_markdown
 from edm_jax.report.following import Following, follow
 from edm_jax.report.grouping import config_diff, ladder
 from edm_jax.report.looks import assign
@@ -60,6 +59,8 @@ def write(
         "results.tex": results_latex(comparison),
         "index.html": render(comparison, following),
     }
+    if comparison.by_field:
+        texts["by_field.csv"] = csv_text(*comparison.by_field.records())
     _make(out)
     for name, text in texts.items():
         files.write_text(out / name, text)
@@ -79,7 +80,7 @@ def drawings(comparison: Comparison) -> Iterator[Drawing]:
     """Every figure for a paper that the runs have data for."""
     entries = comparison.entries
     looks = assign(entries)
-    for figure in FIGURES:
+    for figure in comparison.figures:
         charts = figure.charts(entries, looks) if figure.file else []
         if charts:
             yield draw(figure.file, charts, entries, looks)

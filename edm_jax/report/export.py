@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edm_jax.report.columns import Column
-from edm_jax.report.grouping import compact
+from edm_jax.report.grouping import compact, short_names
 from edm_jax.report.notes import table_notes
 from edm_jax.report.tables import Comparison, Row, change_text, paper_text
 
@@ -76,12 +76,6 @@ def _cells(row: Row, column: Column) -> list[Any]:
     return cells
 
 
-def short_names(fields: Sequence[str]) -> list[str]:
-    """The last parts of dotted names; whole names where these do not differ."""
-    short = [name.rpartition(".")[2] for name in fields]
-    return short if len(set(short)) == len(fields) else list(fields)
-
-
 def _table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Headings and cells that the tables for papers have in common."""
     compared, fields = comparison.compared, comparison.fields
@@ -128,6 +122,8 @@ def results_markdown(comparison: Comparison) -> str:
         f"- {_block(f'{row.entry.label}: {change_text(row)}')}": None
         for row in comparison.rows
     }
+    if comparison.by_field:
+        table += ["", *markdown_table(*comparison.by_field.table())]
     title = f"# {_block(comparison.study)}"
     return "\n".join([title, "", *table, "", *notes, "What changed:", "", *changes, ""])
 

@@ -221,3 +221,30 @@ def config_diff(before: Json, after: Json) -> list[str]:
         for name, (was, now) in sides.items()
         if was != now and name not in IGNORED
     ]
+
+
+def field_of(entry: Entry, name: str) -> Any:
+    """A field of an entry's config by its dotted name; None where it has none."""
+    return tree.flatten(entry.runs[0].config, ".").get(name)
+
+
+def varying_fields(entries: Sequence[Entry]) -> list[str]:
+    """The fields, by dotted name, that differ between configs of one letter."""
+    letters = collections.defaultdict(list)
+    for entry in entries:
+        if entry.runs[0].config:
+            config = identity(entry.runs[0].config)
+            letters[entry.letter].append(tree.flatten(config, "."))
+    found: dict[str, None] = {}
+    for flat in letters.values():
+        for name in dict.fromkeys(name for each in flat for name in each):
+            values = {compact(each.get(name)) for each in flat}
+            if len(values) > 1 and name not in IGNORED:
+                found[name] = None
+    return list(found)
+
+
+def short_names(fields: Sequence[str]) -> list[str]:
+    """The last parts of dotted names; whole names where these do not differ."""
+    short = [name.rpartition(".")[2] for name in fields]
+    return short if len(set(short)) == len(fields) else list(fields)

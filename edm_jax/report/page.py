@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from edm_jax.report.curves import Chart
 from edm_jax.report.embedded import charts_data, records
-from edm_jax.report.figures import FIGURES, Figure
+from edm_jax.report.figures import Figure
 from edm_jax.report.following import Following
 from edm_jax.report.grids import grids
 from edm_jax.report.introduction import introduction
@@ -23,6 +23,7 @@ from edm_jax.report.results import (
     Index,
     growth_table,
     has_paper,
+    plain_table,
     prose,
     results_table,
 )
@@ -45,8 +46,11 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
     study, entries, rows = comparison.study, comparison.entries, comparison.rows
     looks = assign(entries)
     index = Index.of(entries, looks)
-    charts = {figure.name: figure.charts(entries, looks) for figure in FIGURES}
-    sections = [_section(f, charts[f.name], entries, index) for f in FIGURES]
+    figures = comparison.figures
+    charts = {figure.name: figure.charts(entries, looks) for figure in figures}
+    sections = [_section(f, charts[f.name], entries, index) for f in figures]
+    if comparison.by_field:
+        sections.insert(1, plain_table(*comparison.by_field.table()))
     runs = records(entries)
     scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
     before = f"""<main>

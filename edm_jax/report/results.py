@@ -193,6 +193,22 @@ def _chips(changed: Sequence[str], against: str, has: object) -> str:
     return lead + (chips or "<span>nothing changed</span>")
 
 
+def plain_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of texts, the first column on the left."""
+    over = "".join(_sorter(head, "" if i else "left") for i, head in enumerate(heads))
+    bodies = [
+        "<tbody><tr>"
+        + f'<th scope="row">{escape(name)}</th>'
+        + "".join(_cell((head, text, None, "")) for head, text in zip(heads[1:], texts))
+        + "</tr></tbody>"
+        for name, *texts in lines
+    ]
+    return (
+        f'<table class="growth sortable"><thead><tr>{over}</tr></thead>'
+        f"{''.join(bodies)}</table>"
+    )
+
+
 def growth_table(rows: Sequence[Row], index: Index) -> str:
     """The paper's claim about magnitudes beside what the runs did."""
     measured = [row for row in rows if row.mean("weight_growth") is not None]

@@ -1,14 +1,19 @@
 """The results of a comparison: what changed, what it did, and how sure that is."""
 
-import collections
 import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edm_jax import tree
+from edm_jax.report.by_field import ByField
 from edm_jax.report.columns import COLUMNS, Column, format_number, pick
-from edm_jax.report.grouping import compact, config_diff, ladder
+from edm_jax.report.figures import FIGURES, Figure
+from edm_jax.report.grouping import (
+    config_diff,
+    field_of,
+    ladder,
+    varying_fields,
+)
 from edm_jax.report.read import identity
 from edm_jax.report.runs import Entry, Run
 from edm_jax.report.statistics import (
@@ -130,6 +135,12 @@ class Comparison:
     rows: list[Row]
     columns: Sequence[Column]  # all that are read
     shown: Sequence[Column]  # those that the tables for papers show
+    by_field: ByField | None = None
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures of the page and for papers, in order."""
+        return [*([self.by_field.figure()] if self.by_field else []), *FIGURES]
 
     @property
     def compared(self) -> list[Column]:
@@ -148,8 +159,10 @@ class Comparison:
 
     @property
     def fields(self) -> list[str]:
-        """The config's fields that differ between configs of one letter."""
-        return varying_fields(self.entries)[:MOST_FIELDS]
+        """The config's fields that are columns: those that vary within a letter."""
+        asked = [self.by_field.x, *self.by_field.by] if self.by_field else []
+        found = dict.fromkeys([*asked, *varying_fields(self.entries)])
+        return [name for name in found if name != "letter"][:MOST_FIELDS]
 
 
 def compare(
@@ -157,6 +170,9 @@ def compare(
     baseline: str | None = None,
     metrics: Sequence[str] = METRICS,
     columns: Sequence[str] = (),
+    x: str = "",
+    y: str = "heldout_loss",
+    by: Sequence[str] = ("letter",),
 ) -> Comparison:
     """Group runs to configs and compare these with the baseline.
 
@@ -165,10 +181,13 @@ def compare(
         baseline: a letter, a label or a run's name; the first config if None.
         metrics: keys of the columns to compare with the baseline's.
         columns: those that results.md and .tex show, as `columns.pick` takes them.
+        x: a numeric field of the config that results are drawn against; '' for none.
+        y: the column that is drawn against it.
+        by: the fields that tell one line of that figure from another.
 
     Raises:
         FileNotFoundError: there is no run.
-        ValueError: the baseline or a column does not exist.
+        ValueError: the baseline, a column or a field does not exist.
     """
     if not runs:
         raise FileNotFoundError("No run to compare: give at least one run directory.")
@@ -178,7 +197,8 @@ def compare(
     entries = ladder(runs, baseline)
     rows = results_rows(entries, [column.key for column in compared], every)
     shown = picked or [column for column in every if column.shown]
-    return Comparison(runs[0].parent, entries, rows, every, shown)
+    by_field = ByField.of(entries, x, *pick([y], "--y"), by) if x else None
+    return Comparison(runs[0].parent, entries, rows, every, shown, by_field)
 
 
 def results_rows(
@@ -267,27 +287,6 @@ def _correct(rows: Sequence[Row]) -> None:
     corrected = holm([found.p for *_, found in tested if found.p is not None])
     for (differences, key, found), p in zip(tested, corrected, strict=True):
         differences[key] = dataclasses.replace(found, p_corrected=p)
-
-
-def field_of(entry: Entry, name: str) -> Any:
-    """A field of an entry's config by its dotted name; None where it has none."""
-    return tree.flatten(entry.runs[0].config, ".").get(name)
-
-
-def varying_fields(entries: Sequence[Entry]) -> list[str]:
-    """The fields, by dotted name, that differ between configs of one letter."""
-    letters = collections.defaultdict(list)
-    for entry in entries:
-        if entry.runs[0].config:
-            config = identity(entry.runs[0].config)
-            letters[entry.letter].append(tree.flatten(config, "."))
-    found: dict[str, None] = {}
-    for flat in letters.values():
-        for name in dict.fromkeys(name for each in flat for name in each):
-            values = {compact(each.get(name)) for each in flat}
-            if len(values) > 1 and name not in ("letter", "title"):
-                found[name] = None
-    return list(found)
 
 
 def change_text(row: Row) -> str:
