@@ -91,17 +91,18 @@ def describe_memory(config: RunConfig, devices: int, compiled: bool) -> dict[str
 
 def describe_menus(name: str) -> str:
     """The entries of a menu, or of all, with their fields; raises ValueError."""
-    if name not in (*configs.ALL_MENUS, "all"):
-        listed = ", ".join(configs.ALL_MENUS)
-        near = menu.suggest(name, configs.ALL_MENUS)
+    from edm_jax.report import COLUMNS  # here: figures take long to import
+
+    menus = {k: (f"--config.{at}", of) for k, (at, of) in configs.ALL_MENUS.items()}
+    menus["column"] = "compare.py --columns", COLUMNS
+    if name not in (*menus, "all"):
+        listed, near = ", ".join(menus), menu.suggest(name, menus)
         raise ValueError(
             f"--menu={name}: there is no such menu; there are {listed}.{near}"
         )
-    names = configs.ALL_MENUS if name == "all" else [name]
     return "\n\n".join(
-        f"{each}: --config.{configs.ALL_MENUS[each][0]}=NAME\n"
-        + menu.describe(configs.ALL_MENUS[each][1])
-        for each in names
+        f"{each}: {menus[each][0]}=NAME\n{menu.describe(menus[each][1])}"
+        for each in (menus if name == "all" else [name])
     )
 
 

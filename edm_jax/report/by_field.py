@@ -25,7 +25,8 @@ class Point:
     x: float
     values: list[float]
     source: str  # evaluated, logged or failed
-    initial: float | None  # the loss before training
+    initial: list[float]  # the loss before training, as evaluated
+    logged: list[float]  # the same, as logged
 
     @property
     def y(self) -> float:
@@ -63,8 +64,10 @@ class ByField:
         for entry in entries:
             value = field_of(entry, x)
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ValueError(f"--x={x} is {compact(value)} in {entry.label}: name a "
-                                 "field that holds numbers.")  # fmt: skip
+                raise ValueError(  # noqa: TRY004  of what a user typed
+                    f"--x={x} is {compact(value)} in {entry.label}: name a field that "
+                    "holds numbers."
+                )
             line = lines.setdefault(_label(entry, by), {})
             if value in line:
                 others = [f for f in varying_fields(entries) if f not in (x, *by)]
@@ -92,7 +95,8 @@ class ByField:
         None where `y` is no loss, or the initial one is not known.
         """
         best, points = self.best(name), self.lines[name]
-        known = [point.initial for point in points if point.initial is not None]
+        known = [loss for point in points for loss in point.initial]
+        known = known or [loss for point in points for loss in point.logged]
         if not self.y.loss or best is None or not known or len(points) < 2:
             return None
         initial = sum(known) / len(known)
@@ -216,11 +220,9 @@ def _point(entry: Entry, x: float, y: Column) -> Point:
         else:
             source = entry.aside[0].state if entry.aside else "absent"
     start = [COLUMNS["untrained_loss"].of(run) for run in entry.measured]
-    for run in entry.runs if not any(start) else ():
-        nimg, losses = run.logs["heldout"].curve("loss_per_element")
-        start += [float(losses[0])] if len(nimg) and nimg[0] == 0 else []
-    known = [value for value in start if value is not None]
-    return Point(x, values, source, sum(known) / len(known) if known else None)
+    logs = [run.logs["heldout"].curve("loss_per_element") for run in entry.runs]
+    at_start = [float(losses[0]) for nimg, losses in logs if len(nimg) and not nimg[0]]
+    return Point(x, values, source, [v for v in start if v is not None], at_start)
 
 
 def is_log(values: Sequence[float]) -> bool:

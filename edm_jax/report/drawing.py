@@ -91,7 +91,6 @@ def draw(
     entries: Sequence[Entry] = (),
     looks: Sequence[Look] = (),
     title: str = "",
-    width: float = WIDTH,
 ) -> Drawing:
     """Draws charts, one to a row.
 
@@ -101,13 +100,13 @@ def draw(
         entries: the configs that the charts point to by their place.
         looks: theirs.
         title: above all.
-        width: in inches.
     """
     charts = charts[:MOST_ROWS]
     rows, columns = len(charts), max(len(chart.panels) for chart in charts)
     height = 4.5 if rows == 1 else 1.0 + (1.42 if columns > 3 else 2.3) * rows
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        wide = WIDTH * (0.62 if rows == columns == 1 else 1.0)
+        figure = Figure(figsize=(wide, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
         if title:
             figure.suptitle(plain(title), x=0.01, ha="left", fontsize=9.5)

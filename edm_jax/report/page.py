@@ -11,6 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from edm_jax.report.columns import GROWTH
 from edm_jax.report.curves import Chart
 from edm_jax.report.embedded import charts_data, records
 from edm_jax.report.figures import Figure
@@ -222,12 +223,14 @@ def _table_controls(comparison: Comparison) -> str:
 
 def _notes(comparison: Comparison) -> str:
     """How the results were tested, what is doubtful, and what the columns are."""
-    own = "; ".join(f"{c.heading}: {c.about}" for c in comparison.default if c.about)
-    own = f"{own}. The lowest held-out loss is in bold."
+    own = "; ".join(
+        f"{c.heading}: {c.about}" for c in comparison.default if c.key not in GROWTH
+    )
+    own = f"{own[0].upper()}{own[1:]}. The lowest held-out loss is in bold."
     if has_paper(comparison.rows):
         own = (
             "The paper’s columns are its Table 1 (FID of ImageNet-512, size S) and are "
-            f"not comparable with what is measured here. {own[0].upper()}{own[1:]}"
+            f"not comparable with what is measured here. {own}"
         )
     notes = [*table_notes(comparison), own]
     return "".join(f'<p class="note">{prose(note)}</p>' for note in notes)

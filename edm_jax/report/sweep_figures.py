@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from edm_jax.report.curves import Chart, Line, Mark, Panel
-from edm_jax.report.drawing import WIDTH, Drawing, draw
+from edm_jax.report.drawing import Drawing, draw
 
 Curves = Sequence[dict[str, Any]]  # sweeps.Curve as JSON, with its optimum
 SIGMA_REL = "EMA length σ_rel"
@@ -29,7 +29,7 @@ def draw_sweeps(
     drawings = []
     if lengths:
         chart = Chart(SIGMA_REL, [_panel(title, lengths[:1], [1])])
-        drawings.append(draw("ema_length", [chart], width=WIDTH * 0.62))
+        drawings.append(draw("ema_length", [chart]))
     if over_time:
         shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.1, len(over_time)))
         colours = [to_hex(shade) for shade in shades]

@@ -197,7 +197,7 @@ def compare(
     entries = ladder(runs, baseline)
     rows = results_rows(entries, [column.key for column in compared], every)
     shown = picked or [column for column in every if column.shown]
-    by_field = ByField.of(entries, x, *pick([y], "--y"), by) if x else None
+    by_field = ByField.of(entries, x, pick([y], "--y")[0], by) if x else None
     return Comparison(runs[0].parent, entries, rows, every, shown, by_field)
 
 
