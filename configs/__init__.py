@@ -15,6 +15,7 @@ from ml_collections.config_flags import tuple_parser
 
 from configs.workloads import get_workload
 from edm_jax import files, menu, tree
+from edm_jax.optim import chain
 from edm_jax.runs import schema
 from edm_jax.train.config import RunConfig
 
@@ -41,7 +42,11 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> RunConfi
     for field in sorted(overrides, key=lambda field: not field.endswith(".name")):
         _override(config, field, overrides[field])
     _complete(config)
-    return RunConfig.of(config)
+    found = RunConfig.of(config)
+    # Not when a run is read: it may have been trained so.
+    for sentence in chain.misfits(found.optimizer, found.training.duration_mimg):
+        raise ValueError(sentence)
+    return found
 
 
 def from_json(fields: Mapping, path: files.PathLike) -> RunConfig:

@@ -1,6 +1,7 @@
 """The optimizer chain: what a config's `optimizer` fields mean, in one place."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated
 
 import jax
@@ -10,15 +11,9 @@ from edm_jax import menu
 from edm_jax.fields import Count, Positive, Settings
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
-from edm_jax.optim.schedules import (
-    SCHEDULES,
-    WARMUPS,
-    Rate,
-    Run,
-    Schedule,
-    Warmup,
-    per_step,
-)
+from edm_jax.optim.schedules import SCHEDULES, Rate, Schedule, per_step
+from edm_jax.optim.timing import Run
+from edm_jax.optim.warmups import WARMUPS, Warmup
 from edm_jax.optim.weight_norm import forced_weight_norm
 
 
@@ -34,6 +29,15 @@ class OptimizerConfig(Settings):
     loss_scale: Positive  # for float16; divided out of the gradient again
     forced_weight_norm: bool
     nonfinite: Annotated[str, menu.Word(POLICIES)]
+
+
+def misfits(opt: OptimizerConfig, duration_mimg: float) -> Iterator[str]:
+    """What of the schedule and the warm-up does not fit a run: sentences."""
+    run = Run(duration_mimg * 1e6, opt.batch_size)
+    for field in ("schedule", "warmup"):
+        found = getattr(getattr(opt, field), "misfits", None)
+        for sentence in found(run) if found else ():
+            yield f"optimizer.{field}.{sentence}"
 
 
 def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and warm-ups as functions of the images seen (App. D).
+"""Learning-rate schedules as functions of the images seen (App. D).
 
 The learning rate is alpha_ref times the factor of a schedule and that of a warm-up.
 Counting images rather than optimizer calls keeps it the same for any batch size, number
@@ -6,122 +6,93 @@ of devices, accumulation and resumption.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from edm_jax.fields import Bound, NotNegative, Positive, Settings, Share
+from edm_jax.fields import Settings
+from edm_jax.optim import optax_calls
+from edm_jax.optim.cycles import CosineRestarts, Cyclical, OneCycle
+from edm_jax.optim.decays import (
+    Constant,
+    Cosine,
+    Exponential,
+    InverseSqrt,
+    InverseSqrtCooldown,
+    Linear,
+    Polynomial,
+    Step,
+    WarmupStableDecay,
+)
+from edm_jax.optim.timing import Run
 
 Rate = Callable[..., jax.Array]  # images seen before a step -> its learning rate
 
 
-class Run(NamedTuple):
-    """What a schedule may depend on besides the images seen."""
-
-    duration_nimg: float
-    batch_size: int
-
-
 @runtime_checkable
 class Schedule(Protocol):
-    """An entry of SCHEDULES."""
+    """An entry of SCHEDULES.
+
+    It may have more methods: `misfits(run)` yields what does not fit the run, sentences
+    that begin with a field's name, and `momentum(nimg, run)` is the method's beta1.
+    """
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor of alpha_ref after `nimg` images."""
         ...
 
 
-@runtime_checkable
-class Warmup(Protocol):
-    """An entry of WARMUPS."""
-
-    def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor of alpha_ref after `nimg` images."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
-class Constant(Settings):
-    """1 throughout."""
+class OptaxSchedule(Settings):
+    """A schedule of Optax, its steps read as images, its value a fraction of alpha_ref.
+
+    Such as call='exponential_decay(init_value=1.0, transition_steps=20000,
+    decay_rate=0.5)'.
+    """
+
+    call: str = "constant_schedule(value=1.0)"
+
+    def faults(self) -> Iterator[str]:
+        """A call that Optax does not take."""
+        try:
+            function, settings = self._parsed()
+            float(function(**settings)(0.0))
+        except (TypeError, ValueError) as error:
+            yield f"call={self.call!r} makes no schedule: {error}"
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor after `nimg` images."""
-        del nimg, run
-        return jnp.ones(())
+        del run
+        function, settings = self._parsed()
+        return jnp.asarray(function(**settings)(nimg), jnp.float32)
 
-
-@dataclasses.dataclass(frozen=True)
-class InverseSqrt(Settings):
-    """1 / sqrt(max(t / t_ref, 1)), t in steps (Eq. 67)."""
-
-    t_ref: Bound = 70_000.0  # steps
-
-    def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
-        return 1 / jnp.sqrt(jnp.maximum(nimg / (self.t_ref * run.batch_size), 1.0))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ending(Settings):
-    """A decay to a final factor, which then stays."""
-
-    final: Share = 0.0  # fraction of alpha_ref at the end
-    end_mimg: NotNegative = 0.0  # million images; 0: the run's own duration
-
-    def _done(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """t = min(nimg / end, 1)."""
-        return jnp.minimum(nimg / (self.end_mimg * 1e6 or run.duration_nimg), 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cosine(_Ending):
-    """final + (1 - final) (1 + cos(pi t)) / 2, t = nimg / end (arXiv 1608.03983, Eq. 5)."""
-
-    def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
-        shape = (1 + jnp.cos(jnp.pi * self._done(nimg, run))) / 2
-        return self.final + (1 - self.final) * shape
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear(_Ending):
-    """final + (1 - final) (1 - t), t = nimg / end."""
-
-    def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
-        return self.final + (1 - self.final) * (1 - self._done(nimg, run))
-
-
-@dataclasses.dataclass(frozen=True)
-class NoWarmup(Settings):
-    """1 throughout."""
-
-    def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor after `nimg` images."""
-        del nimg
-        return jnp.ones(())
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearWarmup(Settings):
-    """min(nimg / rampup, 1) (App. D): the first step of a run has rate 0."""
-
-    rampup_mimg: Positive = 10.0  # million images
-
-    def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor after `nimg` images."""
-        return jnp.minimum(nimg / (self.rampup_mimg * 1e6), 1.0)
+    def _parsed(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        known = {
+            name: function
+            for name, function in optax_calls.functions(optax).items()
+            if name.endswith(("_schedule", "exponential_decay"))
+        }
+        return optax_calls.parse(self.call, known)
 
 
 SCHEDULES = {
     "constant": Constant,
     "inverse_sqrt": InverseSqrt,
+    "inverse_sqrt_cooldown": InverseSqrtCooldown,
     "cosine": Cosine,
+    "cosine_restarts": CosineRestarts,
     "linear": Linear,
+    "polynomial": Polynomial,
+    "step": Step,
+    "exponential": Exponential,
+    "warmup_stable_decay": WarmupStableDecay,
+    "cyclical": Cyclical,
+    "one_cycle": OneCycle,
+    "optax": OptaxSchedule,
 }
-WARMUPS = {"none": NoWarmup, "linear": LinearWarmup}
 
 
 def per_step(rate: Rate, batch_size: int) -> Rate:

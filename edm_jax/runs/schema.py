@@ -7,12 +7,14 @@ from typing import Any
 from edm_jax import files
 
 SCHEMA = 3
-# {version: {field that it brought: what it had been until then}}
+# {version: {field that it brought: what it had been until then}}; GROUP[NAME].FIELD is a
+# field of one entry of a menu.
 _ADDED = {
     3: {
         "network.noise_channels": 0,
         "network.embedding_channels": 0,
         "network.activation.name": "silu",
+        "optimizer.warmup[linear].start": 0.0,
     }
 }
 
@@ -52,8 +54,11 @@ def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _add(group: Any, path: list[str], value: Any) -> None:
     """Sets a field that is missing; what is no group is left to who reads the config."""
-    for name in path[:-1]:
+    for place in path[:-1]:
+        name, _, entry = place.rstrip("]").partition("[")
         group = group.setdefault(name, {}) if isinstance(group, dict) else None
+        if entry and isinstance(group, dict) and group.get("name") != entry:
+            return
     if isinstance(group, dict):
         group.setdefault(path[-1], value)
 

@@ -12,6 +12,7 @@ from edm_jax.optim import (
     nonfinite,
     optimizers,
     schedules,
+    warmups,
     weight_norm,
 )
 
@@ -23,7 +24,7 @@ def options(**changes):
         "batch_size": BATCH,
         "alpha_ref": 0.01,
         "schedule": schedules.InverseSqrt(t_ref=3.0),
-        "warmup": schedules.LinearWarmup(2 * BATCH / 1e6),
+        "warmup": warmups.LinearWarmup(2 * BATCH / 1e6),
         "method": optimizers.Adam(0.9, 0.99, 1e-8),
         "loss_scale": 1.0,
         "nonfinite": "zero",

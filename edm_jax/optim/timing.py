@@ -1,0 +1,34 @@
+"""What a schedule may depend on, and where it ends."""
+
+import dataclasses
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from edm_jax.fields import NotNegative, Range, Settings, Share
+
+Part = Annotated[float, Range(0, 1, "(]", "in (0, 1]")]
+
+
+class Run(NamedTuple):
+    """What a schedule may depend on besides the images seen."""
+
+    duration_nimg: float
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending(Settings):
+    """A schedule that reaches a final factor, which then stays."""
+
+    final: Share = 0.0  # fraction of alpha_ref at the end
+    end_mimg: NotNegative = 0.0  # million images; 0: the run's own duration
+
+    def end_nimg(self, run: Run) -> float:
+        """Images at the end."""
+        return self.end_mimg * 1e6 or run.duration_nimg
+
+    def done(self, nimg: jax.Array, run: Run) -> jax.Array:
+        """t = min(nimg / end, 1)."""
+        return jnp.minimum(nimg / self.end_nimg(run), 1.0)
