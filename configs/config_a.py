@@ -128,7 +128,10 @@ def get_config(workload: str = "digits") -> ConfigDict:
     evaluation.num_sigmas = 1  # per held-out image
     evaluation.batch_size = w.evaluation_batch_size
     evaluation.num_samples = w.num_samples
-    evaluation.num_steps = 32  # of the Heun sampler
+    # Menus of edm_jax: `describe.py --menu=evaluator`, `--menu=sampler`.
+    evaluation.evaluators = "heldout_loss,sample_grid,pixel_frechet"
+    evaluation.sampler = choice("heun")
+    evaluation.num_steps = 32  # of the sampler
     evaluation.sigma_min = 0.002
     evaluation.sigma_max = 80.0
     evaluation.rho = 7.0

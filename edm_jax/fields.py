@@ -48,6 +48,7 @@ Bound = Annotated[float, Range(0, _INF, "(]", "positive; inf turns it off")]
 Fraction = Annotated[float, Range(0, 1, "[)", "in [0, 1)")]
 Share = Annotated[float, Range(0, 1, "[]", "in [0, 1]")]
 Count = Annotated[int, Range(1, _INF, "[)", "at least 1")]
+Several = Annotated[int, Range(2, _INF, "[)", "at least 2")]
 Index = Annotated[int, Range(0, _INF, "[)", "0 or more")]
 
 

@@ -140,15 +140,21 @@ class Entry(fields.Choice):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Word(fields.Choice):
-    """The field holds the name of an entry, which has no fields or takes its defaults."""
+    """The field holds the name of an entry, which has no fields or takes its defaults.
+
+    several: it holds one or more, separated by commas.
+    """
 
     menu: Menu
     title: str = ""
+    several: bool = False
 
     def convert(self, path: str, value: Any) -> Any:
-        # The user's own file is read when it is used, as for `Own`.
-        if isinstance(value, str) and ".py:" not in value:
-            entry(self.menu, path, value)
+        if isinstance(value, str):
+            for name in value.split(",") if self.several else [value]:
+                # The user's own file is read when it is used, as for `Own`.
+                if ".py:" not in name:
+                    entry(self.menu, path, name)
         return value
 
 
@@ -160,6 +166,7 @@ class Choosable:
     menu: Menu
     title: str
     kind: Any  # what an entry must be; None where the field holds a name alone
+    several: bool = False  # names, separated by commas
 
     @property
     def flag(self) -> str:
@@ -173,7 +180,8 @@ class Choosable:
             ValueError: there is no such entry, or its fields do not fit.
         """
         if self.kind is None:
-            entry(self.menu, self.path, chosen)
+            for name in str(chosen).split(",") if self.several else [chosen]:
+                entry(self.menu, self.path, name)
             return chosen
         made = build(self.menu, self.path, chosen)
         fields.check(self.path, made, self.kind)
@@ -191,7 +199,8 @@ def choices(cls: type, path: str = "") -> dict[str, Choosable]:
             if isinstance(note, Entry | Word):
                 kind = typing.get_args(hint)[0] if isinstance(note, Entry) else None
                 title = note.title or name
-                found[dotted] = Choosable(dotted, note.menu, title, kind)
+                several = isinstance(note, Word) and note.several
+                found[dotted] = Choosable(dotted, note.menu, title, kind, several)
     return found
 
 

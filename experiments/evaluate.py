@@ -1,7 +1,8 @@
 """Evaluate a trained run: python experiments/evaluate.py --run=runs/digits-g-seed0.
 
 Rebuilds every EMA length of evaluation.sigma_rels from the snapshots, measures the
-held-out loss of each, and samples from the best. Writes evaluation.json, samples.png.
+held-out loss of each, and has evaluation.evaluators measure the best. Writes
+evaluation.json, and what they draw, such as samples.png.
 """
 
 from edm_jax.evals import evaluation
@@ -40,11 +41,11 @@ def main() -> None:
     finished = result["nimg"] == before.get("total_nimg")
     state = "done" if finished else before["state"]
     run.set_status(state=state, stage="evaluate", message="")
-    best = result["best"]
+    best, untrained = result["best"], result.get("untrained_loss")
+    was = "" if untrained is None else f" (untrained {untrained:.4f})"
     print(
         f"{run.path}: held-out loss {best['loss']:.4f} at sigma_rel "
-        f"{best['sigma_rel']:.3f} (untrained {result['untrained_loss']:.4f}); "
-        f"see evaluation.json and samples.png there"
+        f"{best['sigma_rel']:.3f}{was}; see evaluation.json there"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edm_jax.fields import Positive, Settings
+from edm_jax.fields import Positive, Settings, Several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,15 +15,13 @@ class NoiseLevels(Settings):
     sigma_i = (s_max^(1/rho) + i / (num_steps - 1) (s_min^(1/rho) - s_max^(1/rho)))^rho
     """
 
-    num_steps: int = 32
+    num_steps: Several = 32
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
 
     def faults(self) -> Iterator[str]:
         """What contradicts itself."""
-        if self.num_steps < 2:
-            yield f"num_steps={self.num_steps}, but a sampler needs at least 2 steps."
         if self.sigma_min >= self.sigma_max:
             yield (
                 f"sigma_min={self.sigma_min:g}, but must be below sigma_max, which is "

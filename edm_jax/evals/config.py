@@ -4,14 +4,16 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Protocol
 
+from edm_jax import menu
 from edm_jax.data.store import DataConfig
 from edm_jax.diffusion.denoiser import LossConfig
+from edm_jax.diffusion.noise_levels import NoiseLevels
+from edm_jax.diffusion.samplers import SAMPLERS, Sampler
 from edm_jax.ema.config import length_faults
-from edm_jax.fields import Count, Finite, Positive, Range, Settings
+from edm_jax.evals.evaluators import EVALUATORS
+from edm_jax.fields import Count, Fault, Finite, Positive, Settings, Several
 from edm_jax.models.ops import NetworkConfig
 from edm_jax.models.unet import UNetSpec
-
-Several = Annotated[int, Range(2, float("inf"), "[)", "at least 2")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +27,24 @@ class EvaluationConfig(Settings):
     num_sigmas: Count  # per held-out image
     batch_size: Count
     num_samples: Several
-    num_steps: Several  # of the sampler
+    evaluators: Annotated[str, menu.Word(EVALUATORS, "evaluator", several=True)]
+    sampler: Annotated[Sampler, menu.Entry(SAMPLERS)]
+    num_steps: Several
     sigma_min: Positive
     sigma_max: Positive
     rho: Positive
 
     def faults(self) -> Iterator[str]:
         yield from length_faults("sigma_rels", self.sigma_rels)
-        if self.sigma_min >= self.sigma_max:
-            yield (
-                f"sigma_min={self.sigma_min} must be below "
-                f"evaluation.sigma_max={self.sigma_max}."
-            )
+        try:
+            self.levels  # noqa: B018
+        except Fault as fault:
+            yield str(fault)
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The noise levels that the sampler visits."""
+        return NoiseLevels(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
 
 
 class Config(Protocol):

@@ -1,4 +1,4 @@
-"""What a trained run is worth: every EMA length, a grid of samples, a distance."""
+"""What a trained run is worth: the best EMA length, and what evaluators measure of it."""
 
 import functools
 import math
@@ -7,86 +7,106 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax import data, diffusion, ema
-from edm_jax.diffusion.noise_levels import NoiseLevels
-from edm_jax.diffusion.samplers import Heun
-from edm_jax.ema import posthoc, snapshots
-from edm_jax.evals import frechet, gallery, sweeps
+from edm_jax import data, diffusion, menu
+from edm_jax.ema import posthoc
+from edm_jax.ema.snapshots import Snapshot
+from edm_jax.evals import sweeps
 from edm_jax.evals.config import Config
+from edm_jax.evals.evaluators import EVALUATORS
 from edm_jax.evals.generation import Generator, Recipe
 from edm_jax.evals.heldout import HeldOut
-from edm_jax.models import unet
 from edm_jax.models.unet import Params
 from edm_jax.runs import directory
 
-MAX_PIXEL_FEATURES = 4096
 OnProgress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+class Subject:
+    """A run as evaluators see it.
+
+    Attributes:
+        config: the run's.
+        run: its directory.
+        denoiser: its network.
+        heldout: its held-out images and their loss.
+        stored: its snapshots.
+        nimg: images seen before the last of them.
+        sweep: the held-out loss of each EMA length.
+        params: the weights of the best.
+    """
+
+    def __init__(self, config: Config, run: directory.RunDir, on_progress: OnProgress):
+        self.config, self.run, self._on_progress = config, run, on_progress
+        data.prepare(config.data)
+        self.denoiser = diffusion.Denoiser(config.spec, config.loss.sigma_data)
+        self.heldout = HeldOut(self.denoiser, config)
+        self.stored = sweeps.usable(run.snapshots)
+        if not self.stored:
+            raise ValueError(f"{run.path} has no snapshots yet; train it first.")
+        self.nimg = posthoc.last_nimg(self.stored)
+        self.sweep, self.params = _sweep(config, self.heldout, self.stored, on_progress)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The classes (N,) of `images`."""
+        evaluation, network = self.config.evaluation, self.config.network
+        return classes(range(evaluation.num_samples), network.num_classes)
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """Normalised samples (N, H, W, C) of the first evaluation.num_samples seeds."""
+        batch_size = self.config.evaluation.batch_size
+        generate = Generator(self.denoiser, recipe(self.config), batch_size)
+        seeds = range(len(self.labels))
+        report = functools.partial(self._on_progress, "images")
+        return generate(self.params, seeds, self.labels, on_progress=report)
+
+    def real(self, split: str) -> np.ndarray:
+        """Normalised images (N, H, W, C) of a split, evaluation.num_heldout at most."""
+        limit = self.config.evaluation.num_heldout
+        return data.load_split(self.config.data, split, limit, 0)["image"]
 
 
 def evaluate(
     config: Config, run: directory.RunDir, on_progress: OnProgress = lambda *_: None
 ) -> dict[str, Any]:
-    """Rebuilds the sweep of sigma_rel, finds the best by held-out loss, samples from it.
+    """Finds the best EMA length by held-out loss, and measures its weights.
 
-    Writes evaluation.json and samples.png; returns the former. Raises ValueError where
-    the run has no snapshots.
+    Args:
+        config: the run's; `evaluation.evaluators` are those that measure.
+        run: its directory.
+        on_progress: takes what is being done, and how far.
+
+    Returns:
+        What evaluation.json then holds.
+
+    Raises:
+        ValueError: the run has no snapshots, or two evaluators measure one thing.
     """
-    data.prepare(config.data)
-    denoiser = diffusion.Denoiser(config.spec, config.loss.sigma_data)
-    heldout = HeldOut(denoiser, config)
-    refs = sweeps.usable(run.snapshots)
-    if not refs:
-        raise ValueError(f"{run.path} has no snapshots yet; train it first.")
-    nimg = posthoc.last_nimg(refs)
-    sweep, best = _sweep(config, heldout, refs, on_progress)
-    traditional = [
-        {
-            "halflife_mimg": ref.meta.profile.halflife_mimg,
-            "loss": heldout.loss(snapshots.read(ref.path)[0]),
-        }
-        for ref in refs
-        if isinstance(ref.meta.profile, ema.TraditionalProfile)
-        and ref.meta.nimg == nimg
-    ]
-    seeds = range(config.evaluation.num_samples)
-    labels = classes(seeds, config.network.num_classes)
-    images = Generator(denoiser, recipe(config), config.evaluation.batch_size)(
-        best, seeds, labels, on_progress=functools.partial(on_progress, "images")
-    )
-    gallery.write_grid(run.path / "samples.png", images, labels)
-    train, test = (
-        data.load_split(config.data, name, config.evaluation.num_heldout, 0)["image"]
-        for name in (config.data.train_split, config.data.heldout_split)
-    )
+    path = "evaluation.evaluators"
+    names = config.evaluation.evaluators.split(",")
+    evaluators = {name: menu.build(EVALUATORS, path, name) for name in names}
+    subject = Subject(config, run, on_progress)
     rates = [r["images_per_s"] for r in run.records("speed")]
-    probes = run.records("heldout")
-    result = {
-        "nimg": nimg,
-        "untrained_loss": heldout.loss(unet.init_params(config.spec, config.seed)),
-        "raw_loss": probes[-1]["raw_loss_per_element"] if probes else None,
-        "sweep": sweep,
-        "best": min(sweep, key=lambda point: point["loss"]),
-        "traditional": traditional,
-        "pixel_frechet": _pixel_frechet(images, test),
-        "pixel_frechet_floor": _pixel_frechet(train, test),
-        "num_samples": len(images),
+    result: dict[str, Any] = {
+        "nimg": subject.nimg,
+        "sweep": subject.sweep,
+        "best": min(subject.sweep, key=lambda point: point["loss"]),
         "images_per_s": float(np.median(rates)) if rates else None,
     }
+    for name, evaluator in evaluators.items():
+        found = evaluator.evaluate(subject)
+        if both := sorted(found.keys() & result.keys()):
+            raise ValueError(
+                f"{path}: {name} measures {both[0]!r}, which evaluation.json has already."
+            )
+        result |= found
     directory.write_json(run.path / "evaluation.json", result)
     return result
 
 
-def _pixel_frechet(images_a: np.ndarray, images_b: np.ndarray) -> float | None:
-    # A covariance of many more pixels means nothing, and does not fit.
-    small = images_a[0].size <= MAX_PIXEL_FEATURES
-    return frechet.pixel_frechet(images_a, images_b) if small else None
-
-
 def _sweep(
-    config: Config,
-    heldout: HeldOut,
-    stored: list[snapshots.Snapshot],
-    on_progress: OnProgress,
+    config: Config, heldout: HeldOut, stored: list[Snapshot], on_progress: OnProgress
 ) -> tuple[list[dict[str, float]], Params]:
     """Held-out loss of every length, and the weights of the best (Fig. 5a)."""
     sigma_rels = sweeps.keep_expressible(stored, config.evaluation.sigma_rels)
@@ -110,11 +130,7 @@ def _sweep(
 
 def recipe(config: Config) -> Recipe:
     """How a config makes images."""
-    fields = config.evaluation
-    return Recipe(
-        Heun(),
-        NoiseLevels(fields.num_steps, fields.sigma_min, fields.sigma_max, fields.rho),
-    )
+    return Recipe(config.evaluation.sampler, config.evaluation.levels)
 
 
 def classes(seeds: Sequence[int], num_classes: int) -> np.ndarray:

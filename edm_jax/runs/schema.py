@@ -15,6 +15,8 @@ _ADDED = {
         "network.embedding_channels": 0,
         "network.activation.name": "silu",
         "optimizer.warmup[linear].start": 0.0,
+        "evaluation.evaluators": "heldout_loss,sample_grid,pixel_frechet",
+        "evaluation.sampler.name": "heun",
     }
 }
 

@@ -333,7 +333,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"loss__P_mean": "nan"}, "P_mean=nan, but must be finite"),
         ("g", {"loss__P_mean": "inf"}, "must be finite"),
         ("g", {"evaluation__num_sigmas": "0"}, "must be at least 1"),
-        ("g", {"evaluation__sigma_min": "80"}, "must be below evaluation.sigma_max"),
+        ("g", {"evaluation__sigma_min": "80"}, "must be below sigma_max"),
         ("g", {"evaluation__num_steps": "1"}, "must be at least 2"),
         ("g", {"training__duration_mimg": "inf"}, "must be positive and finite"),
         ("g", {"seed": "-1"}, "^seed=-1, but must be 0 or more"),

@@ -97,7 +97,7 @@ def test_noise_levels_are_the_papers():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"num_steps": 1}, "at least 2 steps"),
+        ({"num_steps": 1}, "at least 2"),
         ({"sigma_min": 90.0}, "below sigma_max, which is 80"),
         ({"rho": 0.0}, "positive"),
     ],

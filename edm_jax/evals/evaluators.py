@@ -1,0 +1,97 @@
+"""What is measured of a run, and goes into its evaluation.json."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from edm_jax.ema import snapshots
+from edm_jax.ema.profiles import TraditionalProfile
+from edm_jax.evals import frechet, gallery
+from edm_jax.fields import Count, Settings
+from edm_jax.models import unet
+
+if TYPE_CHECKING:
+    from edm_jax.evals.evaluation import Subject
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """An entry of EVALUATORS."""
+
+    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+        """Measures a run.
+
+        Args:
+            subject: the run with its best average; what takes time is made when it is
+                asked for, once for all evaluators.
+
+        Returns:
+            Fields of evaluation.json, which takes numbers, texts, lists and dicts.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutLoss(Settings):
+    """Loss of held-out images (Eq. 14, 15): untrained, raw, and traditional averages."""
+
+    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+        """untrained_loss, raw_loss and traditional."""
+        config, loss = subject.config, subject.heldout.loss
+        probes = subject.run.records("heldout")
+        traditional = [
+            {
+                "halflife_mimg": ref.meta.profile.halflife_mimg,
+                "loss": loss(snapshots.read(ref.path)[0]),
+            }
+            for ref in subject.stored
+            if isinstance(ref.meta.profile, TraditionalProfile)
+            and ref.meta.nimg == subject.nimg
+        ]
+        return {
+            "untrained_loss": loss(unet.init_params(config.spec, config.seed)),
+            "raw_loss": probes[-1]["raw_loss_per_element"] if probes else None,
+            "traditional": traditional,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleGrid(Settings):
+    """samples.png: images of the first seeds, whose rows are classes."""
+
+    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+        """num_samples."""
+        path = subject.run.path / "samples.png"
+        gallery.write_grid(path, subject.images, subject.labels)
+        return {"num_samples": len(subject.images)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFrechet(Settings):
+    """Fréchet distance of raw pixels to held-out images; of training images: its floor.
+
+    None for images of more than `max_features` values: a covariance of that many would
+    mean nothing, and not fit.
+    """
+
+    max_features: Count = 4096
+
+    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+        """pixel_frechet and pixel_frechet_floor."""
+        data = subject.config.data
+        test = subject.real(data.heldout_split)
+        sets = {
+            "pixel_frechet": subject.images,
+            "pixel_frechet_floor": subject.real(data.train_split),
+        }
+        small = test[0].size <= self.max_features
+        return {
+            name: frechet.pixel_frechet(images, test) if small else None
+            for name, images in sets.items()
+        }
+
+
+EVALUATORS = {
+    "heldout_loss": HeldOutLoss,
+    "sample_grid": SampleGrid,
+    "pixel_frechet": PixelFrechet,
+}
