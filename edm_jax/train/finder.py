@@ -17,7 +17,8 @@ from edm_jax import data
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.fields import Index, Positive, Settings
 from edm_jax.optim import finder
-from edm_jax.optim.schedules import NoWarmup, Run
+from edm_jax.optim.schedules import Run
+from edm_jax.optim.warmups import NoWarmup
 from edm_jax.train.checkpoint import Checkpoints
 from edm_jax.train.config import RunConfig
 from edm_jax.train.step import TrainState
