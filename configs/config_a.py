@@ -105,10 +105,14 @@ def get_config(workload: str = "digits") -> ConfigDict:
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes
     training.patience_mimg = math.inf  # ends where the held-out loss no longer falls
-    # Alerts in the log: a step's loss above so many times its running mean, and
-    # magnitudes above so many times those of the first probe.
+    # Alerts in the log: a step's loss above so many times its running mean, magnitudes
+    # above so many times those of the first probe, a loss or gradient so many robust
+    # deviations above the steps before, and an update above this part of the weights.
     training.alert_loss = 3.0
     training.alert_growth = 10.0
+    training.alert_z = 10.0
+    training.alert_update = 0.5
+    training.sharpness_iterations = 0  # of Lanczos, at probes; 0: none
     # How it runs, which may change where a run goes on.
     training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.keep_checkpoints = 2  # the last ones,

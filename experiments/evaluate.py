@@ -38,11 +38,14 @@ def main() -> None:
             run.set_status(state="failed", stage="evaluate", message=message)
             raise
     # Evaluating a run that is still in training leaves it as it was.
-    finished = result["nimg"] == before.get("total_nimg")
+    best_nimg = run.best_nimg
+    finished = result["nimg"] == (best_nimg or before.get("total_nimg"))
     state = "done" if finished else before["state"]
     run.set_status(state=state, stage="evaluate", message="")
     best, untrained = result["best"], result.get("untrained_loss")
     was = "" if untrained is None else f" (untrained {untrained:.4f})"
+    if best_nimg:
+        print(f"It stopped early, and is evaluated at its best: {best_nimg:,} images.")
     print(
         f"{run.path}: held-out loss {best['loss']:.4f} at sigma_rel "
         f"{best['sigma_rel']:.3f}{was}; see evaluation.json there"

@@ -226,7 +226,7 @@ def _trained(
         return Trained(
             denoiser, _fitting(file, unet.abstract_params(config.spec)), checksum
         )
-    stored = sweeps.usable(run.snapshots)
+    stored = sweeps.usable(run.snapshots, run.best_nimg)
     profiles = [s.meta.profile for s in stored]
     only = profiles[0] if len(profiles) == 1 else ema.PowerProfile(0.1)
     wanted = only if sigma_rel is None else ema.PowerProfile(sigma_rel)

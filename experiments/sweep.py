@@ -37,7 +37,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     data.prepare(config.data)
     heldout = HeldOut(diffusion.Denoiser(config.spec, config.loss.sigma_data), config)
-    stored = sweeps.usable(run.snapshots)
+    stored = sweeps.usable(run.snapshots, run.best_nimg)
     with cli.progress_bar() as bar:
         measured = sweeps.Sweeps(
             heldout, stored, out / "points.json", cli.report_to(bar)

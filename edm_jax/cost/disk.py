@@ -65,6 +65,8 @@ def estimate(config: RunConfig, stored_checkpoints: int = 0) -> Estimate:
     nimg = config.total_steps * config.optimizer.batch_size
     training, state = config.training, trainer.abstract_state(config)
     times = math.ceil(nimg / (training.snapshot_mimg * 1e6))
+    if training.patience_mimg < math.inf:  # every probe may be the best so far
+        times += math.ceil(nimg / (training.probe_mimg * 1e6))
     return Estimate(
         snapshot_bytes=_snapshot_bytes(params, config.ema.snapshot_dtype),
         snapshots=times * len(config.ema.profiles()),

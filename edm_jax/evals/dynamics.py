@@ -39,6 +39,16 @@ def activation_magnitudes(mean_squares: Params) -> Magnitudes:
     )
 
 
+def unit_magnitudes(mean_squares: Params) -> dict[str, np.ndarray]:
+    """{'enc_8x8_block0/conv0': (units,), ...}: sqrt(E[h^2]) of every layer's outputs."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mean_squares["unet"]):
+        names = [key.key for key in path if hasattr(key, "key")]
+        units = np.sqrt(np.asarray(leaf, np.float64)).ravel()
+        found["/".join(name for name in names if name != "output")] = units
+    return found
+
+
 def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.Array]:
     """{'enc_8x8': ..., 'all': ...} of |dw| / |w| over the kernels of a place.
 

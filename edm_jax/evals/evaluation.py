@@ -29,7 +29,7 @@ class Subject:
         run: its directory.
         denoiser: its network.
         heldout: its held-out images and their loss.
-        stored: its snapshots.
+        stored: its snapshots; up to its best, of one that stopped early.
         nimg: images seen before the last of them.
         sweep: the held-out loss of each EMA length.
         params: the weights of the best.
@@ -40,7 +40,7 @@ class Subject:
         data.prepare(config.data)
         self.denoiser = diffusion.Denoiser(config.spec, config.loss.sigma_data)
         self.heldout = HeldOut(self.denoiser, config)
-        self.stored = sweeps.usable(run.snapshots)
+        self.stored = sweeps.usable(run.snapshots, run.best_nimg)
         if not self.stored:
             raise ValueError(f"{run.path} has no snapshots yet; train it first.")
         self.nimg = posthoc.last_nimg(self.stored)

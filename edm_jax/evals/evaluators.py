@@ -37,7 +37,11 @@ class HeldOutLoss(Settings):
     def evaluate(self, subject: "Subject") -> dict[str, Any]:
         """untrained_loss, raw_loss and traditional."""
         config, loss = subject.config, subject.heldout.loss
-        probes = subject.run.records("heldout")
+        probes = [
+            probe
+            for probe in subject.run.records("heldout")
+            if probe["nimg"] <= subject.nimg
+        ]
         traditional = [
             {
                 "halflife_mimg": ref.meta.profile.halflife_mimg,

@@ -88,6 +88,12 @@ class HeldOut:
             "weights": dynamics.weight_magnitudes(params),
         }
 
+    def units(self, params: Params) -> dict[str, np.ndarray]:
+        """{'enc_8x8_block0/conv0': (units,), ...}: RMS of every layer's output units."""
+        inputs = self.noisy, self.sigma, self.label
+        mean_squares = self.inference.mean_squares(params, *inputs)
+        return dynamics.unit_magnitudes(mean_squares)
+
 
 def _check_shape(shape: tuple[int, ...], config: Config) -> None:
     net, name = config.network, config.data.name

@@ -76,8 +76,12 @@ def optimum(curve: Curve) -> Optimum:
     return found._replace(fitted_sigma_rel=vertex, fitted_loss=float(fit(vertex)))
 
 
-def usable(directory: files.PathLike) -> list[Snapshot]:
+def usable(directory: files.PathLike, last: int | None = None) -> list[Snapshot]:
     """The snapshots of a directory; warns of those that are damaged.
+
+    Args:
+        directory: where they are.
+        last: the time of the last that counts, such as `RunDir.best_nimg`.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -88,7 +92,7 @@ def usable(directory: files.PathLike) -> list[Snapshot]:
         raise damaged[0]
     for each in damaged:
         _log.warning("Left out: %s", each)
-    return found
+    return [each for each in found if last is None or each.meta.nimg <= last]
 
 
 def reconstruct(

@@ -21,6 +21,14 @@ def table_notes(comparison: Comparison) -> list[str]:
         )
     if comparison.compared:
         notes += _tests(comparison)
+    early = [
+        f"{run.name} at {run.status.best_nimg:,} of {run.status.nimg or 0:,} images"
+        for row in comparison.rows
+        for run in row.runs
+        if run.status.best_nimg
+    ]
+    if early:
+        notes.append(f"Stopped early, and measured at their best: {_listed(early)}.")
     return notes + table_warnings(comparison)
 
 

@@ -89,6 +89,7 @@ def _status(fields: Fields) -> Status:
         message=fields.text("message"),
         nimg=fields.count("nimg"),
         total_nimg=fields.count("total_nimg"),
+        best_nimg=fields.count("best_nimg"),
         images_per_s=fields.number("images_per_s"),
     )
 

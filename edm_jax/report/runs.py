@@ -50,6 +50,7 @@ class Status:
     message: str = ""
     nimg: int | None = None
     total_nimg: int | None = None
+    best_nimg: int | None = None  # when a run that stopped early was at its best
     images_per_s: float | None = None
 
 
@@ -172,7 +173,7 @@ class Run:
         """Why a run that is done has no numbers to use, else ''."""
         if self.evaluation is None:
             return f"evaluation.json is missing: {self._evaluate}"
-        of, trained = self.evaluation.nimg, self.status.nimg
+        of, trained = self.evaluation.nimg, self.status.best_nimg or self.status.nimg
         if of is not None and trained is not None and of < trained:
             return (
                 f"evaluation.json is of {of:,} images and the run has "

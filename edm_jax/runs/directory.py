@@ -23,7 +23,7 @@ from edm_jax.runs import schema
 from edm_jax.runs.provenance import provenance, utc_now
 
 _log = logging.getLogger(__name__)
-# What may change when a run resumes: where things lie, and how it runs.
+# What may change when a run resumes: where things lie, how it runs and is watched.
 FREE = {
     "data.data_dir",
     "training.snapshot_dir",
@@ -34,6 +34,9 @@ FREE = {
     "training.sharding",
     "training.microbatches",
     "training.remat",
+    "training.alert_z",
+    "training.alert_update",
+    "training.sharpness_iterations",
 }
 # A run counts its time in steps, each of one batch of images.
 _NEVER = "optimizer.batch_size"
@@ -199,6 +202,12 @@ class RunDir:
     @property
     def status(self) -> dict[str, Any]:
         return dict(self._status)
+
+    @property
+    def best_nimg(self) -> int | None:
+        """When a run that stopped early was at its best; None for any other."""
+        best = self._status.get("best_nimg")
+        return best if isinstance(best, int) else None
 
     def _read_status(self) -> dict[str, Any]:
         # What matters is in the checkpoints.
@@ -410,6 +419,7 @@ _STATUS = {
     "message": str,
     "nimg": int,
     "total_nimg": int,
+    "best_nimg": (int, type(None)),
     "images_per_s": (int, float),
 }
 

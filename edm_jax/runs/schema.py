@@ -17,6 +17,9 @@ _ADDED = {
         "optimizer.warmup[linear].start": 0.0,
         "evaluation.evaluators": "heldout_loss,sample_grid,pixel_frechet",
         "evaluation.sampler.name": "heun",
+        "training.alert_z": math.inf,
+        "training.alert_update": math.inf,
+        "training.sharpness_iterations": 0,
     }
 }
 

@@ -118,12 +118,14 @@ class Task:
 def is_done(run: Path, nimg: int = 0) -> bool:
     """Whether a run is trained to its end, of `nimg` images at least, and evaluated.
 
-    One that stopped early, as its loss no longer fell, is at its end before.
+    One that stopped early, as its loss no longer fell, is at its end before, and is
+    evaluated at its best.
     """
     status = read_status(run)
     evaluation = read_state(run / "evaluation.json")
     total = status.get("total_nimg", 0)
-    if status.get("state") != "done" or evaluation.get("nimg") != total:
+    evaluated = status.get("best_nimg") or total
+    if status.get("state") != "done" or evaluation.get("nimg") != evaluated:
         return False
     return total >= nimg or bool(status.get("stopped_early"))
 

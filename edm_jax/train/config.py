@@ -28,6 +28,9 @@ class TrainingConfig(Settings):
     patience_mimg: Bound
     alert_loss: Bound
     alert_growth: Bound
+    alert_z: Bound
+    alert_update: Bound
+    sharpness_iterations: Index  # of Lanczos, at probes; 0: none
     checkpoint_mimg: Bound
     keep_checkpoints: Count
     keep_checkpoint_mimg: Bound

@@ -76,11 +76,11 @@ class TrainingLog:
         nimg = step * self._batch_size
         self._run.set_status(nimg=nimg, images_per_s=self._rate, now=False)
         self._report(nimg, self._total_nimg, self._rate)
-        if due:
-            self._write(step, nimg)
-        return step, plain | {"nonfinite_by_leaf": by_leaf}
+        line = self._write(step, nimg) if due else None
+        return step, plain | {"nonfinite_by_leaf": by_leaf, "line": line}
 
-    def _write(self, step: int, nimg: int) -> None:
+    def _write(self, step: int, nimg: int) -> dict[str, Any]:
+        """Logs the means since the last line, and returns them."""
         means = _mean(self.unlogged)
         # A running count, which 32 bits hold up to 2^32.
         means["nonfinite"] = self.unlogged[-1]["nonfinite"] % 2**32
@@ -90,6 +90,7 @@ class TrainingLog:
         if self._rate:
             self._run.log("speed", step, nimg, **self._speed())
         self.unlogged, self._seconds, self._images = [], 0.0, 0
+        return means
 
     def _speed(self) -> dict[str, float]:
         """A record of its own: the only numbers that no two runs share."""

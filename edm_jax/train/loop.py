@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from edm_jax import data, menu
+from edm_jax import data, diffusion, menu
 from edm_jax.ema import averaging, snapshots
 from edm_jax.evals.heldout import HeldOut
+from edm_jax.evals.sharpness import Sharpness
 from edm_jax.models import unet
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.runs.directory import RunDir
@@ -21,7 +22,7 @@ from edm_jax.train.config import RunConfig
 from edm_jax.train.diagnosis import Diagnosis
 from edm_jax.train.log import OnProgress, Report, TrainingLog
 from edm_jax.train.loggers import Mirrors
-from edm_jax.train.monitor import Monitor
+from edm_jax.train.monitor import ADVICE, Monitor
 from edm_jax.train.profiling import Profile
 from edm_jax.train.step import TrainState
 from edm_jax.train.trainer import Trainer, make_trainer
@@ -59,7 +60,11 @@ def train(
     training, batch_size = config.training, config.optimizer.batch_size
     total = config.total_steps
     run.set_status(
-        state="running", stage="train", total_nimg=total * batch_size, message=""
+        state="running",
+        stage="train",
+        total_nimg=total * batch_size,
+        message="",
+        best_nimg=None,
     )
     keep_every = training.keep_checkpoint_mimg * 1e6 / batch_size
     with (
@@ -82,7 +87,12 @@ def train(
     if step < total and not loop.converged:
         run.set_status(state="preempted", nimg=nimg, message="stopped by a signal")
         raise Preempted(f"{run.path} is saved at {nimg:,} images.")
-    message = "stopped early: the held-out loss no longer fell" if step < total else ""
+    best_nimg = loop.best_snapshot(nimg) if step < total else None
+    message = (
+        f"stopped early: the held-out loss no longer fell; its best is at {best_nimg:,}"
+        if best_nimg
+        else ""
+    )
     end_time = utc_now() if step > start else run.status.get("end_time")
     run.set_status(
         state="done",
@@ -90,6 +100,7 @@ def train(
         total_nimg=nimg,
         message=message,
         stopped_early=step < total,
+        best_nimg=best_nimg,
         end_time=end_time,
     )
 
@@ -110,15 +121,29 @@ class _Loop:
         self.log = TrainingLog(run, trainer, on_progress)
         self._on_progress = on_progress
         self.monitor = Monitor(
-            training.alert_loss, training.alert_growth, training.patience_mimg * 1e6
+            training.alert_loss,
+            training.alert_growth,
+            training.patience_mimg * 1e6,
+            training.alert_z,
+            training.alert_update,
         )
         self.diagnosis = Diagnosis(trainer, hosts.agree)
         self.heldout = HeldOut(trainer.denoiser, self.config)
+        self.sharpness = self._make_sharpness(training.sharpness_iterations)
         self.fingerprint = data.fingerprint(self.config.data)
         self.converged = False
         self._batches: dict[
             int, dict[str, Any]
         ] = {}  # those whose metrics are not read
+
+    def _make_sharpness(self, iterations: int) -> Sharpness | None:
+        if not iterations:
+            return None
+        loss = self.config.loss
+        rows = self.heldout.inference.batch_size
+        batch = {"image": self.heldout.image[:rows], "label": self.heldout.label[:rows]}
+        train_loss = diffusion.make_loss(self.trainer.denoiser, loss.P_mean, loss.P_std)
+        return Sharpness(train_loss, batch, iterations)
 
     def restore(self, allow_data: bool) -> tuple[TrainState, int]:
         """The state to resume from and its step."""
@@ -177,8 +202,11 @@ class _Loop:
             if self._due(training.probe_mimg, step, total):
                 self._probe(state, step)
                 self.log.restart_clock()
-            # A run that stops early is evaluated where it stops.
-            if self._due(training.snapshot_mimg, step, total) or self.converged:
+            # A run that stops early is evaluated at its best.
+            best = training.patience_mimg < math.inf and self.monitor.is_best(
+                step * self.batch_size
+            )
+            if self._due(training.snapshot_mimg, step, total) or best or self.converged:
                 self._snapshot(state, step)
                 self.log.restart_clock()
             stopping = any_process(stopped()) or self.converged
@@ -206,8 +234,8 @@ class _Loop:
             return
         step, metrics = report
         batch = self._batches.pop(step)
-        if sentence := self.monitor.after_step(metrics["loss_per_element"]):
-            self._alert(step, "loss", sentence)
+        for about, sentence in self.monitor.after_report(metrics):
+            self._alert(step, about, sentence)
         new, began = self.monitor.new_nonfinite(metrics["nonfinite"])
         if not began:
             return
@@ -228,6 +256,8 @@ class _Loop:
 
     def _alert(self, step: int, about: str, message: str, **fields: Any) -> None:
         nimg = step * self.batch_size
+        advice = f". {ADVICE[about]}" if about in ADVICE else ""
+        message += advice.removesuffix(".")
         self.run_dir.log("alert", step, nimg, about=about, message=message, **fields)
         self._say(step, message)
 
@@ -247,6 +277,8 @@ class _Loop:
             return
         raw_loss = self.heldout.loss(params)
         losses = {"loss_per_element": loss, "raw_loss_per_element": raw_loss}
+        if self.sharpness is not None:
+            losses["sharpness"] = self.sharpness(params)
         self.run_dir.log("heldout", step, nimg, **losses)
         magnitudes = self.heldout.magnitudes(params)
         self.run_dir.log("dynamics", step, nimg, **magnitudes)
@@ -257,6 +289,8 @@ class _Loop:
         }
         for sentence in self.monitor.after_probe(means):
             self._alert(step, "magnitudes", sentence)
+        for sentence in self.monitor.after_units(self.heldout.units(params)):
+            self._alert(step, "units", sentence)
 
     def _snapshot(self, state: TrainState, step: int) -> None:
         """Stores every tracked average."""
@@ -270,6 +304,13 @@ class _Loop:
             )
             place, gather = self.run_dir.snapshots, averaging.gather
             snapshots.write(place, average, meta, gather, hosts.is_first())
+
+    def best_snapshot(self, last: int) -> int:
+        """When the snapshot of the best held-out loss was taken; else the last one."""
+        stored = snapshots.list_snapshots(self.run_dir.snapshots)
+        times = [s.meta.nimg for s in stored if s.meta.nimg <= self.monitor.best_nimg]
+        # Before any step there is none.
+        return max(times, default=last)
 
     def _save(self, state: TrainState, step: int) -> None:
         extra = {

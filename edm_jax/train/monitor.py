@@ -15,6 +15,7 @@ _WINDOW = 128  # steps whose median and spread the next is measured by
 _LEAST_SPREAD = 0.02
 # A unit is dead below this part of its layer's median, and exploding above its inverse.
 _DEAD = 1e-3
+_LINES_FAR = 4  # of the log in a row, before u(sigma) counts as far from the loss
 # What to try, by what an alert is about.
 ADVICE = {
     "loss": "If spikes return, lower optimizer.alpha_ref or lengthen the warm-up.",
@@ -44,6 +45,7 @@ class Monitor:
     z: float = math.inf
     update: float = math.inf
     recent: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    far: dict[str, int] = dataclasses.field(default_factory=dict)  # lines in a row
     told: list[str] = dataclasses.field(default_factory=list)  # alerts that still hold
     steps: int = 0
     mean_loss: float = 0.0
@@ -68,6 +70,18 @@ class Monitor:
         """Takes up what another monitor had seen."""
         for name, value in seen.items():
             setattr(self, name, math.inf if value is None else value)
+
+    def after_report(self, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What a step's metrics alert to: what it is about, and a sentence."""
+        spike = self.after_step(metrics["loss_per_element"])
+        leap = self.after_gradient(metrics["grad_rms"])
+        yield from (("loss", said) for said in [spike] if said)
+        yield from (("gradient", said) for said in [leap] if said)
+        for said in self.after_updates(metrics["effective_lr"]):
+            yield "updates", said
+        if metrics["line"]:
+            for said in self.after_line(metrics["line"]["sigma"]):
+                yield "uncertainty", said
 
     def after_step(self, loss: float) -> str | None:
         """An alert where the loss leaps, once until it is back."""
@@ -123,10 +137,9 @@ class Monitor:
                 continue
             times = math.exp(min(u - math.log(loss), 700.0))
             far = not 1 / self.loss_factor <= times <= self.loss_factor
-            # Of few images the loss is noisy: twice in a row is no accident.
-            twice = far and f"first {name}" in self.told
-            self._begins(f"first {name}", far)
-            if self._begins(name, twice):
+            # The loss of few images is noisy, and u follows a falling one.
+            self.far[name] = self.far.get(name, 0) + 1 if far else 0
+            if self._begins(name, self.far[name] >= _LINES_FAR):
                 yield f"e^u is {times:.2g} times the loss at {name}"
 
     def after_units(self, layers: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -195,6 +208,10 @@ class Monitor:
         if heldout_loss < self.best_loss:
             self.best_loss, self.best_nimg = heldout_loss, nimg
         return nimg - self.best_nimg > self.patience_nimg
+
+    def is_best(self, nimg: int) -> bool:
+        """Whether the held-out loss noted then is the best so far."""
+        return nimg == self.best_nimg
 
     def new_nonfinite(self, total: int) -> tuple[int, bool]:
         """How many gradient elements that are not finite the running count gained, and

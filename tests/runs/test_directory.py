@@ -452,6 +452,9 @@ def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
         "training__sharding": "state",
         "training__microbatches": "2",
         "training__remat": "True",
+        "training__alert_z": "5.0",
+        "training__alert_update": "0.25",
+        "training__sharpness_iterations": "10",
     }
     assert {name.replace("__", ".") for name in free} == directory.FREE
     for name, value in free.items():

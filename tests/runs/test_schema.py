@@ -90,6 +90,15 @@ def test_a_run_of_version_1_continues_under_its_own_identity(tmp_path):
     assert RunDir(path, config).config_hash == before
 
 
+def test_older_runs_had_no_monitor_that_came_later():
+    today = json.loads(json.dumps(load("g").to_dict()))
+    later = {"alert_z": math.inf, "alert_update": math.inf, "sharpness_iterations": 0}
+    for name in later:
+        del today["training"][name]
+    old = configs.from_json({"schema": 2, **version_2(today)}, "config.json").training
+    assert {name: getattr(old, name) for name in later} == later
+
+
 def test_a_newer_version_is_refused(tmp_path):
     newer = schema.SCHEMA + 1
     with pytest.raises(ValueError, match=f"schema {newer}, and this edm_jax reads up"):

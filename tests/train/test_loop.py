@@ -15,7 +15,7 @@ from PIL import Image
 import configs
 from edm_jax import data, diffusion, ema
 from edm_jax.ema import posthoc, snapshots
-from edm_jax.evals import dynamics, evaluation, frechet
+from edm_jax.evals import dynamics, evaluation, frechet, sweeps
 from edm_jax.evals.generation import Generator
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.models import unet
@@ -491,23 +491,47 @@ def test_no_file_is_left_half_written(whole, interrupted, evaluated):
 
 
 @pytest.mark.slow
-def test_a_run_that_stops_early_is_stored_where_it_stopped_and_is_at_its_end(
-    load, tmp_path
+def test_a_run_that_stops_early_is_evaluated_at_the_bits_of_its_best_snapshot(
+    load, tmp_path, monkeypatch
 ):
-    stuck = train(
-        load(
-            optimizer__alpha_ref="1e-12",
-            training__patience_mimg="1e-6",
-            training__probe_mimg="0.000112",  # 7 steps, and no snapshot due before
-            training__snapshot_mimg="0.00048",
-        ),
-        tmp_path,
+    config = load(
+        optimizer__warmup__name="none",
+        training__patience_mimg="0.00015",
+        training__probe_mimg="0.000048",  # 3 steps, and no snapshot due before
+        training__snapshot_mimg="0.00048",
     )
-    status = stuck.run.status
+    run = RunDir(tmp_path, config)
+    # Known losses of the averages: the best at the second probe.
+    losses = iter([1.0, 9.0, 0.9, 9.0, 0.5, 9.0, *[0.7, 9.0] * 9])
+    monkeypatch.setattr(HeldOut, "loss", lambda self, params: next(losses))
+    seen, snapshot = {}, loop._Loop._snapshot
+
+    def note(self, state, step):
+        fetched = {
+            name: snapshots.flatten(jax.tree.map(np.asarray, average))
+            for name, average in self.trainer.averages(state, step).items()
+        }
+        seen[step * BATCH] = fetched
+        snapshot(self, state, step)
+
+    monkeypatch.setattr(loop._Loop, "_snapshot", note)
+    loop.train(config, run)
+    monkeypatch.undo()
+    status = run.status
     assert status["state"] == "done" and status["stopped_early"]
-    assert status["nimg"] == status["total_nimg"] < TOTAL * BATCH
-    stored = [path.name for path in stuck.run.snapshots.iterdir()]
-    assert len(stored) == 2
-    assert all(f"{status['nimg']:012}" in name for name in stored)
-    (tmp_path / "evaluation.json").write_text(json.dumps({"nimg": status["nimg"]}))
+    assert status["nimg"] == status["total_nimg"] == 18 * BATCH
+    assert status["best_nimg"] == 6 * BATCH
+    # Stored: each best so far, and the end.
+    stored = snapshots.list_snapshots(run.snapshots)
+    assert sorted({s.meta.nimg for s in stored}) == [3 * BATCH, 6 * BATCH, 18 * BATCH]
+    counted = sweeps.usable(run.snapshots, run.best_nimg)
+    assert posthoc.last_nimg(counted) == 6 * BATCH
+    restored = ema.reconstruct(counted, [0.05, 0.1])
+    for sigma_rel, (params, _) in restored.items():
+        best = seen[6 * BATCH][f"power_{sigma_rel:g}"]
+        for name, array in snapshots.flatten(params).items():
+            np.testing.assert_array_equal(array, best[name])
+    result = evaluation.evaluate(config, RunDir(tmp_path, config))
+    assert result["nimg"] == 6 * BATCH and result["raw_loss"] == 9.0
     assert is_done(tmp_path, TOTAL * BATCH)
+    assert not is_done(tmp_path / "nowhere")

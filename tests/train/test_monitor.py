@@ -224,7 +224,8 @@ def test_a_u_of_sigma_that_leaves_the_loss_is_told_by_range():
     watcher = monitor()
     assert list(watcher.after_line(line(0.9, -0.9, 0.0))) == []
     off = line(math.log(4), 0.0, math.log(0.2))
-    assert list(watcher.after_line(off)) == []  # once may be an accident
+    for _ in range(3):  # may be an accident
+        assert list(watcher.after_line(off)) == []
     assert list(watcher.after_line(off)) == [
         "e^u is 4 times the loss at sigma 0 to 0.5",
         "e^u is 0.2 times the loss at sigma above 2.0",
@@ -237,7 +238,7 @@ def test_a_range_without_images_and_a_network_without_the_head_are_passed_over()
     headless = line(0.0, 0.0, 0.0) | {"logvar": [0.0] * 3}
     for each in (empty, headless):
         watcher = monitor()
-        assert [list(watcher.after_line(each)) for _ in range(3)] == [[]] * 3
+        assert [list(watcher.after_line(each)) for _ in range(9)] == [[]] * 9
 
 
 def test_every_alert_says_what_to_try_in_one_sentence():
