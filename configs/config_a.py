@@ -23,7 +23,8 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    data.name = w.dataset  # a TensorFlow Datasets name
+    data.reader = choice("tfds")  # TensorFlow Datasets
+    data.name = w.dataset
     data.data_dir = ""  # '' is TFDS's own default
     data.train_split = w.train_split
     data.heldout_split = w.heldout_split

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edm_jax.data import rows as stored
-from edm_jax.data.store import DataConfig
+from edm_jax.data.config import DataConfig
 
 # The standard deviation that the network's preconditioning expects of its data.
 SIGMA_DATA = 0.5
@@ -127,7 +126,7 @@ class _Source:
 
     def __init__(self, data: DataConfig, split: str, num_classes: int | None):
         self._data = data
-        self._split = stored.Split(data, split, num_classes)
+        self._split = data.reader.open(data, split, num_classes)
         _statistics(data, self._split.shape[-1])
         self._decoded = None
         if len(self) * self._split.image_bytes <= MEMORY_LIMIT_BYTES:

@@ -1,11 +1,14 @@
 """The examples of a prepared TFDS data set, checked and read by row."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edm_jax.data import images, store
+
+if TYPE_CHECKING:
+    from edm_jax.data.config import DataConfig
 
 _UNLABELLED = "set network.num_classes=0 to train without labels."
 
@@ -24,7 +27,7 @@ class Split:
       FileNotFoundError: the data set has not been prepared.
     """
 
-    def __init__(self, data: store.DataConfig, split: str, num_classes: int | None):
+    def __init__(self, data: "DataConfig", split: str, num_classes: int | None):
         import tensorflow_datasets as tfds
 
         builder = store.open_builder(data)

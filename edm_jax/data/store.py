@@ -1,16 +1,17 @@
 """TFDS data sets by name: found and built, or told what is there instead."""
 
-import dataclasses
 import itertools
 import os
 import shlex
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edm_jax import files
-from edm_jax.fields import Finite, Positive, Settings
+
+if TYPE_CHECKING:
+    from edm_jax.data.config import DataConfig
 
 _ACCEPTED = (
     "edm_jax reads TFDS data sets. data.name takes the name of one ('digits', "
@@ -21,25 +22,7 @@ _ACCEPTED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig(Settings):
-    """A config's `data` fields: which data set, where it is, its statistics.
-
-    `name` is a TFDS name ('digits', 'mnist:3.0.1') or the directory of a prepared data
-    set; `data_dir` '' means TFDS's own default, which honours TFDS_DATA_DIR; the splits
-    may be slices ('train[:10%]'); `raw_mean` and `raw_std` hold one number per channel,
-    in the units of the stored images.
-    """
-
-    name: str
-    data_dir: str
-    train_split: str
-    heldout_split: str
-    raw_mean: tuple[Finite, ...]
-    raw_std: tuple[Positive, ...]
-
-
-def prepare(data: DataConfig) -> None:
+def prepare(data: "DataConfig") -> None:
     """Builds the data set where `data.data_dir` says, unless it is already there.
 
     TFDS writes to a directory of its own and renames it at the end, so several
@@ -80,14 +63,14 @@ def prepare(data: DataConfig) -> None:
         ) from error
 
 
-def fingerprint(data: DataConfig) -> dict[str, Any]:
+def fingerprint(data: "DataConfig") -> dict[str, Any]:
     """What tells one prepared data set from another: version, sizes, bytes."""
     info = open_builder(data).info
     sizes = {name: split.num_examples for name, split in sorted(info.splits.items())}
     return {"name": info.full_name, "examples": sizes, "bytes": info.dataset_size}
 
 
-def open_builder(data: DataConfig) -> Any:
+def open_builder(data: "DataConfig") -> Any:
     """Returns the TFDS builder of a data set, prepared or not.
 
     Raises:
@@ -125,7 +108,7 @@ def _check_files(directory: Path) -> None:
             files.open_regular(path).close()
 
 
-def _refusal(data: DataConfig, own: Path, error: Exception) -> str:
+def _refusal(data: "DataConfig", own: Path, error: Exception) -> str:
     """What a name is that TFDS does not open. Its own texts list all of its data sets."""
     import tensorflow_datasets as tfds
 

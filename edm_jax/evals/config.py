@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Protocol
 
 from edm_jax import menu
-from edm_jax.data.store import DataConfig
+from edm_jax.data.config import DataConfig
 from edm_jax.diffusion.denoiser import LossConfig
 from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.diffusion.samplers import SAMPLERS, Sampler

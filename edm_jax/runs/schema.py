@@ -15,6 +15,7 @@ _ADDED = {
         "network.embedding_channels": 0,
         "network.activation.name": "silu",
         "optimizer.warmup[linear].start": 0.0,
+        "data.reader.name": "tfds",
         "evaluation.evaluators": "heldout_loss,sample_grid,pixel_frechet",
         "evaluation.sampler.name": "heun",
         "training.alert_z": math.inf,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from edm_jax import fields
-from edm_jax.data.store import DataConfig
+from edm_jax.data.config import DataConfig
 from edm_jax.diffusion.denoiser import LossConfig
 from edm_jax.ema.config import EmaConfig
 from edm_jax.evals.config import EvaluationConfig

@@ -20,17 +20,11 @@ def workload(request):
 
 @pytest.fixture(scope="module")
 def stored(workload, tmp_path_factory):
-    config = DataOf(workload, str(tmp_path_factory.mktemp("tfds")))
+    statistics = workload.raw_mean, workload.raw_std
+    place = str(tmp_path_factory.mktemp("tfds"))
+    config = data.DataConfig(workload.dataset, place, *SPLITS, *statistics)
     data.prepare(config)
     return {split: data.load_split(config, split) for split in SPLITS}
-
-
-class DataOf:
-    """The data section that a workload makes."""
-
-    def __init__(self, workload, data_dir):
-        self.name, self.data_dir = workload.dataset, data_dir
-        self.raw_mean, self.raw_std = workload.raw_mean, workload.raw_std
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 61), (61, 96)], ids=str)

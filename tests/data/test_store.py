@@ -25,7 +25,7 @@ def config(name, data_dir="", channels=1):
     one = channels * (1.0,)
     splits = {"train_split": "train", "heldout_split": "train"}
     statistics = {"raw_mean": one, "raw_std": one}
-    return store.DataConfig(str(name), str(data_dir), **splits, **statistics)
+    return data.DataConfig(str(name), str(data_dir), **splits, **statistics)
 
 
 def stored(directory, examples, **features):
