@@ -80,7 +80,7 @@ EMA_ORDER = [
 # Likewise in `report`: runs as data, results, curves, figures, page, files.
 REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
-    *("statistics", "columns", "grouping", "looks", "curves", "figures", "by_field"),
+    *("statistics", "columns", "grouping", "curves", "figures", "by_field"),
     *("tables", "notes", "export", "drawing", "sweep_figures"),
     *("embedded", "introduction", "results", "grids", "page"),
     "__init__",

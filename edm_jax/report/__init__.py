@@ -9,7 +9,6 @@ from edm_jax.report.drawing import Drawing, draw, samples
 from edm_jax.report.export import csv_text, results_csv, results_latex, results_markdown
 from edm_jax.report.following import Following, follow
 from edm_jax.report.grouping import config_diff, ladder
-from edm_jax.report.looks import assign
 from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
 from edm_jax.report.read import find_runs, load_run
@@ -79,11 +78,10 @@ def write_figures(comparison: Comparison, out: Path) -> None:
 def drawings(comparison: Comparison) -> Iterator[Drawing]:
     """Every figure for a paper that the runs have data for."""
     entries = comparison.entries
-    looks = assign(entries)
     for figure in comparison.figures:
-        charts = figure.charts(entries, looks) if figure.file else []
+        charts = figure.charts(entries) if figure.file else []
         if charts:
-            yield draw(figure.file, charts, entries, looks)
+            yield draw(figure.file, charts, entries)
     if found := samples(entries):
         yield found
 

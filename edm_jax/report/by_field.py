@@ -10,8 +10,14 @@ from edm_jax import menu, tree
 from edm_jax.report.columns import COLUMNS, Column, format_number
 from edm_jax.report.curves import Chart, Line, Mark, Panel
 from edm_jax.report.figures import Figure, ring
-from edm_jax.report.grouping import compact, field_of, short_names, varying_fields
-from edm_jax.report.looks import DASHES, PALETTE, Look
+from edm_jax.report.grouping import (
+    COLOURS,
+    DASHES,
+    compact,
+    field_of,
+    short_names,
+    varying_fields,
+)
 from edm_jax.report.runs import Entry
 from edm_jax.report.statistics import estimate
 
@@ -108,10 +114,10 @@ class ByField:
         drawn, marks, key = [], [], []
         for place, (name, points) in enumerate(self.lines.items()):
             shown = [point for point in points if math.isfinite(point.y)]
-            slot = (place + 1) % len(PALETTE)
+            slot = (place + 1) % COLOURS
             if list(self.by) == ["letter"] and "A" <= name <= "G":
                 slot = ord(name) - ord("A")
-            dash = place // len(PALETTE) % DASHES
+            dash = place // COLOURS % DASHES
             key.append((name, slot, dash))
             if not shown:
                 continue
@@ -143,9 +149,6 @@ class ByField:
     def figure(self) -> Figure:
         """The figure for the page and for papers."""
 
-        def charts(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
-            return [self.chart()]
-
         return Figure(
             "by_field",
             f"{self.y.heading[0].upper()}{self.y.heading[1:]} against {self.x}",
@@ -155,7 +158,7 @@ class ByField:
             "logged. Sensitivity is the mean over the values of min(loss, initial loss), "
             "less the best loss (Wortsman et al., arXiv 2309.14322); a run that failed "
             "counts with the initial loss.",
-            charts,
+            lambda entries: [self.chart()],
             "by_field",
         )
 

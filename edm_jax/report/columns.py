@@ -57,12 +57,6 @@ def _greatest(kind: str, since: float = 0.0) -> Callable[[Run], float | None]:
     return greatest
 
 
-def logged_loss(run: Run) -> float | None:
-    """The last held-out loss that a run logged while it trained."""
-    _, losses = run.logs["heldout"].curve("loss_per_element")
-    return float(losses[-1]) if len(losses) else None
-
-
 # fmt: off
 _ENTRIES = (
     Column("heldout_loss", "held-out loss", 4,
@@ -83,7 +77,7 @@ _ENTRIES = (
            "median while training, beside whatever else ran then"),
     Column("logged_loss", "logged held-out loss", 4,
            "held-out loss of the averaged weights, as training logged it last",
-           logged_loss, shown=False, loss=True),
+           lambda run: run.logged_loss, shown=False, loss=True),
     Column("weight_growth", "weights grow by", ".2f",
            "mean magnitude at the end over that at the start, where largest",
            _greatest("weights")),

@@ -15,10 +15,11 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from edm_jax.report.curves import Chart, Panel
-from edm_jax.report.looks import PALETTE, Look
 from edm_jax.report.runs import Entry, with_samples
 
 WIDTH = 10.4  # inches
+# Told apart under the common colour-vision deficiencies; the page has each as --s0...
+PALETTE = ["#6f7680", "#0a6cb3", "#27a3d9", "#0b8f68", "#c28e06", "#cb4f0f", "#8c45a8"]
 INK, SOFT, RULE, CARD = "#24262b", "#62666f", "#dcdee3", "#fefefe"
 MOST_NAMED = 20  # configs in a legend
 MOST_ROWS = 8  # charts below one another: more fit no sheet of paper
@@ -89,7 +90,6 @@ def draw(
     name: str,
     charts: Sequence[Chart],
     entries: Sequence[Entry] = (),
-    looks: Sequence[Look] = (),
     title: str = "",
 ) -> Drawing:
     """Draws charts, one to a row.
@@ -98,7 +98,6 @@ def draw(
         name: the file's, without its ending.
         charts: at least one, with panels.
         entries: the configs that the charts point to by their place.
-        looks: theirs.
         title: above all.
     """
     charts = charts[:MOST_ROWS]
@@ -110,12 +109,12 @@ def draw(
         grid = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
         if title:
             figure.suptitle(plain(title), x=0.01, ha="left", fontsize=9.5)
-        _legend(figure, charts, entries, looks)
+        _legend(figure, charts, entries)
         for line, chart in zip(grid, charts, strict=True):
             for axes in line[len(chart.panels) :]:
                 axes.set_axis_off()
             for axes, panel in zip(line, chart.panels, strict=False):
-                axes.set_title(plain(_title(chart, panel, entries, looks)))
+                axes.set_title(plain(_title(chart, panel, entries)))
                 axes.set_ylabel(plain(panel.y))
                 _draw_panel(axes, panel)
                 _scale(axes, chart, panel)
@@ -126,9 +125,7 @@ def draw(
     return Drawing(name, figure)
 
 
-def _title(
-    chart: Chart, panel: Panel, entries: Sequence[Entry], looks: Sequence[Look]
-) -> str:
+def _title(chart: Chart, panel: Panel, entries: Sequence[Entry]) -> str:
     if chart.config is None or panel is not chart.panels[0]:
         return panel.title
     entry = entries[chart.config]
@@ -191,12 +188,7 @@ def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
             axis.set_tick_params(which="minor", length=0)
 
 
-def _legend(
-    figure: Figure,
-    charts: Sequence[Chart],
-    entries: Sequence[Entry],
-    looks: Sequence[Look],
-) -> None:
+def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> None:
     """What the lines are, above the panels, if there are few enough of them."""
     panels = [panel for chart in charts for panel in chart.panels]
     shown = sorted(
@@ -204,11 +196,11 @@ def _legend(
     )
     key = list(charts[0].key)
     for place in shown:
-        entry, look = entries[place], looks[place]
+        entry = entries[place]
         state = "" if entry.measured else f" ({entry.runs[0].state})"
         name = f"{entry.label}  {entry.title}{state}"
         name = name if len(name) <= 52 else f"{name[:51]}…"
-        key.append((name, look.slot, look.dash))
+        key.append((name, entry.look.slot, entry.look.dash))
     if len(key) > MOST_NAMED:
         said = f"{len(key)} configs, without a legend: the page beside names them"
         figure.suptitle(said, x=0.06, ha="left", fontsize=8.5)

@@ -9,7 +9,6 @@ import numpy as np
 
 from edm_jax import files
 from edm_jax.report.curves import Chart, Line, Panel
-from edm_jax.report.looks import Look
 from edm_jax.report.runs import Entry, Json, Run
 
 LOG_CHARS = 400_000  # of all logs together
@@ -46,15 +45,12 @@ class Shared:
 
 
 def charts_data(
-    charts: Mapping[str, Sequence[Chart]],
-    entries: Sequence[Entry],
-    looks: Sequence[Look],
+    charts: Mapping[str, Sequence[Chart]], entries: Sequence[Entry]
 ) -> Json:
     """The configs and the charts by figure; a list of x is named by its index."""
     x = Shared()
     configs = [
-        {"label": e.label, "title": e.title, "slot": look.slot, "n": len(e.measured)}
-        for e, look in zip(entries, looks, strict=True)
+        {"label": e.label, "title": e.title, "n": len(e.measured)} for e in entries
     ]
     found = {
         name: [_chart(chart, x) for chart in each] for name, each in charts.items()
@@ -103,23 +99,25 @@ def _without_defaults(made: Json) -> Json:
 
 
 def records(entries: Sequence[Entry]) -> Json:
-    """The records of every run, with a config's once for all of its runs."""
+    """The records of every run by config, with a config's once for all of its runs."""
     texts = Shared()
-    every = [run for entry in entries for run in entry.runs]
-    chars = LOG_CHARS // max(1, len(every))
-    runs = []
-    for place, entry in enumerate(entries):
-        states = {id(aside.run): aside for aside in entry.aside}
-        for run in entry.runs:
-            said = states.get(id(run)) or run
-            found = {"c": place, "name": run.name, "path": str(run.path)}
-            found["path"] = files.printable(found["path"])
-            found |= {"state": said.state, "message": said.message}
-            found |= {k: texts.shorten(run.files[k]) for k in ("status", "provenance")}
-            found["config"] = texts.shorten(_differing(run, entry.runs[0]))
-            found["alerts"] = run.alerts[-ALERTS:]
-            found["more_alerts"] = max(0, len(run.alerts) - ALERTS)
-            runs.append(found | {"log": run.log_tail[-chars:]})
+    chars = LOG_CHARS // max(1, sum(len(entry.runs) for entry in entries))
+
+    def record(entry: Entry, run: Run) -> Json:
+        said = next((aside for aside in entry.aside if aside.run is run), run)
+        return {
+            "path": files.printable(str(run.path)),
+            "state": said.state,
+            "message": said.message,
+            "status": texts.shorten(run.files["status"]),
+            "provenance": texts.shorten(run.files["provenance"]),
+            "config": texts.shorten(_differing(run, entry.runs[0])),
+            "alerts": run.alerts[-ALERTS:],
+            "more_alerts": max(0, len(run.alerts) - ALERTS),
+            "log": run.log_tail[-chars:],
+        }
+
+    runs = [[record(entry, run) for run in entry.runs] for entry in entries]
     configs = [texts.shorten(entry.runs[0].config) for entry in entries]
     return {"runs": runs, "configs": configs, "texts": texts.values}
 

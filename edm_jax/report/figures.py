@@ -12,7 +12,6 @@ import numpy as np
 
 from edm_jax.report import curves
 from edm_jax.report.curves import Chart, Line, Mark, Panel
-from edm_jax.report.looks import Look
 from edm_jax.report.runs import Entry, Log, Run
 
 LOSS_VALUES = 100_000  # points of the losses, over all configs
@@ -50,12 +49,12 @@ class Figure:
     name: str
     title: str
     caption: str
-    charts: Callable[[Sequence[Entry], Sequence[Look]], list[Chart]]
+    charts: Callable[[Sequence[Entry]], list[Chart]]
     file: str = ""  # among the figures for papers; '' for none
     one_config: bool = False  # whether the page shows one config at a time
 
 
-def losses(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+def losses(entries: Sequence[Entry]) -> list[Chart]:
     """Held-out and training loss: means of finished runs, lines of the others."""
     runs = [run for entry in entries for run in entry.runs]
     unit, label = curves.image_unit(runs)
@@ -63,8 +62,8 @@ def losses(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
     panels = []
     for log, title in LOSSES.items():
         lines, marks = [], []
-        for config, entry in enumerate(entries):
-            look = _look(looks, config)
+        for entry in entries:
+            look = _look(entry)
             found = [(run, curves.loss_curve(run, log, unit)) for run in entry.measured]
             alone = len(runs) <= curves.ALONE
             lines += curves.seed_lines(found, points, alone, **look)
@@ -73,21 +72,21 @@ def losses(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
                 if len(x):
                     lines.append(Line(x, y, aside=aside, **look).thinned(points))
                     kind = "triangle" if aside.state == "running" else "cross"
-                    mark = Mark(kind, x[-1], y[-1], look["colour"], config)
+                    mark = Mark(kind, x[-1], y[-1], look["colour"], entry.place)
                     marks.append(mark)
         panels.append(Panel(title, ELEMENT_LOSS, lines, marks=marks))
     return [Chart(label, panels)] if any(panel.lines for panel in panels) else []
 
 
-def ema(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+def ema(entries: Sequence[Entry]) -> list[Chart]:
     """Held-out loss by EMA length, its excess over the best, and both optima."""
     panels = [
         Panel("Held-out loss", ELEMENT_LOSS, []),
         Panel("Excess over each config’s own best", "percent", [], "zero"),
     ]
     alone = sum(len(entry.measured) for entry in entries) <= curves.ALONE
-    for config, entry in enumerate(entries):
-        look = _look(looks, config)
+    for entry in entries:
+        look = _look(entry)
         found = [(run, curves.sweep(run)) for run in entry.measured]
         for line in curves.seed_lines(found, curves.MAX_POINTS, alone, **look):
             # Of the mean, so that the ring lies on the axis; seeds have their own bests.
@@ -99,7 +98,7 @@ def ema(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
                     panel.marks.append(ring(each, "optimum"))
         for run in entry.measured:
             for at in curves.traditional(run):
-                mark = Mark("diamond", *at, 0, config, "traditional EMA")
+                mark = Mark("diamond", *at, 0, entry.place, "traditional EMA")
                 panels[0].marks.append(mark)
     return [Chart("EMA length σ_rel", panels)] if panels[0].lines else []
 
@@ -110,8 +109,8 @@ def ring(line: Line, label: str) -> Mark:
     return Mark("ring", line.x[best], line.y[best], line.colour, line.config, label)
 
 
-def _look(looks: Sequence[Look], config: int) -> dict:
-    return {"colour": looks[config].slot, "dash": looks[config].dash, "config": config}
+def _look(entry: Entry) -> dict:
+    return {"colour": entry.look.slot, "dash": entry.look.dash, "config": entry.place}
 
 
 def shown_run(entry: Entry) -> Run:
@@ -120,7 +119,7 @@ def shown_run(entry: Entry) -> Run:
     return max(entry.runs, key=lambda r: (id(r) in measured, len(r.logs["dynamics"])))
 
 
-def magnitudes(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+def magnitudes(entries: Sequence[Entry]) -> list[Chart]:
     """Magnitudes of activations and weights against images (Fig. 3 and 15)."""
     unit, label = curves.image_unit(run for entry in entries for run in entry.runs)
     points = curves.share(VALUES, CURVES * len(entries))
@@ -187,16 +186,16 @@ def _shared_tops(rows: Sequence[list[Panel]]) -> list[list[Panel]]:
     return made
 
 
-def ranges(entries: Sequence[Entry], looks: Sequence[Look]) -> list[Chart]:
+def ranges(entries: Sequence[Entry]) -> list[Chart]:
     """Loss and u by range of σ, and effective learning rates, |dw| / |w| of a step."""
     unit, label = curves.image_unit(run for entry in entries for run in entry.runs)
     points = curves.share(VALUES, CURVES * len(entries))
     charts = []
-    for config, entry in enumerate(entries):
+    for entry in entries:
         log = shown_run(entry).logs["train"]
         panels = _sigma(log, unit, points) + _rates(log, unit, points)
         if any(panel.lines for panel in panels):
-            charts.append(Chart(label, panels, config))
+            charts.append(Chart(label, panels, entry.place))
     return charts
 
 

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edm_jax.report.read import load_run
 from edm_jax.report.runs import Run
 
-FILES = (
+FILES = [
     "config.json",
     "status.json",
     "changes.json",
@@ -19,13 +20,12 @@ FILES = (
     "evaluation.json",
     "samples.png",
     "log.txt",
-)
-Mark = tuple[tuple[int, int] | None, ...]
+]
 
 
 @dataclass(frozen=True)
 class Following:
-    """What a page says that is written again while runs go on."""
+    """What a page says that is written again while runs are in progress."""
 
     seconds: float  # from one look at the files to the next
     time: datetime.datetime
@@ -35,39 +35,32 @@ class Reader:
     """Reads runs again only where their files changed."""
 
     def __init__(self) -> None:
-        self._read: dict[Path, tuple[Mark, Run]] = {}
+        self._read: dict[Path, tuple[Any, Run]] = {}
 
     def read(self, paths: Iterable[Path]) -> tuple[list[Run], bool]:
-        """The runs there are, and whether one is new, changed or gone."""
-        found: dict[Path, tuple[Mark, Run]] = {}
+        """The runs, and whether one is new, changed or gone."""
+        found: dict[Path, tuple[Any, Run]] = {}
         for path in paths:
-            # Before reading: what changes while it is read, is read next time.
-            mark = _mark(path)
+            # Marked before reading: what changes meanwhile is read next time.
+            mark = [_mark(path / name) for name in FILES]
             before = self._read.get(path)
-            if before and before[0] == mark:
-                found[path] = before
-                continue
-            try:
-                found[path] = mark, load_run(path)
-            except FileNotFoundError:  # removed since it was found
-                continue
-        marks = {path: mark for path, (mark, _) in found.items()}
-        changed = marks != {path: mark for path, (mark, _) in self._read.items()}
+            with contextlib.suppress(FileNotFoundError):  # removed since it was found
+                known = before and before[0] == mark
+                found[path] = before if before and known else (mark, load_run(path))
+        marks = [
+            {path: mark for path, (mark, _) in r.items()} for r in (found, self._read)
+        ]
         self._read = found
-        return [run for _, run in found.values()], changed
+        return [run for _, run in found.values()], marks[0] != marks[1]
 
 
-def _mark(path: Path) -> Mark:
-    """Times and sizes of a run's files; None for one that is not there."""
-
-    def of(file: Path) -> tuple[int, int] | None:
-        try:
-            stat = file.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_size
-
-    return tuple(of(path / name) for name in FILES)
+def _mark(file: Path) -> tuple[int, int] | None:
+    """A file's time and size; None where there is none."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def follow(
@@ -78,7 +71,12 @@ def follow(
 ) -> None:
     """Write and show the runs whenever their files change, until all have ended.
 
-    The last time, and when interrupted, it is written without Following.
+    Args:
+        find: the runs' paths.
+        write: called with the runs; the last time, and when interrupted, without
+            Following, so that the page no longer loads itself.
+        show: called with `status_lines`.
+        seconds: from one look at the files to the next.
     """
     reader = Reader()
     runs: Sequence[Run] = []
@@ -94,7 +92,6 @@ def follow(
                     return
             time.sleep(seconds)
     except BaseException:
-        # The page is not to load itself again for ever.
         if runs:
             with contextlib.suppress(OSError):
                 write(runs, None)
@@ -117,9 +114,7 @@ def _status(run: Run) -> str:
         parts.append(f"{status.images_per_s:,.0f} img/s")
     measured = run.evaluation if run.measured else None
     loss = measured.values.get(("best", "loss")) if measured else None
-    if loss is None and len(run.logs["heldout"]):
-        loss = run.logs["heldout"].column("loss_per_element")[-1]
-    if loss is not None:
+    if (loss := run.logged_loss if loss is None else loss) is not None:
         parts.append(f"held-out loss {loss:.4g}")
     if run.state in ("failed", "preempted") and status.message:
         parts.append(status.message[:80])

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from edm_jax import files, menu, tree
-from edm_jax.report.columns import logged_loss
 from edm_jax.report.read import identity
-from edm_jax.report.runs import Aside, Entry, Json, Run
+from edm_jax.report.runs import Aside, Entry, Json, Look, Run
 
+COLOURS, DASHES = 7, 4  # of the palette, and kinds of line
 IGNORED = ("letter", "title")  # fields that make no difference
 
 
@@ -48,17 +48,40 @@ def _sorted_out(entries: list[Entry], baseline: str | None) -> list[Entry]:
     chosen = named[find_entry(named, baseline)] if named else None
     data = _fingerprint(chosen.runs, None) if chosen else None
     finished: list[Entry] = []
-    for old, entry in zip(entries, named, strict=True):
-        index = next((i for i, e in enumerate(entries) if e is old.reference), None)
+    places = {id(entry): place for place, entry in enumerate(entries)}
+    for old, entry, look in zip(entries, named, _looks(entries), strict=True):
         entry = dataclasses.replace(
             entry,
-            reference=None if index is None else finished[index],
+            reference=finished[places[id(old.reference)]] if old.reference else None,
             is_baseline=entry is chosen,
             aside=_aside(entry.runs, data),
+            place=len(finished),
+            look=look,
         )
         other = _other_data(chosen.runs[0], data, entry) if chosen else ""
         finished.append(dataclasses.replace(entry, other_data=other))
     return finished
+
+
+def _looks(entries: Sequence[Entry]) -> list[Look]:
+    """A look for each config: its letter's colour, dashed for altered ones.
+
+    Where that does not tell them apart, or most are variants of few letters, colours
+    go by order instead.
+    """
+    by_letter = [
+        Look(
+            (ord(e.letter[0]) - ord("a")) % COLOURS if e.letter else 0,
+            e.variant % DASHES,
+        )
+        for e in entries
+    ]
+    letters = {entry.letter for entry in entries}
+    if len(set(by_letter)) == len(entries) and 2 * len(letters) > len(entries):
+        return by_letter
+    # The grey of the first place comes last: it is the least of a colour.
+    places = range(len(entries))
+    return [Look((i + 1) % COLOURS, i // COLOURS % DASHES) for i in places]
 
 
 def find_entry(entries: Sequence[Entry], name: str | None) -> int:
@@ -154,7 +177,7 @@ def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
         key = str(run.path)
         if not run.measured:
             left = run.state == "done"  # trained, but not evaluated
-            logged = logged_loss(run) if left else None
+            logged = run.logged_loss if left else None
             state = "not evaluated" if left else run.state
             aside[key] = Aside(run, state, run.message, logged)
         elif run.data is not None and run.data != own:

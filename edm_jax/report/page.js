@@ -300,7 +300,8 @@
     if (target.filled) return;
     target.filled = true;
     records ??= read("records");
-    const run = records.runs[+target.id.slice(4)];
+    const [c, place] = target.id.split("-").slice(1);
+    const run = records.runs[c][place];
     const whole = (value) => {
       if (Array.isArray(value)) return value.map(whole);
       if (value === null || typeof value !== "object") return value;
@@ -330,7 +331,7 @@
       target.append(element("h4", "alerts" + more), list);
     }
     record("status.json", run.status);
-    record("config.json", { ...records.configs[run.c], ...run.config });
+    record("config.json", { ...records.configs[c], ...run.config });
     record("provenance.json", run.provenance);
     block("log.txt, its end", run.log);
   }
@@ -338,7 +339,7 @@
     target.addEventListener("toggle", () => { if (target.open) fill(target); });
   }
   function openAnchor() {
-    const target = /^#run-\d+$/.test(location.hash) && byId(location.hash.slice(1));
+    const target = /^#run-\d+-\d+$/.test(location.hash) && byId(location.hash.slice(1));
     if (!target) return;
     target.hidden = false;
     target.open = true;

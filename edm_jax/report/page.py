@@ -17,13 +17,13 @@ from edm_jax.report.embedded import charts_data, records
 from edm_jax.report.figures import Figure
 from edm_jax.report.following import Following
 from edm_jax.report.grids import grids
+from edm_jax.report.grouping import DASHES
 from edm_jax.report.introduction import introduction
-from edm_jax.report.looks import DASHES, Look, assign
 from edm_jax.report.notes import table_notes
 from edm_jax.report.results import (
-    Index,
     growth_table,
     has_paper,
+    letter,
     plain_table,
     prose,
     results_table,
@@ -45,43 +45,38 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
         following: set while the page is written again and again, and so loads itself.
     """
     study, entries, rows = comparison.study, comparison.entries, comparison.rows
-    looks = assign(entries)
-    index = Index.of(entries, looks)
     figures = comparison.figures
-    charts = {figure.name: figure.charts(entries, looks) for figure in figures}
-    sections = [_section(f, charts[f.name], entries, index) for f in figures]
+    charts = {figure.name: figure.charts(entries) for figure in figures}
+    sections = [_section(f, charts[f.name], entries) for f in figures]
     if comparison.by_field:
         sections.insert(1, plain_table(*comparison.by_field.table()))
-    runs = records(entries)
     scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
     before = f"""<main>
 <header><h1>{escape(study)}</h1>
 <button type="button" id="theme" class="js quiet">dark or light</button></header>
 {introduction(entries)}
 {_as_of(entries, following)}
-{_chip_bar(entries, looks)}
+{_chip_bar(entries)}
 <section><h2>Results</h2>
 {_table_controls(comparison)}
-{results_table(comparison, index)}
+{results_table(comparison)}
 {_notes(comparison)}</section>
 {"".join(sections)}
-{growth_table(rows, index)}
+{growth_table(rows)}
 """
     after = f"""
-{_runs(runs["runs"])}
+{_runs(entries)}
 </main>
-{_json("data", charts_data(charts, entries, looks))}
-{_json("records", runs)}
+{_json("data", charts_data(charts, entries))}
+{_json("records", records(entries))}
 """
     rest = (before, after, *scripts)
     left = BYTES - sum(len(part.encode(errors="replace")) for part in rest)
-    body = before + grids(entries, index, left) + after
+    body = before + grids(entries, left) + after
     return _document(study, body, scripts, following)
 
 
-def _section(
-    figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry], index: Index
-) -> str:
+def _section(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> str:
     """A figure's heading, the places that the script draws in, and its caption."""
     if not charts:
         return ""
@@ -91,7 +86,7 @@ def _section(
         if chart.config is not None:
             entry = entries[chart.config]
             name = f"{entry.title}{'' if entry.measured else ' (not finished)'}"
-            head = f"<h3>{index.letter(entry)}{escape(name)}</h3>"
+            head = f"<h3>{letter(entry)}{escape(name)}</h3>"
             attributes = f'panels row" data-config="{chart.config}" data-name="'
             attributes += escape(f"{entry.label}  {name}")
         panels = "".join(
@@ -181,19 +176,19 @@ def _as_of(entries: Sequence[Entry], following: Following | None) -> str:
     )
 
 
-def _chip_bar(entries: Sequence[Entry], looks: Sequence[Look]) -> str:
+def _chip_bar(entries: Sequence[Entry]) -> str:
     """One legend for all figures and tables: each config a button that shows it."""
     chips = []
     many = len(entries) > MANY
-    for place, (entry, look) in enumerate(zip(entries, looks, strict=True)):
+    for entry in entries:
         state = "" if entry.measured else f" ({entry.runs[0].state})"
         name = escape(entry.title + state)
         # Of many the labels alone have room.
         title = f' title="{name}"' if many else ""
         chips.append(
             f'<button type="button" class="chip" aria-pressed="true"{title} '
-            f'data-config="{place}" style="--c:var(--s{look.slot})">'
-            f'<i class="line dash{look.dash}"></i><b>{escape(entry.label)}</b>'
+            f'data-config="{entry.place}" style="--c:var(--s{entry.look.slot})">'
+            f'<i class="line dash{entry.look.dash}"></i><b>{escape(entry.label)}</b>'
             f"{'' if many else f'<span>{name}</span>'}</button>"
         )
     search = (
@@ -236,17 +231,20 @@ def _notes(comparison: Comparison) -> str:
     return "".join(f'<p class="note">{prose(note)}</p>' for note in notes)
 
 
-def _runs(runs: Sequence[dict[str, Any]]) -> str:
+def _runs(entries: Sequence[Entry]) -> str:
     """A line for each run, which the script fills in when it is opened."""
     lines = []
-    for place, run in enumerate(runs):
-        alerts = len(run["alerts"]) + run["more_alerts"]
-        said = f" · {alerts} alert{'s' * (alerts > 1)}" if alerts else ""
-        lines.append(
-            f'<details class="run" id="run-{place}" data-config="{run["c"]}"><summary>'
-            f"<b>{escape(run['name'])}</b> {escape(run['state'])}{said}</summary>"
-            "</details>"
-        )
+    for entry in entries:
+        states = {id(aside.run): aside.state for aside in entry.aside}
+        for place, run in enumerate(entry.runs):
+            said = escape(states.get(id(run), run.state))
+            if alerts := len(run.alerts):
+                said += f" · {alerts} alert{'s' * (alerts > 1)}"
+            lines.append(
+                f'<details class="run" id="run-{entry.place}-{place}" '
+                f'data-config="{entry.place}"><summary><b>{escape(run.name)}</b> {said}'
+                "</summary></details>"
+            )
     notice = (
         '<noscript><p class="note">Configs, provenance, alerts and logs of the runs are '
         "shown by a script, which is turned off.</p></noscript>"

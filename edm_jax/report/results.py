@@ -1,14 +1,12 @@
 """The tables of the page: results by config, and how magnitudes grew."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 
 from edm_jax.report.columns import COLUMNS, GROWTH
 from edm_jax.report.export import short_names
 from edm_jax.report.grouping import compact
-from edm_jax.report.looks import Look
 from edm_jax.report.runs import Entry, Run
 from edm_jax.report.tables import Comparison, Row, paper_text, reference_text
 
@@ -25,26 +23,10 @@ PAPER_SAYS = {
 Cell = tuple[str, str, float | None, str]
 
 
-@dataclass(frozen=True)
-class Index:
-    """The places of configs and runs in the page's data, and how configs look."""
-
-    looks: Sequence[Look]
-    configs: Mapping[int, int]  # by id of the entry
-    runs: Mapping[int, int]  # by id of the run
-
-    @classmethod
-    def of(cls, entries: Sequence[Entry], looks: Sequence[Look]) -> "Index":
-        """The index of the configs that a page shows."""
-        runs = [run for entry in entries for run in entry.runs]
-        places = ({id(x): i for i, x in enumerate(each)} for each in (entries, runs))
-        return cls(looks, *places)
-
-    def letter(self, entry: Entry) -> str:
-        """A config's label in its colour."""
-        slot = self.looks[self.configs[id(entry)]].slot
-        label = escape(entry.label)
-        return f'<span class="letter" style="--c:var(--s{slot})">{label}</span>'
+def letter(entry: Entry) -> str:
+    """A config's label in its colour."""
+    colour = f"--c:var(--s{entry.look.slot})"
+    return f'<span class="letter" style="{colour}">{escape(entry.label)}</span>'
 
 
 def prose(text: str) -> str:
@@ -57,7 +39,7 @@ def has_paper(rows: Sequence[Row]) -> bool:
     return any(row.paper != (None, None) for row in rows)
 
 
-def results_table(comparison: Comparison, index: Index) -> str:
+def results_table(comparison: Comparison) -> str:
     """The main table: a body of two lines per config, its numbers and its changes."""
     rows = comparison.rows
     losses = [row.mean("heldout_loss") for row in rows]
@@ -91,8 +73,8 @@ def results_table(comparison: Comparison, index: Index) -> str:
         bad = " bad" if row.state in BAD else ""
         state = _cell(("state", row.state, None, f"left state{bad}"))
         bodies.append(
-            f'<tbody data-config="{index.configs[id(row.entry)]}"><tr>{_name(row, index)}'
-            f"{numbers}{state}</tr>{_changes(row, runs, index, columns)}</tbody>"
+            f'<tbody data-config="{row.entry.place}"><tr>{_name(row)}'
+            f"{numbers}{state}</tr>{_changes(row, runs, columns)}</tbody>"
         )
     # Many metrics are wider than a page.
     return (
@@ -147,11 +129,10 @@ def _sorter(heading: str, kind: str = "") -> str:
     return f'<th scope="col" class="{kind}" aria-sort="none">{button}</th>'
 
 
-def _name(row: Row, index: Index) -> str:
+def _name(row: Row) -> str:
     """The row's heading: its label in the config's colour, and its title."""
-    letter, title = index.letter(row.entry), escape(row.entry.title)
-    place = index.configs[id(row.entry)]
-    return f'<th scope="row" data-v="{place}">{letter}{title}</th>'
+    name = letter(row.entry) + escape(row.entry.title)
+    return f'<th scope="row" data-v="{row.entry.place}">{name}</th>'
 
 
 def _cell(cell: Cell) -> str:
@@ -168,7 +149,7 @@ def _cell(cell: Cell) -> str:
     return f'<td{kind}{sort} data-label="{escape(label)}">{number}</td>'
 
 
-def _changes(row: Row, runs: Sequence[Run], index: Index, columns: int) -> str:
+def _changes(row: Row, runs: Sequence[Run], columns: int) -> str:
     """What changed against the parent and the baseline, and the runs to look into."""
     parent = _chips(row.changed, reference_text(row).strip(), row.entry.reference)
     base = _chips(row.changed_from_baseline, "", not row.entry.is_baseline)
@@ -177,7 +158,9 @@ def _changes(row: Row, runs: Sequence[Run], index: Index, columns: int) -> str:
     if row.has_numbers and row.message:
         inside += f'<div class="bad">{escape(row.message)}</div>'
     links = " ".join(
-        f'<a href="#run-{index.runs[id(run)]}">{escape(run.name)}</a>' for run in runs
+        f'<a href="#run-{row.entry.place}-{place}">{escape(run.name)}</a>'
+        for place, run in enumerate(row.entry.runs)
+        if any(run is each for each in runs)
     )
     inside += f'<div class="runs js">{links}</div>'
     return f'<tr class="changes"><td colspan="{columns}">{inside}</td></tr>'
@@ -209,23 +192,23 @@ def plain_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def growth_table(rows: Sequence[Row], index: Index) -> str:
+def growth_table(rows: Sequence[Row]) -> str:
     """The paper's claim about magnitudes beside what the runs did."""
     measured = [row for row in rows if row.mean("weight_growth") is not None]
     if not measured:
         return ""
     bodies = []
     for row in measured:
-        letter = "" if row.entry.variant else row.entry.letter
+        known = "" if row.entry.variant else row.entry.letter
         cells = ""
-        for key, claim in zip(GROWTH, PAPER_SAYS.get(letter, "——"), strict=True):
+        for key, claim in zip(GROWTH, PAPER_SAYS.get(known, "——"), strict=True):
             column, text = COLUMNS[key], row.text(COLUMNS[key])
             factor = text if text == "—" else f"× {text}"
             cells += _cell((column.heading, factor, row.mean(key), ""))
             says = f"paper says {column.heading.split()[0]}"
             cells += _cell((says, claim, None, "left"))
-        place = index.configs[id(row.entry)]
-        line = f"<tr>{_name(row, index)}{cells}</tr>"
+        place = row.entry.place
+        line = f"<tr>{_name(row)}{cells}</tr>"
         bodies.append(f'<tbody data-config="{place}">{line}</tbody>')
     claim = _sorter("paper says they", "left")
     heads = "".join(f"{_sorter(COLUMNS[key].heading)}{claim}" for key in GROWTH)

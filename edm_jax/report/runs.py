@@ -149,6 +149,12 @@ class Run:
         return self.measured or self.state in ("failed", "damaged")
 
     @property
+    def logged_loss(self) -> float | None:
+        """The last held-out loss that it logged while it trained."""
+        _, losses = self.logs["heldout"].curve("loss_per_element")
+        return float(losses[-1]) if len(losses) else None
+
+    @property
     def message(self) -> str:
         """What a reader must know about a run that has no numbers, else ''."""
         if self.state == "damaged":
@@ -198,6 +204,14 @@ class Aside:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What tells a config from others in figures: a colour's place and a kind of line."""
+
+    slot: int = 0
+    dash: int = 0  # a solid line
+
+
+@dataclass(frozen=True)
 class Entry:
     """One config of the comparison and its runs, which differ in seed alone."""
 
@@ -210,6 +224,8 @@ class Entry:
     is_baseline: bool = False
     other_data: str = ""  # how its data differ from the baseline's
     aside: list[Aside] = field(default_factory=list)
+    place: int = 0  # among the entries of a comparison
+    look: Look = Look()
 
     @property
     def measured(self) -> list[Run]:

@@ -18,7 +18,7 @@ from synthetic_runs import config_of, rewrite, sigma_of, write_run, write_seeds
 
 from edm_jax import report
 from edm_jax.report import embedded as data_of
-from edm_jax.report import following, grids, introduction, looks, page
+from edm_jax.report import following, grids, introduction, page
 from edm_jax.report.curves import over_seeds
 from edm_jax.report.runs import Log
 
@@ -141,7 +141,7 @@ def test_texts_from_runs_are_escaped(tmp_path):
     assert '<script>alert("1")' in unescape(text)
     assert '<script>alert("1")' not in text
     assert "<!--" not in text
-    assert embedded(path, "records")["runs"][0]["provenance"]["command"] == [evil]
+    assert embedded(path, "records")["runs"][0][0]["provenance"]["command"] == [evil]
     assert "<script" not in (tmp_path / "out/results.md").read_text()
 
 
@@ -185,7 +185,7 @@ def test_ranges_of_sigma_stand_with_u_and_a_range_without_images_is_empty(out):
 
 def test_what_runs_share_is_in_the_page_once(out):
     facts = embedded(out / "index.html", "records")
-    runs = {run["name"]: run for run in facts["runs"]}
+    runs = {Path(run["path"]).name: run for each in facts["runs"] for run in each}
     assert len(facts["configs"]) == 7
     assert facts["texts"] == ["-old\n+new\n" * 99]
     assert runs["g-seed1"]["provenance"]["diff"] == {"text": 0}
@@ -257,7 +257,8 @@ def test_variants_of_one_letter_differ_in_colour_and_few_in_dash(tmp_path):
         for place, letter in enumerate(letters):
             run = write_run(tmp_path / "".join(letters), letter, f"{letter}{place}")
             rewrite(run / "config.json", number=place)
-        return looks.assign(report.ladder(load(tmp_path / "".join(letters))))
+        entries = report.ladder(load(tmp_path / "".join(letters)))
+        return [entry.look for entry in entries]
 
     ladder = looks_of(*"abcg", "g")
     assert len(set(ladder)) == 5
