@@ -170,9 +170,7 @@ def traditional(run: Run) -> Iterator[tuple[float, float]]:
     if run.evaluation and run.evaluation.nimg:
         duration = run.evaluation.nimg / 1e6
         for halflife, loss in run.evaluation.traditional:
-            if math.isfinite(loss):
-                rampup = run.halflife_rampup
-                yield traditional_sigma_rel(halflife, rampup, duration), loss
+            yield traditional_sigma_rel(halflife, run.halflife_rampup, duration), loss
 
 
 def traditional_sigma_rel(halflife: float, rampup: float, duration: float) -> float:

@@ -138,21 +138,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     for line in sorted(panel.lines, key=lambda line: line.aside is None):
         if line.seed:
             continue
-        style: dict[str, Any] = {"ls": DASHES[line.dash]} if not line.aside else ASIDE
-        if line.dots:
-            style |= {"marker": ".", "ms": 3}
+        style: dict[str, Any] = ASIDE if line.aside else {"ls": DASHES[line.dash]}
+        style = style | ({"marker": ".", "ms": 3} if line.dots else {})
         axes.plot(line.x, line.y, color=_colour(line.colour), **style)
         if line.low is not None and line.high is not None:
             band = {"color": _colour(line.colour), "alpha": 0.18, "lw": 0}
             axes.fill_between(line.x, line.low, line.high, **band)
     for mark in panel.marks:
-        style = {
-            "mec": _colour(mark.colour),
-            "mfc": _colour(mark.colour),
-            "ls": "",
-            "clip_on": False,
-        }
-        axes.plot(mark.x, mark.y, **style | MARKS[mark.kind])
+        style = {"mec": _colour(mark.colour), "mfc": _colour(mark.colour), "ls": ""}
+        axes.plot(mark.x, mark.y, clip_on=False, **style | MARKS[mark.kind])
     if panel.at is not None:
         axes.axvline(panel.at, color=INK, lw=0.6, ls=":")
 
@@ -174,15 +168,14 @@ def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
     elif panel.scale == "log" and axes.lines:
         axes.set_yscale("log")
     axes.autoscale_view()
-    for axis, low, high in (
-        (axes.xaxis, *axes.get_xlim()),
-        (axes.yaxis, *axes.get_ylim()),
+    for axis, (low, high) in (
+        (axes.xaxis, axes.get_xlim()),
+        (axes.yaxis, axes.get_ylim()),
     ):
         if axis.get_scale() == "log":
             wide = high / low > 6
-            axis.set_major_locator(
-                LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6)
-            )
+            ticks = LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6)
+            axis.set_major_locator(ticks)
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
             axis.set_tick_params(which="minor", length=0)
@@ -190,13 +183,10 @@ def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
 
 def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> None:
     """What the lines are, above the panels, if there are few enough of them."""
-    panels = [panel for chart in charts for panel in chart.panels]
-    shown = sorted(
-        {line.config for p in panels for line in p.lines if line.config is not None}
-    )
+    lines = [line for chart in charts for panel in chart.panels for line in panel.lines]
+    shown = {line.config for line in lines}
     key = list(charts[0].key)
-    for place in shown:
-        entry = entries[place]
+    for entry in (entry for entry in entries if entry.place in shown):
         state = "" if entry.measured else f" ({entry.runs[0].state})"
         name = f"{entry.label}  {entry.title}{state}"
         name = name if len(name) <= 52 else f"{name[:51]}…"
@@ -204,19 +194,13 @@ def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -
     if len(key) > MOST_NAMED:
         said = f"{len(key)} configs, without a legend: the page beside names them"
         figure.suptitle(said, x=0.06, ha="left", fontsize=8.5)
-        return
-    if not key:
-        return
-    handles = [
-        Line2D([], [], color=_colour(colour), ls=DASHES[dash])
-        for _, colour, dash in key
-    ]
-    figure.legend(
-        handles,
-        [plain(name) for name, *_ in key],
-        loc="outside upper left",
-        ncols=3 if shown else min(9, len(key)),
-    )
+    elif key:
+        figure.legend(
+            [Line2D([], [], color=_colour(c), ls=DASHES[dash]) for _, c, dash in key],
+            [plain(name) for name, *_ in key],
+            loc="outside upper left",
+            ncols=min(9, len(key)) if charts[0].key else 3,
+        )
 
 
 def plain(text: str) -> str:

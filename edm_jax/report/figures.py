@@ -4,6 +4,7 @@ To add one: a function that returns its charts, and an entry of FIGURES.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,8 +73,8 @@ def losses(entries: Sequence[Entry]) -> list[Chart]:
                 if len(x):
                     lines.append(Line(x, y, aside=aside, **look).thinned(points))
                     kind = "triangle" if aside.state == "running" else "cross"
-                    mark = Mark(kind, x[-1], y[-1], look["colour"], entry.place)
-                    marks.append(mark)
+                    at = x[-1], y[-1]
+                    marks.append(Mark(kind, *at, entry.look.slot, entry.place))
         panels.append(Panel(title, ELEMENT_LOSS, lines, marks=marks))
     return [Chart(label, panels)] if any(panel.lines for panel in panels) else []
 
@@ -123,37 +124,41 @@ def magnitudes(entries: Sequence[Entry]) -> list[Chart]:
     """Magnitudes of activations and weights against images (Fig. 3 and 15)."""
     unit, label = curves.image_unit(run for entry in entries for run in entry.runs)
     points = curves.share(VALUES, CURVES * len(entries))
-    shown = [(c, shown_run(e).logs["dynamics"]) for c, e in enumerate(entries)]
-    groups = {c: sides for c, log in shown if (sides := group_sides(log))}
-    resolutions = sorted(
-        {r for sides in groups.values() for _, r in sides.values()}, reverse=True
-    )
-    slots = dict(zip(resolutions, RESOLUTION_SLOTS * len(resolutions), strict=False))
-    rows: list[list[Panel]] = []
-    for config, log in shown:
+    logs = [(e.place, shown_run(e).logs["dynamics"]) for e in entries]
+    shown = [(place, log, sides) for place, log in logs if (sides := group_sides(log))]
+    sizes = sorted({r for *_, each in shown for _, r in each.values()}, reverse=True)
+    slots = dict(zip(sizes, RESOLUTION_SLOTS * len(sizes), strict=False))
+
+    def panel(log: Log, sides: dict[str, tuple[str, int]], *name: str) -> Panel:
         log = log[curves.places(len(log), points)]
-        panels = []
-        for kind, statistic in PANELS if config in groups else ():
-            lines = [
-                Line(log.nimg / unit, log.column(kind, group, statistic))
-                for group in groups[config]
-            ]
-            lines = [
-                dataclasses.replace(
-                    line, colour=slots[r], dash=int(side == "dec"), label=group
-                )
-                for line, (group, (side, r)) in zip(
-                    lines, groups[config].items(), strict=True
-                )
-            ]
-            panels.append(Panel(f"{kind}, {statistic}", "", lines, "zero"))
-        rows.append(panels)
-    key = [(f"{r}×{r}", slots[r], 0) for r in resolutions]
+        x, (kind, statistic) = log.nimg / unit, name
+        lines = [
+            Line(x, y, colour=slots[r], dash=int(side == "dec"), label=group)
+            for group, (side, r) in sides.items()
+            for y in [log.column(kind, group, statistic)]
+        ]
+        return Panel(", ".join(name), "", lines, "zero")
+
+    columns = [[panel(log, each, *name) for _, log, each in shown] for name in PANELS]
+    key = [(f"{r}×{r}", slots[r], 0) for r in sizes]
     key += [("encoder", "ink", 0), ("decoder", "ink", 1)]
+    rows = zip(*map(_shared_top, columns), strict=True)
     return [
-        Chart(label, panels, config, key=key)
-        for config, panels in enumerate(_shared_tops(rows))
-        if panels
+        Chart(label, list(panels), place, key=key)
+        for (place, *_), panels in zip(shown, rows, strict=True)
+    ]
+
+
+def _shared_top(column: Sequence[Panel]) -> list[Panel]:
+    """Gives panels one axis from zero, or one each if their largest values differ."""
+    finite = [[v[np.isfinite(v)] for v in (n.y for n in p.lines)] for p in column]
+    tops = [max((float(v.max()) for v in each if len(v)), default=0) for each in finite]
+    positive = [top for top in tops if top > 0] or [1.0]
+    most = max(positive)
+    shared = most <= SHARED_RANGE * min(positive)
+    return [
+        dataclasses.replace(panel, top=1.08 * (most if shared else top or 1.0))
+        for panel, top in zip(column, tops, strict=True)
     ]
 
 
@@ -203,7 +208,9 @@ def _sigma(log: Log, unit: float, points: int) -> list[Panel]:
     edges = [v for name, v in log.values.items() if name[:2] == ("sigma", "below")]
     log = log[np.isfinite(edges[0])] if edges else log[:0]
     kept = curves.places(len(log), points)
-    below = [edge[-1] for edge in edges]
+    ends = ["", *(f"{edge[-1]:g}" for edge in edges[:-1]), ""]
+    labels = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+    labels[0], labels[-1] = f"σ < {ends[1]}", f"σ > {ends[-2]}"
     panels = []
     for title, name, scale in (
         ("Training loss by σ", "loss_per_element", "log"),
@@ -212,20 +219,11 @@ def _sigma(log: Log, unit: float, points: int) -> list[Panel]:
         columns = [log.column("sigma", name, i) for i in range(len(edges))]
         found = curves.averaged(np.array(columns).T, kept).T if len(log) else []
         lines = [
-            Line(log.nimg[kept] / unit, y, colour=colour, label=_range(below, i))
-            for i, (y, colour) in enumerate(zip(found, RAMP * 9, strict=False))
+            Line(log.nimg[kept] / unit, y, colour=RAMP[i % len(RAMP)], label=labels[i])
+            for i, y in enumerate(found)
         ]
         panels.append(Panel(title, "", lines, scale, legend=True))
     return panels
-
-
-def _range(below: Sequence[float], place: int) -> str:
-    """'σ < .05', '.05 to .1', ... 'σ > 5'."""
-    if place == 0:
-        return f"σ < {below[0]:g}"
-    if not np.isfinite(below[place]):
-        return f"σ > {below[place - 1]:g}"
-    return f"{below[place - 1]:g} to {below[place]:g}"
 
 
 def _rates(log: Log, unit: float, points: int) -> list[Panel]:

@@ -129,11 +129,10 @@ def _document(
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    again = ""
-    if following:
-        again = (
-            f'<meta http-equiv="refresh" content="{max(2, following.seconds):.0f}">\n'
-        )
+    seconds = max(2, following.seconds) if following else 0
+    again = (
+        f'<meta http-equiv="refresh" content="{seconds:.0f}">\n' if following else ""
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -166,14 +165,14 @@ def _as_of(entries: Sequence[Entry], following: Following | None) -> str:
     """When it was written and what still runs, while that may change."""
     if following is None:
         return ""
-    runs = [run for entry in entries for run in entry.runs]
-    states = [run.state for run in runs if run.state not in ENDED]
-    counts = Counter(states)
-    said = "; ".join(f"{count} {state}" for state, count in counts.items())
-    time = following.time.isoformat(" ", "seconds")
-    return (
-        f'<p class="live">As of {escape(time)}; {escape(said or "none running")}.</p>'
+    states = Counter(run.state for entry in entries for run in entry.runs)
+    said = "; ".join(
+        f"{n} {state}" for state, n in states.items() if state not in ENDED
     )
+    said = (
+        f"As of {following.time.isoformat(' ', 'seconds')}; {said or 'none running'}."
+    )
+    return f'<p class="live">{escape(said)}</p>'
 
 
 def _chip_bar(entries: Sequence[Entry]) -> str:
@@ -191,10 +190,10 @@ def _chip_bar(entries: Sequence[Entry]) -> str:
             f'<i class="line dash{entry.look.dash}"></i><b>{escape(entry.label)}</b>'
             f"{'' if many else f'<span>{name}</span>'}</button>"
         )
+    said = "show configs that contain"
     search = (
-        '<input type="search" id="filter" placeholder="show configs that contain …" '
+        f'<input type="search" id="filter" placeholder="{said} …" aria-label="{said}">'
     )
-    search += 'aria-label="show configs that contain">'
     several = any(len(entry.measured) > 1 for entry in entries)
     seeds = '<label><input type="checkbox" id="seeds"> single seeds</label>'
     return (

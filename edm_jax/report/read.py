@@ -17,7 +17,7 @@ from PIL import Image
 from edm_jax import files
 from edm_jax.report.fields import Fields, few, in_range, one_line, opened
 from edm_jax.report.metrics import numbers, read_metrics
-from edm_jax.report.runs import Damage, Evaluation, Json, Name, Run, Status
+from edm_jax.report.runs import Damage, Evaluation, Json, Run, Status
 from edm_jax.runs import schema
 from edm_jax.runs.directory import FREE
 
@@ -60,26 +60,23 @@ def load_run(path: Path) -> Run:
         recorded_variant=provenance.text("study", "variant"),
         status=_status(status),
         evaluation=_evaluation(path, fields("evaluation.json")),
-        files={
-            "config": config.value,
-            "provenance": provenance.value,
-            "status": status.value,
-        },
+        files={"config": config.value, "status": status.value}
+        | {"provenance": provenance.value},
         logs=logs,
         alerts=alerts,
         samples=opened(path / "samples.png", _image, damage, None),
-        changed_fields=sorted(
-            {
-                one_line(k)
-                for c in changes.objects("changes")
-                for k in c.object("changes")
-            }
-        ),
+        changed_fields=_changed(changes),
         log_tail=opened(path / "log.txt", _tail, damage, ""),
         damage=damage,
     )
     damage += [Damage(n, f"is damaged: {few(f)}") for n, f in faults.items() if f]
     return found
+
+
+def _changed(changes: Fields) -> list[str]:
+    """The fields of the config that were changed while it trained."""
+    found = [each.object("changes") for each in changes.objects("changes")]
+    return sorted({one_line(name) for each in found for name in each})
 
 
 def _status(fields: Fields) -> Status:
@@ -112,37 +109,31 @@ def _codes(provenance: Fields) -> list[str]:
 def _evaluation(run: Path, fields: Fields) -> Evaluation | None:
     if not fields.value:
         return None
-    values: dict[Name, float | None] = {}
-    numbers(fields.value, (), values, [])
+    values = numbers(fields.value, [])
     for keys in ("best", "loss"), ("best", "sigma_rel"), ("raw_loss",):
         fields.number(*keys)
     for key in "untrained_loss", "pixel_frechet", "pixel_frechet_floor", "images_per_s":
         fields.number(key)
-    points = [
-        (p.number("sigma_rel"), p.number("loss")) for p in fields.objects("sweep")
-    ]
-    sweep = np.array(points, np.float64).reshape(-1, 2)  # None becomes NaN
-    sweep = sweep[np.isfinite(sweep).all(axis=1)]
-    averages = [
-        (each.number("halflife_mimg"), each.number("loss"))
-        for each in fields.objects("traditional")
-    ]
+
+    def pairs(key: str, first: str) -> np.ndarray:
+        found = [(p.number(first), p.number("loss")) for p in fields.objects(key)]
+        each = np.array(found, np.float64).reshape(-1, 2)  # None becomes NaN
+        return each[np.isfinite(each).all(axis=1)]
+
+    sweep, averages = pairs("sweep", "sigma_rel"), pairs("traditional", "halflife_mimg")
+    try:
+        time = (run / "evaluation.json").stat().st_mtime
+    except OSError:  # gone since it was read
+        time = 0.0
     return Evaluation(
         nimg=fields.count("nimg"),
         values={
             k: float(in_range(np.array(v))) for k, v in values.items() if v is not None
         },
         sweep=sweep[sweep[:, 0].argsort()],
-        traditional=[(h, v) for h, v in averages if h and v is not None],
-        time=_written(run / "evaluation.json"),
+        traditional=[(h, v) for h, v in averages.tolist() if h],
+        time=time,
     )
-
-
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # gone since it was read
-        return 0.0
 
 
 def _image(path: Path) -> bytes:
@@ -180,8 +171,10 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Expand studies to their runs, which hold config.json or status.json.
 
     So is a directory that holds a log or a lock alone, a run that waits, and one that
-    cannot be read. Raises FileNotFoundError for a path that is neither a run nor holds
-    one.
+    cannot be read.
+
+    Raises:
+        FileNotFoundError: a path is neither a run nor holds one.
     """
     found: dict[str, Path] = {}  # one of each, however it is named
     for path in paths:
@@ -197,10 +190,9 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def _inside(path: Path) -> list[Path]:
-    """What lies in a directory; nothing in what is none."""
     try:
         return list(path.iterdir())
-    except OSError:
+    except OSError:  # a file, or nothing
         return []
 
 
@@ -211,10 +203,8 @@ def _is_run(path: Path) -> bool:
         names = os.listdir(path)
     except OSError:  # whatever it is, it is not to be missed
         return True
-    if {"config.json", "status.json"} & set(names):
-        return True
-    waits = (re.fullmatch(r"log\.txt|(.*\.)?lock", name) for name in names)
-    return bool(names) and all(waits)
+    waits = [re.fullmatch(r"log\.txt|(.*\.)?lock", name) for name in names]
+    return bool({"config.json", "status.json"} & set(names) or names and all(waits))
 
 
 def identity(config: Json) -> Json:

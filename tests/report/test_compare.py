@@ -541,12 +541,13 @@ def test_few_lines_are_all_read_whatever_their_spelling(tmp_path):
             '{"kind": "train", "step": 3, "nimg": 30, "loss": 3}',
             '{"kind": "train", "step": 3, "nimg": 30, "los',
             '{"kind": "train", "step": 4, "nimg": 40, "loss": }',
+            '{"kind": "heldout", "step": 3, "nimg": 30, "loss": 5.0}',
             '{"kind": "speed", "step": 3, "nimg": 30, "images_per_s": 5.0}',
         ],
     )
     read = report.load_run(run)
     assert read.logs["train"].column("loss").tolist() == [1, 2, 3]
-    assert read.logs["speed"].column("images_per_s").tolist() == [5.0]
+    assert read.logs["heldout"].column("loss").tolist() == [5.0]
     assert [str(damage) for damage in read.damage] == [
         "metrics.jsonl is damaged: line 4 is not valid JSON; line 5 is not valid JSON"
     ]
