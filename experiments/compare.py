@@ -6,13 +6,12 @@ mean over seeds, its 95% interval, and how sure its difference to --baseline is.
 """
 
 import argparse
+import functools
 import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
-import rich.console
 import rich.live
 import rich.text
 
@@ -105,25 +104,18 @@ def _write(
     warn: Callable[[str], object],
     following: report.Following | None = None,
 ) -> None:
-    """Write the comparison; while runs go on not yet its figures for a paper."""
-    comparison = report.compare(
-        runs,
-        options.baseline,
-        options.metric,
-        options.columns,
-        options.x,
-        options.y,
-        options.by,
-    )
+    """Write the comparison; figures for papers wait until all runs have ended."""
+    o = options
+    comparison = report.compare(runs, o.baseline, o.metric, o.columns, o.x, o.y, o.by)
     for warning in report.table_warnings(comparison):
         warn(warning)
-    report.write(comparison, options.out, following)
-    if not options.follow or all(run.ended for run in runs):
-        report.write_figures(comparison, options.out)
+    report.write(comparison, o.out, following)
+    if not o.follow or all(run.ended for run in runs):
+        report.write_figures(comparison, o.out)
 
 
 def _follow(options: argparse.Namespace) -> None:
-    """Write the comparison again and again."""
+    """Write the comparison again whenever the runs' files change."""
     warned: set[str] = set()
 
     def warn(warning: str) -> None:
@@ -132,48 +124,31 @@ def _follow(options: argparse.Namespace) -> None:
             _warn(warning)
 
     def write(runs: Sequence[report.Run], following: report.Following | None) -> None:
-        # What is doubtful while runs go on need not be in the end.
+        # What is doubtful while runs are in progress may not be doubtful at the end.
         said = (lambda warning: None) if following else warn
         _write(options, runs, said, following)
 
-    try:
-        with _Lines() as lines:
-            report.follow(
-                lambda: report.find_runs(options.directories),
-                write,
-                lines.show,
-                options.follow,
-            )
-    except KeyboardInterrupt:
-        print("compare: no longer following.", file=sys.stderr)
-        sys.exit(130)
+    console = cli.Console()
+    before: set[str] = set()
+    with rich.live.Live(console=console, auto_refresh=False) as live:
 
+        def show(lines: Sequence[str]) -> None:
+            """All lines in their place on a terminal; elsewhere those that changed."""
+            if console.is_terminal:
+                live.update(rich.text.Text("\n".join(lines)), refresh=True)
+                return
+            for line in lines:
+                if line not in before:
+                    print(line, flush=True)
+            before.clear()
+            before.update(lines)
 
-class _Lines:
-    """A line for each run, in its place on a terminal; elsewhere those that changed."""
-
-    def __init__(self) -> None:
-        console = rich.console.Console()
-        self._live = rich.live.Live(console=console, auto_refresh=False)
-        self._in_place = console.is_terminal
-        self._said: set[str] = set()
-
-    def __enter__(self) -> Self:
-        if self._in_place:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._live.stop()
-
-    def show(self, lines: Sequence[str]) -> None:
-        if self._in_place:
-            self._live.update(rich.text.Text("\n".join(lines)), refresh=True)
-            return
-        for line in lines:
-            if line not in self._said:
-                print(line, flush=True)
-        self._said = set(lines)
+        find = functools.partial(report.find_runs, options.directories)
+        try:
+            report.follow(find, write, show, options.follow)
+        except KeyboardInterrupt:
+            print("compare: stopped following.", file=sys.stderr)
+            sys.exit(130)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -13,9 +13,14 @@ LARGEST, SMALLEST = 1e40, 1e-40  # of a number: float32 holds none beyond
 
 
 class Fields:
-    """A JSON object whose values are checked when taken; faults are told in `faults`.
+    """A JSON object whose values are checked when they are taken.
 
-    What is absent, null or wrong is None, '' or empty.
+    A value that is absent, null or wrong reads as None, '' or empty.
+
+    Args:
+        value: the object.
+        faults: receives one sentence for each wrong value.
+        where: stands before the names of fields in these sentences.
     """
 
     def __init__(self, value: Json, faults: list[str], where: str = ""):

@@ -18,10 +18,17 @@ IGNORED = ("letter", "title")  # fields that make no difference
 def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
     """Group runs that differ in seed alone and order them by letter.
 
-    A letter's config is compared with the nearest letter before it, an altered one
-    with that letter's own, or with the first of the letter where the ladder's is not
-    there. baseline: which one all are compared with, by its letter, its label or a
-    run's name; the first if None. Raises ValueError naming the nearest name.
+    A letter's config is compared with the nearest letter before it. An altered config is
+    compared with its letter's own, or with the first of that letter where the ladder's
+    own is absent.
+
+    Args:
+        runs: of any configs.
+        baseline: the config that all are compared with: its letter, its label or a
+            run's name; the first if None.
+
+    Raises:
+        ValueError: there is no such config; the message names the nearest.
     """
     entries: list[Entry] = []
     for altered, group in _groups(runs):
@@ -69,13 +76,11 @@ def _looks(entries: Sequence[Entry]) -> list[Look]:
     Where that does not tell them apart, or most are variants of few letters, colours
     go by order instead.
     """
-    by_letter = [
-        Look(
-            (ord(e.letter[0]) - ord("a")) % COLOURS if e.letter else 0,
-            e.variant % DASHES,
-        )
-        for e in entries
+    slots = [
+        (ord(e.letter[0]) - ord("a")) % COLOURS if e.letter else 0 for e in entries
     ]
+    each = zip(slots, entries, strict=True)
+    by_letter = [Look(slot, entry.variant % DASHES) for slot, entry in each]
     letters = {entry.letter for entry in entries}
     if len(set(by_letter)) == len(entries) and 2 * len(letters) > len(entries):
         return by_letter
@@ -87,34 +92,28 @@ def _looks(entries: Sequence[Entry]) -> list[Look]:
 def find_entry(entries: Sequence[Entry], name: str | None) -> int:
     """The place of the entry of this label, letter or run; 0 for None.
 
-    Raises ValueError naming the nearest, and what there is.
+    Raises:
+        ValueError: there is none, or several; the message names what there is.
     """
     if name is None:
         return 0
     wanted = name.lower().rstrip("/")
-    for names_of in (_labels, _run_names):
-        found = [i for i, e in enumerate(entries) if wanted in names_of(e)]
+    names = [({e.label.lower()}, _run_names(e)) for e in entries]
+    for kind in (0, 1):  # labels before runs
+        found = [i for i, each in enumerate(names) if wanted in each[kind]]
         if len(found) > 1:
             which = ", ".join(entries[i].label for i in found)
             raise ValueError(f"{name!r} names several configs: {which}; name one.")
         if found:
             return found[0]
-    near = menu.suggest(
-        wanted, [n for e in entries for n in _labels(e) | _run_names(e)]
-    )
+    near = menu.suggest(wanted, [n for each in names for n in each[0] | each[1]])
     labels = ", ".join(entry.label for entry in entries)
     raise ValueError(f"There is no config {name!r} here; there are {labels}.{near}")
 
 
-def _labels(entry: Entry) -> set[str]:
-    return {entry.label.lower()}
-
-
 def _run_names(entry: Entry) -> set[str]:
     names = {name for run in entry.runs for name in (run.name, run.variant)}
-    names |= {
-        f"{study}/{run.name}" for run in entry.runs for study in (run.study, run.parent)
-    }
+    names |= {f"{s}/{r.name}" for r in entry.runs for s in (r.study, r.parent)}
     return {name.lower() for name in names}
 
 
@@ -230,8 +229,8 @@ def compact(value: Any) -> str:
 def config_diff(before: Json, after: Json) -> list[str]:
     """List the fields that differ, as 'network.norm: group -> rms_group'.
 
-    The letter and the title are not compared; a field that only one side has
-    stands as '(absent)' on the other.
+    The letter and the title are not compared. A field that only one side has is
+    '(absent)' on the other.
     """
     old, new = (
         {name: compact(value) for name, value in tree.flatten(side, ".").items()}

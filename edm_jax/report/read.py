@@ -1,7 +1,7 @@
-"""Reading run directories: every field is checked once, and what is damaged is named.
+"""Reading run directories: every field is checked once, and damaged files are named.
 
-Behind this boundary a `Run` holds what its types say. An absent file is empty, as a run
-that is dead or unfinished leaves it; so is a damaged one, which `Run.damage` names.
+A `Run` holds what its types say. A file that is absent, as in a run that died or is not
+finished, reads as empty; so does a damaged one, which `Run.damage` names.
 """
 
 import io
@@ -27,7 +27,11 @@ IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE = 64_000_000, 50_000_000, 16_383
 
 
 def load_run(path: Path) -> Run:
-    """Read one run directory; raises FileNotFoundError when there is none."""
+    """Read one run directory.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"There is no run directory {path}: check the path.")
     damage: list[Damage] = []
@@ -170,8 +174,8 @@ def _tail(path: Path) -> str:
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Expand studies to their runs, which hold config.json or status.json.
 
-    So is a directory that holds a log or a lock alone, a run that waits, and one that
-    cannot be read.
+    A directory that holds only a log or a lock is a run that waits, and one that cannot
+    be read counts as a run too.
 
     Raises:
         FileNotFoundError: a path is neither a run nor holds one.
