@@ -1,10 +1,11 @@
 """What is measured of a run, and goes into its evaluation.json."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from edm_jax.ema import snapshots
-from edm_jax.ema.profiles import TraditionalProfile
+from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
 from edm_jax.evals import frechet, gallery
 from edm_jax.fields import Count, Settings
 from edm_jax.models import unet
@@ -94,8 +95,38 @@ class PixelFrechet(Settings):
         }
 
 
+# Averages of a run at constant rate that stand for decays, by the schedule's name.
+DECAYS = {
+    "decay_cosine": DecayProfile("cosine"),
+    "decay_linear": DecayProfile("linear"),
+    "decay_wsd": DecayProfile("linear", 0.2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayAverages(Settings):
+    """Held-out loss of the averages that stand for a decay of the learning rate.
+
+    Of a run at constant rate: what a cosine, a linear, or a linear decay of the last
+    fifth would leave if its updates stayed the same (arXiv 2507.17634).
+    """
+
+    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+        """decay_cosine, decay_linear, decay_wsd, and the error of each profile's fit."""
+        targets = [*DECAYS.values()]
+        made = posthoc.reconstruct(
+            subject.stored, targets, subject.nimg, max_error=math.inf
+        )
+        found = {}
+        for name, profile in DECAYS.items():
+            found[name] = subject.heldout.loss(made[profile].params)
+            found[f"{name}_fit_error"] = made[profile].solution.fit_error
+        return found
+
+
 EVALUATORS = {
     "heldout_loss": HeldOutLoss,
     "sample_grid": SampleGrid,
     "pixel_frechet": PixelFrechet,
+    "decay_averages": DecayAverages,
 }

@@ -14,6 +14,7 @@ from experiments import launch
 ROOT = Path(__file__).parents[2]
 STUDIES = (
     "betas",
+    "decay_or_average",
     "ema_lengths",
     "ladder",
     "lr_sensitivity",
