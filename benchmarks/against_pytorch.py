@@ -20,6 +20,7 @@ import train_step
 import configs
 from edm_jax import ema, tree
 from edm_jax.models import unet
+from edm_jax.models.build import count_params
 from experiments import cli
 
 try:
@@ -144,7 +145,7 @@ class TorchSide:
         fused: bool,
     ):
         self.config, self.opt, self.count = config, config.optimizer, 0
-        spec = config.spec
+        spec = config.model.spec
         formats = torch.contiguous_format, torch.channels_last
         self.net = Network(spec, params, formats[channels_last])
         self.loss = torch.compile(self.plain_loss) if compiled else self.plain_loss
@@ -201,20 +202,20 @@ class TorchSide:
 
 def checked_params(config: Any) -> dict[str, np.ndarray]:
     """Parameters by path, gains not 0; AssertionError unless both networks agree."""
-    spec, rng = config.spec, np.random.default_rng(0)
-    drawn = tree.flatten(unet.init_params(spec, 0))
+    model, rng = config.model, np.random.default_rng(0)
+    drawn = tree.flatten(model.init(0))
     params = {name: x + 0.5 * name.endswith("gain") for name, x in drawn.items()}
-    inputs = unet.abstract_inputs(spec, 4)
+    inputs = model.inputs(4)
     x, c_noise, label = (rng.standard_normal(a.shape, np.float32) for a in inputs)
-    ours = {"params": tree.unflatten(params)}
-    theirs = jax.jit(unet.Network(spec).apply)(ours, x, c_noise, label)
-    net = Network(spec, params)
+    ours = tree.unflatten(params)
+    theirs = jax.jit(model.apply)(ours, x, c_noise, label)[:2]
+    net = Network(model.spec, params)
     f, u = net(*map(torch.tensor, (np.moveaxis(x, -1, 1), c_noise, label)))
     for a, b in zip((f.movedim(1, -1), u), map(np.array, theirs)):
         np.testing.assert_allclose(a.detach(), b, rtol=1e-4, atol=1e-4 * np.std(b))
     (f.sum() + u.sum()).backward()  # must reach every parameter
     reached = [w.numel() for w in net.weights.values() if w.grad is not None]
-    assert sum(reached) == unet.count_params(ours["params"]), sum(reached)
+    assert sum(reached) == count_params(ours), sum(reached)
     return params
 
 

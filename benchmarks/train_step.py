@@ -122,7 +122,7 @@ def matmul_flops(dtype: str) -> float:
 def utilization(config, measured: Measured, rate: float) -> dict[str, Any]:
     """Model FLOP/s, and the share of what the devices could do."""
     dtype, count = config.network.compute_dtype, jax.device_count()
-    needed = rate * flops.train_flops(measured.trainer.denoiser.spec)
+    needed = rate * flops.train_flops(measured.trainer.denoiser.model)
     product = matmul_flops(dtype)
     said = flops.peak_flops(jax.devices()[0].device_kind, dtype)
     return {

@@ -19,22 +19,22 @@ import configs
 from edm_jax import menu
 from edm_jax.cost import disk, memory
 from edm_jax.diffusion import flops
-from edm_jax.models import unet
+from edm_jax.models.build import count_params
 from edm_jax.train.config import RunConfig
 from experiments import cli
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
     """What `main` prints."""
-    params = unet.abstract_params(config.spec)
+    params = config.model.shapes
     stored = disk.estimate(config)
     return {
         "config": config.letter,
         "title": config.title,
         "workload": config.workload,
-        "params": unet.count_params(params["unet"]),
-        "params_with_logvar": unet.count_params(params),
-        "gflops": round(flops.forward_macs(config.spec) / 1e9, 2),
+        "params": count_params(params["unet"]),
+        "params_with_logvar": count_params(params),
+        "gflops": round(flops.forward_macs(config.model) / 1e9, 2),
         "gflops_source": "own count: multiply-accumulates of one image, forward",
         "nimg": config.total_steps * config.optimizer.batch_size,
         "snapshot_bytes": stored.snapshot_bytes,  # the loss's u(sigma) head included

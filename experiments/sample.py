@@ -24,7 +24,6 @@ from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.ema import snapshots
 from edm_jax.evals import evaluation, gallery, generation, sweeps
 from edm_jax.files import user_path
-from edm_jax.models import unet
 from edm_jax.models.unet import Params
 from edm_jax.runs.directory import RunDir
 from edm_jax.train.config import RunConfig
@@ -220,12 +219,10 @@ def _trained(
     force: bool,
 ) -> Trained:
     """The network of a config with the weights of a file, or rebuilt from a run's."""
-    denoiser = diffusion.Denoiser(config.spec, config.loss.sigma_data)
+    denoiser = diffusion.Denoiser(config.model, config.loss.sigma_data)
     if file:
         checksum = snapshots.open_snapshot(file).checksum
-        return Trained(
-            denoiser, _fitting(file, unet.abstract_params(config.spec)), checksum
-        )
+        return Trained(denoiser, _fitting(file, config.model.shapes), checksum)
     stored = sweeps.usable(run.snapshots, run.best_nimg)
     profiles = [s.meta.profile for s in stored]
     only = profiles[0] if len(profiles) == 1 else ema.PowerProfile(0.1)

@@ -36,7 +36,7 @@ def main() -> None:
     out = options.out or run.path / "sweeps"
     out.mkdir(parents=True, exist_ok=True)
     data.prepare(config.data)
-    heldout = HeldOut(diffusion.Denoiser(config.spec, config.loss.sigma_data), config)
+    heldout = HeldOut(diffusion.Denoiser(config.model, config.loss.sigma_data), config)
     stored = sweeps.usable(run.snapshots, run.best_nimg)
     with cli.progress_bar() as bar:
         measured = sweeps.Sweeps(

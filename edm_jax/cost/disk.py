@@ -12,7 +12,6 @@ from etils import epath
 
 from edm_jax.ema import container, snapshots
 from edm_jax.files import human
-from edm_jax.models import unet
 from edm_jax.train import trainer
 from edm_jax.train.config import RunConfig, TrainingConfig
 
@@ -61,7 +60,7 @@ def estimate(config: RunConfig, stored_checkpoints: int = 0) -> Estimate:
         config: The run's config.
         stored_checkpoints: How many there are already, of a run that resumes.
     """
-    params = snapshots.flatten(unet.abstract_params(config.spec))
+    params = snapshots.flatten(config.model.shapes)
     nimg = config.total_steps * config.optimizer.batch_size
     training, state = config.training, trainer.abstract_state(config)
     times = math.ceil(nimg / (training.snapshot_mimg * 1e6))

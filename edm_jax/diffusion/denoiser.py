@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax.fields import Finite, Positive, Settings
+from edm_jax.models.build import Model
 from edm_jax.models.layers import Array
-from edm_jax.models.unet import Network, Params, UNetSpec
+from edm_jax.models.unet import Params
 
 Metrics = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Denoised(NamedTuple):
 class Denoiser:
     """D(x; sigma, label): a network with its preconditioning (Eq. 4)."""
 
-    spec: UNetSpec
+    model: Model
     sigma_data: float
 
     def __call__(
@@ -73,16 +74,16 @@ class Denoiser:
         c_skip, c_out, c_in, c_noise = scalings(sigma, self.sigma_data)
         c_skip, c_out, c_in = (c[:, None, None, None] for c in (c_skip, c_out, c_in))
         inputs = (c_in * x, c_noise, self.encode(label), dropout_keys)
-        mutable = ["mean_squares"] if statistics else []
-        network = Network(self.spec)
-        (f, logvar), sown = network.apply({"params": params}, *inputs, mutable=mutable)
-        return Denoised(c_skip * x + c_out * f, logvar, sown.get("mean_squares", {}))
+        f, logvar, mean_squares = self.model.apply(
+            params, *inputs, statistics=statistics
+        )
+        return Denoised(c_skip * x + c_out * f, logvar, mean_squares)
 
     def encode(self, label: Array) -> Array:
         """Class indices (N,) -> one-hot (N, classes) float32; vectors pass through."""
         if label.ndim == 2:
             return label.astype(jnp.float32)
-        return jax.nn.one_hot(label, self.spec.num_classes, dtype=jnp.float32)
+        return jax.nn.one_hot(label, self.model.spec.num_classes, dtype=jnp.float32)
 
 
 def example_keys(key: Array, step: Array, index: Array) -> Array:

@@ -1,6 +1,6 @@
 """Arithmetic of a network and of devices, for model-FLOP utilization.
 
-It is images/s * train_flops(spec) / (devices * peak_flops(device_kind, dtype)).
+It is images/s * train_flops(model) / (devices * peak_flops(device_kind, dtype)).
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from edm_jax.diffusion.denoiser import Denoiser
-from edm_jax.models import unet
+from edm_jax.models.build import Model
 
 # TFLOP/s of one device, dense: bfloat16, float16, float32. From the vendors' data sheets;
 # where one states only the rate with 2:4 sparsity, half of it.
@@ -43,21 +43,20 @@ _PEAKS: dict[str, tuple[float | None, ...]] = {
 _DTYPES = "bfloat16", "float16", "float32"
 
 
-def forward_macs(spec: unet.UNetSpec) -> int:
+def forward_macs(model: Model) -> int:
     """Multiply-accumulates of the denoiser for one image, as `count_macs` counts."""
-    denoiser = Denoiser(spec, 0.5)
-    params = unet.abstract_params(spec)
-    inputs = unet.abstract_inputs(spec)
+    denoiser = Denoiser(model, 0.5)
+    params, inputs = model.shapes, model.inputs()
     return count_macs(lambda *args: denoiser(*args).image, params, *inputs)
 
 
-def train_flops(spec: unet.UNetSpec) -> float:
+def train_flops(model: Model) -> float:
     """Floating-point operations of one image's training step.
 
     Two per multiply-accumulate, and twice the forward pass for the backward pass. What
     rematerialization computes again is not counted: it is no progress.
     """
-    return 6.0 * forward_macs(spec)
+    return 6.0 * forward_macs(model)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

@@ -12,8 +12,8 @@ from edm_jax.diffusion.samplers import SAMPLERS, Sampler
 from edm_jax.ema.config import length_faults
 from edm_jax.evals.evaluators import EVALUATORS
 from edm_jax.fields import Count, Fault, Finite, Positive, Settings, Several
+from edm_jax.models.build import Model
 from edm_jax.models.ops import NetworkConfig
-from edm_jax.models.unet import UNetSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,4 +61,4 @@ class Config(Protocol):
     @property
     def evaluation(self) -> EvaluationConfig: ...
     @property
-    def spec(self) -> UNetSpec: ...
+    def model(self) -> Model: ...

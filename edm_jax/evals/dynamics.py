@@ -1,6 +1,5 @@
 """Magnitudes of activations and weights by place in the U-Net (App. A.6, Fig. 3, 15)."""
 
-import re
 from typing import Any
 
 import jax
@@ -8,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import platform
+from edm_jax.models.topology import level_of
 from edm_jax.models.unet import Params
 
-# Encoder and decoder blocks only, as in the paper: not the input convolution.
-_BLOCK = re.compile(r"(enc|dec)_(\d+x\d+)_(?!conv$)")
 Magnitudes = dict[str, dict[str, float]]
 
 
@@ -61,8 +59,8 @@ def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.A
         if path[-1].key == "kernel":
             pair = [platform.total(jnp.square(x)) for x in (update, w)]
             names = [key.key for key in path]
-            block = _BLOCK.match(names[1]) if names[0] == "unet" else None
-            for place in ("all", "_".join(block.groups()) if block else "other"):
+            level = level_of(names[1]) if names[0] == "unet" else None
+            for place in ("all", level or "other"):
                 squares.setdefault(place, []).append(pair)
     sums = {place: map(sum, zip(*pairs)) for place, pairs in squares.items()}
     return {place: jnp.sqrt(dw / w) for place, (dw, w) in sums.items()}
@@ -72,9 +70,9 @@ def _aggregate(tree: Params, leaf_name: str, per_unit: Any) -> Magnitudes:
     groups: dict[str, list[np.ndarray]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = [key.key for key in path if hasattr(key, "key")]
-        block = _BLOCK.match(names[0])
-        if block and names[-1] == leaf_name:
-            groups.setdefault("_".join(block.groups()), []).append(per_unit(leaf))
+        # Blocks only, as in the paper: not the input convolution.
+        if (level := level_of(names[0])) and names[-1] == leaf_name:
+            groups.setdefault(level, []).append(per_unit(leaf))
     units = {group: np.concatenate(values) for group, values in groups.items()}
     return {
         group: {"max": float(values.max()), "mean": float(values.mean())}

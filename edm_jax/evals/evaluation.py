@@ -38,7 +38,7 @@ class Subject:
     def __init__(self, config: Config, run: directory.RunDir, on_progress: OnProgress):
         self.config, self.run, self._on_progress = config, run, on_progress
         data.prepare(config.data)
-        self.denoiser = diffusion.Denoiser(config.spec, config.loss.sigma_data)
+        self.denoiser = diffusion.Denoiser(config.model, config.loss.sigma_data)
         self.heldout = HeldOut(self.denoiser, config)
         self.stored = sweeps.usable(run.snapshots, run.best_nimg)
         if not self.stored:

@@ -8,7 +8,6 @@ from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
 from edm_jax.evals import frechet, gallery
 from edm_jax.fields import Count, Settings
-from edm_jax.models import unet
 
 if TYPE_CHECKING:
     from edm_jax.evals.evaluation import Subject
@@ -53,7 +52,7 @@ class HeldOutLoss(Settings):
             and ref.meta.nimg == subject.nimg
         ]
         return {
-            "untrained_loss": loss(unet.init_params(config.spec, config.seed)),
+            "untrained_loss": loss(config.model.init(config.seed)),
             "raw_loss": probes[-1]["raw_loss_per_element"] if probes else None,
             "traditional": traditional,
         }

@@ -63,7 +63,8 @@ class Generator:
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec("data"))
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        self._shape = (denoiser.spec.resolution,) * 2 + (denoiser.spec.channels,)
+        spec = denoiser.model.spec
+        self._shape = (spec.resolution, spec.resolution, spec.channels)
         self._sample = jax.jit(
             _make_sample(denoiser, recipe, guide),
             out_shardings=self._rows,

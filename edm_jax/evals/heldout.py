@@ -9,7 +9,6 @@ from scipy.special import ndtri
 from edm_jax import data, diffusion, platform
 from edm_jax.evals import dynamics
 from edm_jax.evals.config import Config
-from edm_jax.models import unet
 from edm_jax.models.unet import Params
 
 
@@ -63,7 +62,7 @@ class HeldOut:
         self.sigma = np.exp(ln_sigma).astype(np.float32)
         noise = rng.standard_normal(self.image.shape).astype(np.float32)
         self.noisy = self.image + self.sigma[:, None, None, None] * noise
-        self.abstract_params = unet.abstract_params(denoiser.spec)
+        self.abstract_params = denoiser.model.shapes
         self.inference = Inference(denoiser, min(evaluation.batch_size, rows))
         self._weight = diffusion.loss_weight(
             self.sigma.astype(np.float64), denoiser.sigma_data

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from edm_jax import menu
 from edm_jax.fields import Bound, Count, Fraction, Index, OneOf, Settings, Share
-from edm_jax.models import activations, layers, unet
+from edm_jax.models import activations, layers, topology, unet
 from edm_jax.models.activations import ACTIVATIONS, Activation
 from edm_jax.models.inits import INITS, Init, zeros
 from edm_jax.models.layers import NORMS, GroupNorm, NoNorm
@@ -181,22 +181,12 @@ def resolve_ops(net: NetworkConfig) -> unet.Ops:
 def resolve_network(
     net: NetworkConfig, uncertainty: bool, remat: bool = False
 ) -> unet.UNetSpec:
-    """The network of a config.
-
-    Args:
-        net: its `network` fields.
-        uncertainty: whether the u(sigma) head belongs to it.
-        remat: compute activations again in the backward pass rather than keep them.
-    """
+    """The network of a config; arguments as of `build`."""
     dtype = _DTYPE[net.compute_dtype]
+    fields = dataclasses.fields(topology.Sizes)
+    sizes = {field.name: getattr(net, field.name) for field in fields}
     return unet.UNetSpec(
-        resolution=net.resolution,
-        channels=net.channels,
-        num_classes=net.num_classes,
-        model_channels=net.model_channels,
-        channel_mult=net.channel_mult,
-        blocks_per_level=net.blocks_per_level,
-        attention_resolutions=net.attention_resolutions,
+        **sizes,
         noise_channels=net.noise_channels or net.model_channels,
         embedding_channels=net.embedding_channels
         or net.model_channels * max(net.channel_mult),

@@ -4,23 +4,21 @@ The network is built from this list, and the original code's names map onto it. 
 neither JAX nor Flax.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import dataclasses
+from typing import NamedTuple
 
 
-class Sizes(Protocol):
-    """What the topology depends on, as in a config's `network` fields."""
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the topology depends on, and what enters and leaves the network."""
 
-    @property
-    def resolution(self) -> int: ...
-    @property
-    def model_channels(self) -> int: ...
-    @property
-    def channel_mult(self) -> Sequence[int]: ...
-    @property
-    def blocks_per_level(self) -> int: ...
-    @property
-    def attention_resolutions(self) -> Sequence[int]: ...
+    resolution: int
+    channels: int
+    num_classes: int  # 0: unconditional
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    blocks_per_level: int
+    attention_resolutions: tuple[int, ...]
 
 
 class Element(NamedTuple):
@@ -47,6 +45,11 @@ class Element(NamedTuple):
     def name(self) -> str:
         """Such as enc_8x8_block0: the name of its parameters here."""
         return f"{self.side}_{self.place}"
+
+    @property
+    def level(self) -> str:
+        """Such as enc_8x8: the blocks of a side at one resolution."""
+        return f"{self.side}_{self.resolution}x{self.resolution}"
 
     @property
     def resample(self) -> str:
@@ -88,3 +91,11 @@ def elements(sizes: Sizes) -> list[Element]:
             )
             width = features
     return found
+
+
+def level_of(name: str) -> str | None:
+    """The `level` of the block of that name; None for what is no block."""
+    side, _, place = name.partition("_")
+    resolution, _, kind = place.partition("_")
+    is_block = side in ("enc", "dec") and kind not in ("", "conv")
+    return f"{side}_{resolution}" if is_block else None

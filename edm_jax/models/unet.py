@@ -7,17 +7,14 @@ once into `Ops`, the operations standing in each slot; the topology is a block c
 import dataclasses
 import functools
 import math
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from edm_jax.models import layers, topology
-from edm_jax.models.inits import Undrawn
 from edm_jax.models.layers import Array
 
 Params = Any  # a nested dict of arrays
@@ -46,16 +43,9 @@ class Ops:
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetSpec:
+class UNetSpec(topology.Sizes):
     """Sizes, topology and operations of one U-Net."""
 
-    resolution: int
-    channels: int
-    num_classes: int  # 0: unconditional
-    model_channels: int
-    channel_mult: tuple[int, ...]
-    blocks_per_level: int
-    attention_resolutions: tuple[int, ...]
     noise_channels: int
     embedding_channels: int
     head_channels: int
@@ -268,80 +258,18 @@ class Network(nn.Module):
     spec: UNetSpec
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        c_noise: Array,
-        label: Array | None,
-        dropout_keys: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """Returns F (N, H, W, C) and u (N,), both float32; u is 0 without the head."""
-        unet = UNet(self.spec, name="unet")
-        f = unet(x, c_noise, label, dropout_keys)
+    def __call__(self, x: Array, c_noise: Array, *others: Any) -> tuple[Array, Array]:
+        """Returns F (N, H, W, C) and u (N,), both float32; u is 0 without the head.
+
+        Args:
+            x: see `UNet`.
+            c_noise: (N,) noise levels.
+            others: label and dropout_keys of `UNet`.
+        """
+        f = UNet(self.spec, name="unet")(x, c_noise, *others)
         if not self.spec.logvar:
             return f, jnp.zeros_like(c_noise)
         ops = self.spec.ops
         name = "logvar_features"
         features = ops.logvar_features(LOGVAR_FEATURES, name=name)(c_noise)
         return f, ops.layer(1, 1, name="logvar")(features)[:, 0]
-
-
-def init_params(spec: UNetSpec, seed: int) -> Params:
-    """Draws the float32 parameters, a nested dict of NumPy arrays.
-
-    Each leaf has its own stream, by its name: two networks share the initial values of
-    the layers that they share.
-    """
-
-    def draw(path: tuple[Any, ...], leaf: Undrawn) -> np.ndarray:
-        name = "/".join(key.key for key in path)
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(
-        draw, _undrawn(spec), is_leaf=lambda x: isinstance(x, Undrawn)
-    )
-
-
-def abstract_params(spec: UNetSpec) -> Params:
-    """The shapes of the parameters; allocates nothing."""
-    return nn.meta.unbox(_undrawn(spec))
-
-
-def forward_order(spec: UNetSpec) -> list[str]:
-    """Names of the parameters, such as 'unet/out_conv/kernel', as a forward pass meets
-    them; allocates nothing."""
-    names: list[str] = []
-
-    def note(tree: Params, path: str = "") -> None:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                note(value, f"{path}{key}/")
-            else:
-                names.append(path + key)
-
-    def trace(*inputs: Any) -> None:
-        # Only here: JAX sorts the keys of what a traced function returns.
-        note(Network(spec).init(jax.random.key(0), *inputs)["params"])
-
-    jax.eval_shape(trace, *abstract_inputs(spec))
-    return names
-
-
-def _undrawn(spec: UNetSpec) -> Params:
-    init = functools.partial(Network(spec).init, jax.random.key(0))
-    return jax.eval_shape(init, *abstract_inputs(spec))["params"]
-
-
-def abstract_inputs(spec: UNetSpec, batch: int = 1) -> tuple[Any, ...]:
-    """Shapes of (x, c_noise, label) for a batch."""
-    side = spec.resolution
-    shapes = (batch, side, side, spec.channels), (batch,), (batch, spec.num_classes)
-    return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
-
-
-def count_params(params: Params) -> int:
-    """Trainable parameters of a nested dict of arrays or shapes."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    trained = [x for path, x in leaves if path[-1].key not in layers.FROZEN_LEAVES]
-    return sum(math.prod(x.shape) for x in trained)

@@ -30,16 +30,9 @@ _NAME = re.compile(r"(.+)-([0-9]{7,})-([0-9]\.[0-9]{3})\.pkl")
 
 
 @dataclasses.dataclass(frozen=True)
-class OriginalNetwork:
+class OriginalNetwork(topology.Sizes):
     """A config-G network, in the words of a config's `network` fields."""
 
-    resolution: int
-    channels: int
-    num_classes: int  # 0: unconditional
-    model_channels: int
-    channel_mult: tuple[int, ...]
-    blocks_per_level: int
-    attention_resolutions: tuple[int, ...]
     noise_channels: int = 0  # 0: model_channels
     embedding_channels: int = 0  # 0: those of the widest level
     head_channels: int = HEAD_CHANNELS

@@ -11,8 +11,8 @@ from edm_jax.diffusion.denoiser import LossConfig
 from edm_jax.ema.config import EmaConfig
 from edm_jax.evals.config import EvaluationConfig
 from edm_jax.fields import Bound, Count, Index, Positive, Settings
-from edm_jax.models import ops
-from edm_jax.models.unet import UNetSpec
+from edm_jax.models.build import Model, build
+from edm_jax.models.ops import NetworkConfig
 from edm_jax.optim.chain import OptimizerConfig
 
 
@@ -56,7 +56,7 @@ class RunConfig(Settings):
     workload: str
     seed: Index
     data: DataConfig
-    network: ops.NetworkConfig
+    network: NetworkConfig
     loss: LossConfig
     optimizer: OptimizerConfig
     ema: EmaConfig
@@ -103,10 +103,9 @@ class RunConfig(Settings):
             )
 
     @property
-    def spec(self) -> UNetSpec:
+    def model(self) -> Model:
         """The network, with its u(sigma) head where the loss has one."""
-        uncertainty, remat = self.loss.uncertainty, self.training.remat
-        return ops.resolve_network(self.network, uncertainty, remat)
+        return build(self.network, self.loss.uncertainty, self.training.remat)
 
     @property
     def total_steps(self) -> int:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import diffusion
-from edm_jax.models import unet
 from edm_jax.models.unet import Params
 from edm_jax.train.step import Batch, TrainState
 from edm_jax.train.trainer import Trainer
@@ -27,11 +26,10 @@ class Diagnosis:
 
     def __init__(self, trainer: Trainer, agree: Callable[[float], list[float]]):
         self._trainer, self._agree = trainer, agree
-        spec, loss = trainer.denoiser.spec, trainer.config.loss
-        self._order = unet.forward_order(spec)
-        # Rematerialized blocks would hide their layers' outputs.
-        spec = dataclasses.replace(spec, remat=False)
-        denoiser = dataclasses.replace(trainer.denoiser, spec=spec)
+        loss, model = trainer.config.loss, trainer.denoiser.model
+        self._order = model.forward_order()
+        model = model.keeping_activations()
+        denoiser = dataclasses.replace(trainer.denoiser, model=model)
         check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std)
 
         def outputs(params: Params, batch: Batch, key: Any, step: Any) -> Params:

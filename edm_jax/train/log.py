@@ -40,7 +40,7 @@ class TrainingLog:
             config.optimizer, config.training.duration_mimg
         )
         self._total_nimg = config.total_steps * self._batch_size
-        self._flops_per_image = flops.train_flops(trainer.denoiser.spec)
+        self._flops_per_image = flops.train_flops(trainer.denoiser.model)
         self._peak = _peak_flops(config.network.compute_dtype)
         self._pending: _Pending | None = None
         self.unlogged: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from edm_jax import data, diffusion, menu
 from edm_jax.ema import averaging, snapshots
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.evals.sharpness import Sharpness
-from edm_jax.models import unet
+from edm_jax.models.build import count_params
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.runs.directory import RunDir
 from edm_jax.runs.provenance import utc_now
@@ -322,10 +322,10 @@ class _Loop:
         self.checkpoints.save(step, self.trainer.step.global_arrays(state), extra)
 
     def _record_provenance(self, start: int) -> None:
-        params = unet.abstract_params(self.trainer.denoiser.spec)
+        params = self.trainer.denoiser.model.shapes
         self.run_dir.record_provenance(
             nimg=start * self.batch_size,
-            params=unet.count_params(params),
+            params=count_params(params),
             devices=[device.device_kind for device in jax.devices()],
             runtime=jax.devices()[0].client.platform_version,
             processes=jax.process_count(),

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from edm_jax import diffusion, ema, platform
-from edm_jax.models import unet
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain, weight_norm
 from edm_jax.train import parallel
@@ -50,7 +49,7 @@ class Trainer:
     def initial_state(self) -> TrainState:
         """The state before the first step, on the devices."""
         opt, seed = self.config.optimizer, self.config.seed
-        params = unet.init_params(self.denoiser.spec, seed)
+        params = self.denoiser.model.init(seed)
         if opt.forced_weight_norm:
             params = jax.tree.map(np.asarray, weight_norm.project(params))
         tx = chain.make_optimizer(opt, self.config.training.duration_mimg)
@@ -74,7 +73,7 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
             f"devices x {training.microbatches} training.microbatches; choose a "
             f"multiple of {parts}."
         )
-    denoiser = diffusion.Denoiser(config.spec, loss.sigma_data)
+    denoiser = diffusion.Denoiser(config.model, loss.sigma_data)
     profiles = config.ema.profiles()
     weights = {name: _weight(profile, config) for name, profile in profiles.items()}
     make_step = functools.partial(
@@ -94,7 +93,7 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
 
 def abstract_state(config: RunConfig) -> TrainState:
     """The shapes of a run's state; allocates nothing."""
-    params = unet.abstract_params(config.spec)
+    params = config.model.shapes
     tx = chain.make_optimizer(config.optimizer, config.training.duration_mimg)
     profiles = config.ema.profiles()
     return jax.eval_shape(

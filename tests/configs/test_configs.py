@@ -11,7 +11,6 @@ import pytest
 import configs
 from configs.workloads import WORKLOADS
 from edm_jax import files
-from edm_jax.models import unet
 from edm_jax.optim import chain
 
 MEBI = 2**20 / 1e6
@@ -410,9 +409,8 @@ def test_fields_chosen_for_another_duration_are_named():
     ],
 )
 def test_a_combination_with_sense_runs(letter, overrides):
-    spec = load(letter, **overrides).spec
-    inputs = jax.random.key(0), *unet.abstract_inputs(spec, batch=2)
-    (f, u), _ = jax.eval_shape(unet.Network(spec).init_with_output, *inputs)
+    model = load(letter, **overrides).model
+    f, u, _ = jax.eval_shape(model.apply, model.shapes, *model.inputs(batch=2))
     assert (f.shape, u.shape) == ((2, 8, 8, 1), (2,))
 
 
@@ -494,11 +492,11 @@ def test_a_networks_parts_may_come_from_a_file_of_ones_own(tmp_path):
         network__init=f"{file}:Halves",
         network__norm=f"{file}:Doubled",
     )
-    ops = config.spec.ops
+    ops = config.model.spec.ops
     # E[x^6] = 15 for x ~ N(0, 1).
     assert float(ops.activation(2.0)) == pytest.approx(16 / (2 * 15**0.5), rel=1e-3)
     assert ops.norm(name="norm").apply({}, 3.0) == 6.0
-    assert (unet.init_params(config.spec, 0)["unet"]["out_conv"]["kernel"] == 0.5).all()
+    assert (config.model.init(0)["unet"]["out_conv"]["kernel"] == 0.5).all()
     recorded = json.loads(json.dumps(config.to_dict()))
     # What a run left is read without the file, unless it is used.
     file.unlink()

@@ -13,7 +13,6 @@ from etils import epath
 
 import configs
 from edm_jax.cost import disk
-from edm_jax.models import unet
 from edm_jax.runs.directory import RunDir
 from edm_jax.train import loop
 
@@ -24,7 +23,7 @@ G = f"{configs.letter_path('g')}:"
 def test_the_papers_run_of_size_s_stores_what_its_weights_say():
     config = configs.load(G + "imagenet512-s")
     found = disk.estimate(config)
-    params = unet.abstract_params(config.spec)
+    params = config.model.shapes
     weights = sum(x.size for x in jax.tree.leaves(params))
     assert weights == 280_212_709 + 128 + 2 * (128 + 192)
     assert found.snapshot_bytes == pytest.approx(4 * weights, rel=1e-4)

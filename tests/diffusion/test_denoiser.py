@@ -9,7 +9,6 @@ import pytest
 
 import configs
 from edm_jax import diffusion
-from edm_jax.models import unet
 
 SIGMAS = np.geomspace(0.002, 80, 25)
 SIGMA_DATA = 0.5
@@ -82,14 +81,14 @@ def test_loss_weight_is_one_over_c_out_squared():
 
 def denoiser_of(letter):
     path = f"{configs.letter_path(letter)}:digits-tiny"
-    return diffusion.Denoiser(configs.load(path).spec, SIGMA_DATA)
+    return diffusion.Denoiser(configs.load(path).model, SIGMA_DATA)
 
 
 @pytest.fixture(scope="session")
 def denoise():
     """D of config D, whose F is not zero at the start: (x, sigma, label) -> image."""
     denoiser = denoiser_of("d")
-    params = unet.init_params(denoiser.spec, 0)
+    params = denoiser.model.init(0)
     return jax.jit(
         lambda *inputs: denoiser(params, *inputs).image,
         compiler_options={"xla_backend_optimization_level": 0},  # compiles in half

@@ -9,7 +9,6 @@ from edm_jax import diffusion
 from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.diffusion.samplers import Heun, StochasticHeun
 from edm_jax.evals.generation import Generator, Guidance, Recipe
-from edm_jax.models import unet
 
 LEVELS = NoiseLevels(num_steps=3)
 SEEDS = np.arange(64)
@@ -20,13 +19,13 @@ LABELS = SEEDS % 10
 def denoiser():
     overrides = {"network.channel_mult": "(1,)"}
     reference = f"{configs.letter_path('g')}:digits-tiny"
-    return diffusion.Denoiser(configs.load(reference, overrides).spec, 0.5)
+    return diffusion.Denoiser(configs.load(reference, overrides).model, 0.5)
 
 
 @pytest.fixture(scope="module")
 def params(denoiser):
     """Weights of a network that does something: its gains are not zero."""
-    return random_gains(unet.init_params(denoiser.spec, 0), 1)
+    return random_gains(denoiser.model.init(0), 1)
 
 
 def random_gains(params, seed):

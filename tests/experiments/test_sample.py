@@ -12,7 +12,6 @@ import configs
 from edm_jax import ema
 from edm_jax.ema import snapshots
 from edm_jax.evals import generation
-from edm_jax.models import unet
 from edm_jax.runs.directory import RunDir
 from experiments import cli, sample
 
@@ -24,7 +23,7 @@ def store(path, seed, **overrides):
     fields = {"network.channel_mult": "(1,)", **overrides}
     config = configs.load(f"{configs.letter_path('g')}:digits-tiny", fields)
     run = RunDir(path, config)
-    params = unet.init_params(config.spec, seed)
+    params = config.model.init(seed)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda w: np.float32(rng.normal(1, 0.3)) if w.ndim == 0 else np.asarray(w),

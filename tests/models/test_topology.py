@@ -1,15 +1,15 @@
 """The topology as data: the paper's Fig. 16, and the network that is built from it."""
 
-import types
-
 import pytest
 
 import configs
-from edm_jax.models import topology, unet
+from edm_jax.models import topology
 from edm_jax.models.topology import Element
 
-SIZE_S = types.SimpleNamespace(
+SIZE_S = topology.Sizes(
     resolution=64,
+    channels=4,
+    num_classes=1000,
     model_channels=192,
     channel_mult=(1, 2, 3, 4),
     blocks_per_level=3,
@@ -65,9 +65,9 @@ def test_resampling_and_names():
 
 @pytest.mark.parametrize("letter", "ag")
 def test_the_network_is_what_the_topology_says(letter):
-    spec = configs.load(f"{configs.letter_path(letter)}:cifar10").spec
-    params = unet.abstract_params(spec)["unet"]
-    first, *blocks = topology.elements(spec)
+    model = configs.load(f"{configs.letter_path(letter)}:cifar10").model
+    params = model.shapes["unet"]
+    first, *blocks = topology.elements(model.spec)
     assert params[first.name]["kernel"].shape[-1] == first.features
     names = {each.name for each in (first, *blocks)}
     assert names | {"embedding", "out_conv", "out_norm"} >= params.keys() >= names
@@ -79,3 +79,12 @@ def test_the_network_is_what_the_topology_says(letter):
             shape = block["conv_skip"]["kernel"].shape
             assert shape == (each.features_in, each.features)
         assert block["branch"]["conv1"]["kernel"].shape[-1] == each.features
+
+
+def test_a_block_is_found_at_its_level_by_its_name_and_nothing_else_is():
+    first, *blocks = topology.elements(SIZE_S)
+    assert {b.name: topology.level_of(b.name) for b in blocks} == {
+        b.name: b.level for b in blocks
+    }
+    for name in (first.name, "out_conv", "out_norm", "embedding", "enc", "dec_8x8"):
+        assert topology.level_of(name) is None

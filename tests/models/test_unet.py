@@ -12,6 +12,7 @@ import pytest
 import configs
 from edm_jax.diffusion.denoiser import Denoiser
 from edm_jax.models import layers, unet
+from edm_jax.models.build import count_params
 
 # Trainable parameters without the head: A, B, C-E, F, G (Table 1 rounds to 0.1M).
 COUNTS = {
@@ -27,29 +28,29 @@ BATCH = 8
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # in half the time
 
 
-def spec_of(letter, workload="digits-tiny", overrides=None):
+def model_of(letter, workload="digits-tiny", overrides=None):
     path = f"{configs.letter_path(letter)}:{workload}"
-    return configs.load(path, overrides).spec
+    return configs.load(path, overrides).model
 
 
-def tiny_spec(letter):
+def tiny_model(letter):
     # Several heads; from C on, a clamp so low that it acts.
     clamp = {} if letter in "ab" else {"network.clamp": "2.5"}
     heads = {"network.channels": "3", "network.head_channels": "4"}
-    return spec_of(letter, overrides=heads | clamp)
+    return model_of(letter, overrides=heads | clamp)
 
 
 def assert_papers_counts(letter, workload):
-    params = unet.abstract_params(spec_of(letter, workload))
-    count = unet.count_params(params["unet"])
+    params = model_of(letter, workload).shapes
+    count = count_params(params["unet"])
     assert count == COUNTS[workload][COLUMN[letter]]
-    assert unet.count_params(params) - count == HEAD_COUNTS[letter]
+    assert count_params(params) - count == HEAD_COUNTS[letter]
 
 
 @functools.cache
 def gradients_of(letter):
     """Jitted (params, x, sigma, label) -> ((sum of r D and of u, (D, u)), gradients)."""
-    denoiser = Denoiser(tiny_spec(letter), 0.5)
+    denoiser = Denoiser(tiny_model(letter), 0.5)
     weight = np.random.default_rng(5).normal(size=(BATCH, 8, 8, 3)).astype(np.float32)
 
     def objective(params, x, sigma, label):
@@ -82,7 +83,7 @@ def inner(image):
 
 @functools.cache
 def initial_params(letter):
-    return unet.init_params(tiny_spec(letter), seed=0)
+    return tiny_model(letter).init(seed=0)
 
 
 @functools.cache
@@ -135,8 +136,8 @@ def test_parameter_counts_at_other_sizes_are_the_papers(workload, letter):
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "millions"), PRESET_COUNTS.items())
 def test_preset_sizes_are_the_papers(size, millions):
-    params = unet.abstract_params(spec_of("g", f"imagenet512-{size}"))
-    count = unet.count_params(params["unet"])
+    params = model_of("g", f"imagenet512-{size}").shapes
+    count = count_params(params["unet"])
     assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
@@ -199,10 +200,10 @@ def test_initial_output_has_the_expected_magnitude(letter, lowest, highest):
     assert lowest - 1e-6 <= rms <= highest + 1e-6
 
 
-def block_outputs(spec, params, inputs):
+def block_outputs(model, params, inputs):
     """Outputs of the blocks, embedding, input and output convolution, by name."""
     kinds = unet.Block, unet.Embedding, layers.Layer
-    _, state = unet.Network(spec).apply(
+    _, state = unet.Network(model.spec).apply(
         {"params": params},
         *inputs,
         mutable=["intermediates"],
@@ -213,7 +214,7 @@ def block_outputs(spec, params, inputs):
 
 
 def test_blocks_of_g_keep_unit_magnitude_throughout():
-    spec = spec_of("g", overrides={"network.model_channels": "64"})
+    model = model_of("g", overrides={"network.model_channels": "64"})
     rng = np.random.default_rng(0)
     inputs = (
         rng.normal(size=(32, 8, 8, 1)).astype(np.float32),
@@ -222,10 +223,10 @@ def test_blocks_of_g_keep_unit_magnitude_throughout():
     )
 
     def magnitudes(params):
-        outputs = block_outputs(spec, params, inputs)
+        outputs = block_outputs(model, params, inputs)
         return {name: jnp.sqrt(jnp.mean(y**2)) for name, y in outputs.items()}
 
-    by_block = jax.jit(magnitudes)(unet.init_params(spec, 0))
+    by_block = jax.jit(magnitudes)(model.init(0))
     assert by_block.pop("out_conv") == 0
     assert len(by_block) == 12
     for name, magnitude in by_block.items():
@@ -237,10 +238,10 @@ def test_blocks_of_g_keep_unit_magnitude_throughout():
 )
 def test_half_precision_reaches_the_blocks_but_not_the_embedding(half_precision, ends):
     words = {"compute_dtype": "bfloat16", "half_precision": half_precision}
-    spec = spec_of("g", overrides={f"network.{x}": word for x, word in words.items()})
-    params = unet.abstract_params(spec)
-    inputs = unet.abstract_inputs(spec)
-    outputs = jax.eval_shape(lambda p, x: block_outputs(spec, p, x), params, inputs)
+    model = model_of("g", overrides={f"network.{x}": word for x, word in words.items()})
+    params = model.shapes
+    inputs = model.inputs()
+    outputs = jax.eval_shape(lambda p, x: block_outputs(model, p, x), params, inputs)
     assert outputs.pop("embedding").dtype == jnp.float32
     assert outputs.pop("enc_8x8_conv").dtype == outputs.pop("out_conv").dtype == ends
     assert {each.dtype for each in outputs.values()} == {jnp.dtype(jnp.bfloat16)}
@@ -286,16 +287,16 @@ def test_networks_share_the_initial_values_of_shared_layers():
 def test_every_block_draws_its_own_dropout(monkeypatch):
     salts = []
     monkeypatch.setattr(layers, "dropout", lambda x, *args: salts.append(args[2]) or x)
-    unet.abstract_params(spec_of("d"))
+    assert model_of("d").shapes
     assert len(salts) == len(set(salts)) == 10
 
 
 def test_widths_of_noise_and_embedding_follow_the_network_or_are_their_own():
     widths = {"network.noise_channels": "6", "network.embedding_channels": "10"}
-    shapes = unet.abstract_params(spec_of("g", overrides=widths))["unet"]
+    shapes = model_of("g", overrides=widths).shapes["unet"]
     assert shapes["embedding"]["noise0"]["kernel"].shape == (6, 10)
     assert shapes["embedding"]["label"]["kernel"].shape == (10, 10)
     block = shapes["dec_4x4_in0"]["branch"]
     assert block["emb_linear"]["kernel"].shape == (10, 16)
-    shapes = unet.abstract_params(spec_of("g"))["unet"]
+    shapes = model_of("g").shapes["unet"]
     assert shapes["embedding"]["noise0"]["kernel"].shape == (8, 16)

@@ -32,7 +32,6 @@ from pickle_writer import (
 from configs import config_g, workloads
 from edm_jax import original
 from edm_jax.files import Damaged
-from edm_jax.models import unet
 from edm_jax.original import mapping, pickles, reader
 from edm_jax.train.config import RunConfig
 
@@ -122,12 +121,12 @@ QUICK = {"digits", "imagenet512-s"}
     ],
 )
 def test_every_published_size_maps_to_its_config_g_tree(workload):
-    spec = RunConfig.of(config_g.get_config(workload)).spec
+    model = RunConfig.of(config_g.get_config(workload)).model
     net = original.OriginalNetwork(
         **{
-            field.name: getattr(spec, field.name)
+            field.name: getattr(model.spec, field.name)
             for field in dataclasses.fields(original.OriginalNetwork)
-            if hasattr(spec, field.name)
+            if hasattr(model.spec, field.name)
         }
     )
     slots = list(mapping.slots(net))
@@ -136,7 +135,7 @@ def test_every_published_size_maps_to_its_config_g_tree(workload):
         net, noise_channels=0, embedding_channels=0, dropout=0.0
     )
     arranged = {s.path: mapping.arrange(s, zeros[s.name]).shape for s in slots}
-    assert arranged == shapes(unet.abstract_params(spec))
+    assert arranged == shapes(model.shapes)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +156,8 @@ def test_hand_made_sizes_map_to_trees_of_the_stored_format(changes):
     params = mapping.to_params(tensors, mapping.fit(tensors, inferred))
     last = params["unet"]["out_conv"]["kernel"]
     assert np.shares_memory(last, tensors["unet.out_conv.weight"])
-    spec = RunConfig.of(config(net)).spec
-    assert shapes(params) == shapes(unet.abstract_params(spec))
+    model = RunConfig.of(config(net)).model
+    assert shapes(params) == shapes(model.shapes)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         fourier = path[-1].key in ("freqs", "phases")
         assert leaf.dtype == (np.float32 if fourier else np.float16)

@@ -66,8 +66,8 @@ def test_a_network_computes_what_its_pickle_says(tmp_path, sizes, given):
     )
     config = config_g.get_config("digits")
     config.network.update(dataclasses.asdict(loaded.settings.network))
-    spec = RunConfig.of(config).spec
-    denoiser = diffusion.Denoiser(spec, loaded.settings.sigma_data)
+    model = RunConfig.of(config).model
+    denoiser = diffusion.Denoiser(model, loaded.settings.sigma_data)
     params = jax.tree.map(np.float32, loaded.params())
     ours = jax.jit(denoiser)(params, *(np.float32(z) for z in (x, sigma, label)))
     # Measured: 2e-6, float32's own rounding; the image's RMS is .6.

@@ -13,7 +13,7 @@ import pytest
 
 import configs
 from edm_jax import diffusion, platform
-from edm_jax.models import activations, inits, layers, unet
+from edm_jax.models import activations, inits, layers
 from edm_jax.platform import operations, options
 
 mp_silu = activations.resolve(activations.SiLU(), preserving=True)
@@ -175,12 +175,12 @@ def test_the_platform_compiled_for_decides_the_form(target):
 @pytest.mark.parametrize("letter", ["a", "g"])
 def test_a_training_loss_exported_for_accelerators_has_no_form_of_the_cpu(letter):
     path = f"{configs.letter_path(letter)}:digits-tiny"
-    spec = configs.load(path, {}).spec
-    loss = diffusion.make_loss(diffusion.Denoiser(spec, 0.5), -0.4, 1.0)
+    model = configs.load(path, {}).model
+    loss = diffusion.make_loss(diffusion.Denoiser(model, 0.5), -0.4, 1.0)
     batch = {"image": normal(4, 8, 8, 1), "label": np.arange(4)}
     keys = jax.random.split(jax.random.key(0), 4)
     gradient = jax.jit(jax.grad(lambda p: loss(p, batch, keys)[0]))
-    params = unet.abstract_params(spec)
+    params = model.shapes
     for target in ("tpu", "cuda", "cpu"):
         exported = jax.export.export(gradient, platforms=[target])(params)
         barriers = exported.mlir_module().count("optimization_barrier")

@@ -18,7 +18,7 @@ from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import dynamics, evaluation, frechet, sweeps
 from edm_jax.evals.generation import Generator
 from edm_jax.evals.heldout import HeldOut
-from edm_jax.models import unet
+from edm_jax.models.build import count_params
 from edm_jax.optim import weight_norm
 from edm_jax.runs.directory import RunDir
 from edm_jax.studies.task import is_done
@@ -210,8 +210,7 @@ def test_finished_run_says_done_and_how_much(whole):
         step * BATCH for step in range(TOTAL + 1)
     ]
     provenance = json.loads((whole.run.path / "provenance.json").read_text())
-    spec = whole.config.spec
-    counted = unet.count_params(unet.init_params(spec, 0))
+    counted = count_params(whole.config.model.init(0))
     assert provenance["params"] == counted
 
 
@@ -280,7 +279,7 @@ def test_averages_updated_seldom_are_brought_up_to_their_snapshots(load, tmp_pat
 @pytest.fixture(scope="module")
 def denoiser(load):
     config = load()
-    return diffusion.Denoiser(config.spec, config.loss.sigma_data)
+    return diffusion.Denoiser(config.model, config.loss.sigma_data)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +290,7 @@ def heldout(load, denoiser):
 def test_held_out_loss_is_the_same_twice_and_1_for_a_network_of_zeros(
     load, denoiser, heldout
 ):
-    params = unet.init_params(denoiser.spec, 0)  # its gains are zero
+    params = denoiser.model.init(0)  # its gains are zero
     loss = heldout.loss(params)
     assert heldout.loss(params) == loss
     other = HeldOut(denoiser, load())
@@ -466,7 +465,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_training(
 ):
     config = load(**{field: value})
     with pytest.raises(ValueError, match=sentence):
-        HeldOut(diffusion.Denoiser(config.spec, 0.5), config)
+        HeldOut(diffusion.Denoiser(config.model, 0.5), config)
 
 
 @pytest.mark.slow

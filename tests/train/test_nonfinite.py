@@ -11,7 +11,6 @@ import pytest
 import configs
 from edm_jax import data, diffusion
 from edm_jax.ema import snapshots
-from edm_jax.models import unet
 from edm_jax.optim import weight_norm
 from edm_jax.runs.directory import RunDir
 from edm_jax.train import loop
@@ -334,7 +333,7 @@ def first_bad(trainer, batch):
 
 def layers_in_order(trainer):
     """Those with a kernel; each comes once."""
-    order = unet.forward_order(trainer.denoiser.spec)
+    order = trainer.denoiser.model.forward_order()
     return [name.removesuffix("/kernel") for name in order if name.endswith("/kernel")]
 
 

@@ -1,0 +1,115 @@
+"""A network as functions of its parameters: the front door of this room.
+
+model = build(config.network, uncertainty=True)
+params = model.init(seed=0)
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax.models import layers, ops
+from edm_jax.models.inits import Undrawn
+from edm_jax.models.unet import Network, Params, UNetSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A U-Net and its u(sigma) head; its parameters are a nested dict of arrays."""
+
+    spec: UNetSpec
+
+    def init(self, seed: int) -> Params:
+        """Draws the float32 parameters, NumPy arrays.
+
+        Each leaf has its own stream, by its name: two networks share the initial values
+        of the layers that they share.
+        """
+
+        def draw(path: tuple[Any, ...], leaf: Undrawn) -> np.ndarray:
+            name = "/".join(key.key for key in path)
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
+
+        return jax.tree_util.tree_map_with_path(
+            draw, self._undrawn(), is_leaf=lambda x: isinstance(x, Undrawn)
+        )
+
+    def apply(
+        self, params: Params, *inputs: Any, statistics: bool = False
+    ) -> tuple[jax.Array, jax.Array, Params]:
+        """F (N, H, W, C) and u (N,), and the mean square of every layer's outputs.
+
+        Args:
+            params: as `init` draws them.
+            inputs: x (N, H, W, C), c_noise (N,), label (N, classes), and dropout_keys
+                (N,) in training.
+            statistics: without it there are no mean squares.
+        """
+        mutable = ["mean_squares"] if statistics else []
+        network = Network(self.spec)
+        (f, u), sown = network.apply({"params": params}, *inputs, mutable=mutable)
+        return f, u, sown.get("mean_squares", {})
+
+    @property
+    def shapes(self) -> Params:
+        """The shapes of the parameters; allocates nothing."""
+        return nn.meta.unbox(self._undrawn())
+
+    def inputs(self, batch: int = 1) -> tuple[Any, ...]:
+        """Shapes of (x, c_noise, label) for a batch."""
+        spec, side = self.spec, self.spec.resolution
+        shapes = (batch, side, side, spec.channels), (batch,), (batch, spec.num_classes)
+        return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
+    def forward_order(self) -> list[str]:
+        """Names of the parameters, such as 'unet/out_conv/kernel', as a forward pass
+        meets them; allocates nothing."""
+        names: list[str] = []
+
+        def note(tree: Params, path: str = "") -> None:
+            for key, value in tree.items():
+                if isinstance(value, dict):
+                    note(value, f"{path}{key}/")
+                else:
+                    names.append(path + key)
+
+        def trace(*inputs: Any) -> None:
+            # Only here: JAX sorts the keys of what a traced function returns.
+            note(Network(self.spec).init(jax.random.key(0), *inputs)["params"])
+
+        jax.eval_shape(trace, *self.inputs())
+        return names
+
+    def keeping_activations(self) -> "Model":
+        """The same without rematerialization, which hides the layers' outputs."""
+        return Model(dataclasses.replace(self.spec, remat=False))
+
+    def _undrawn(self) -> Params:
+        init = functools.partial(Network(self.spec).init, jax.random.key(0))
+        return jax.eval_shape(init, *self.inputs())["params"]
+
+
+def build(network: ops.NetworkConfig, uncertainty: bool, remat: bool = False) -> Model:
+    """The network of a config.
+
+    Args:
+        network: its `network` fields.
+        uncertainty: whether the u(sigma) head belongs to it.
+        remat: compute activations again in the backward pass rather than keep them.
+    """
+    return Model(ops.resolve_network(network, uncertainty, remat))
+
+
+def count_params(params: Params) -> int:
+    """Trainable parameters of a nested dict of arrays or shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    trained = [x for path, x in leaves if path[-1].key not in layers.FROZEN_LEAVES]
+    return sum(math.prod(x.shape) for x in trained)
