@@ -216,7 +216,8 @@ class TableProfile(Profile):
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Linear between the points."""
         tau = np.asarray(tau, np.float64)
-        weight = np.interp(tau, self.nimg, self.weight, left=0.0, right=0.0)
+        ratio = np.array(self.weight) / max(self.weight)  # huge ones would overflow
+        weight = np.interp(tau, self.nimg, ratio, left=0.0, right=0.0)
         return np.where(tau <= t, weight, 0.0)
 
     def edges(self, t: float) -> Sequence[float]:

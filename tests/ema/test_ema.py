@@ -405,6 +405,20 @@ def test_a_target_does_not_depend_on_targets_at_other_times(profile):
     assert beside.fit_error == pytest.approx(alone.fit_error, rel=1e-9)
 
 
+def test_only_the_ratios_of_a_table_count_however_large_its_numbers():
+    tau = np.array([0.0, 320.0, 640.0])
+    small, large = (ema.TableProfile((0, 640), (w / 2, w)) for w in (1.0, 1e308))
+    assert small.density(tau, 640.0).tolist() == [0.5, 0.75, 1.0]
+    assert large.density(tau, 640.0).tolist() == [0.5, 0.75, 1.0]
+    stored = [(t, ema.PowerProfile(s)) for t in (320.0, 640.0) for s in (0.05, 0.1)]
+    found = [
+        each.fit_error
+        for p in (small, large)
+        for each in ema.solve(stored, [(640.0, p)])
+    ]
+    assert found[0] == found[1] < 1
+
+
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
