@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import configs
+from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.runs import claims
-from edm_jax.runs.directory import RunDir, read_status
+from edm_jax.runs.directory import RunDir, read_json, read_status
 from edm_jax.studies import RunSpec, slurm
 from edm_jax.studies.task import Task, is_done
 from edm_jax.train.config import RunConfig
@@ -105,6 +106,21 @@ def skipped(plans: Sequence[Plan], directory: Path) -> Iterator[str]:
             between = ": " if each.action == FAILED else " "
             said = between.join(part for part in (each.action, each.note) if part)
             yield f"{each.path}: {said}{again}."
+
+
+def unreadable(plans: Sequence[Plan]) -> Iterator[str]:
+    """A sentence for each claim and SLURM job of a run that cannot be read."""
+    for each in plans:
+        found = {
+            claims.last_file(each.path): "Until it expires, the run counts as held.",
+            each.path / slurm.JOB: "The run counts as never submitted.",
+        }
+        for path, meaning in found.items():
+            try:
+                if path is not None:
+                    read_json(path)
+            except (OSError, ValueError) as error:
+                yield f"{files.printable(str(error))} {meaning}"
 
 
 def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Task]:

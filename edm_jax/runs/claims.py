@@ -62,7 +62,7 @@ class Claim:
 
     def _is_mine(self) -> bool:
         # The id as well: the directory may have been deleted and made again.
-        latest = _latest(self.path.parent) == self.path
+        latest = last_file(self.path.parent.parent) == self.path
         return latest and read_state(self.path).get("id") == self.fields["id"]
 
 
@@ -85,7 +85,7 @@ def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, An
     candidate = directory / f".{name}"
     try:
         write_json(candidate, fields)
-        latest = _latest(directory)
+        latest = last_file(run)
         # The file system's clock, not this host's: they may differ.
         if latest and (held := _held(latest, candidate.stat().st_mtime)):
             return held
@@ -191,13 +191,13 @@ def _enter(candidate: Path, path: Path) -> bool:
 
 def holder(run: Path) -> dict[str, Any]:
     """The fields of the claim that holds a run now; {} for a run that nobody holds."""
-    latest = _latest(run / "claims")
+    latest = last_file(run)
     return _held(latest, time.time()) if latest else {}
 
 
 def count(run: Path) -> int:
     """How often a run was claimed."""
-    latest = _latest(run / "claims")
+    latest = last_file(run)
     return int(latest.stem) if latest else 0
 
 
@@ -224,8 +224,11 @@ def _held(path: Path, now: float) -> dict[str, Any]:
 _UNREADABLE = {"expiry_s": EXPIRY_S, "machine": "", "pid": 0, "process_start": ""}
 
 
-def _latest(directory: Path) -> Path | None:
-    found = (p for p in _files(directory) if p.stem.isdecimal() and p.suffix == ".json")
+def last_file(run: Path) -> Path | None:
+    """The file of a run's last claim; None where it was never claimed."""
+    found = (
+        p for p in _files(run / "claims") if p.stem.isdecimal() and p.suffix == ".json"
+    )
     return max(found, key=lambda p: int(p.stem), default=None)
 
 

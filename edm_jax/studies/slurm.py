@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edm_jax.fields import Count, Index, Settings
 from edm_jax.runs import claims
 from edm_jax.runs.directory import read_state, write_json
 from edm_jax.studies.task import Task, follow
@@ -24,18 +25,18 @@ _LOOK_AGAIN_S = 10.0
 _PREEMPTION_NOTICE_S = 120
 
 
-@dataclasses.dataclass
-class Resources:
+@dataclasses.dataclass(frozen=True)
+class Resources(Settings):
     """What one run asks of the cluster; None leaves it to the cluster's defaults."""
 
     partition: str | None = None
     account: str | None = None
-    time_min: int = 24 * 60
-    nodes: int = 1
-    gpus_per_node: int = 0
+    time_min: Count = 24 * 60
+    nodes: Count = 1  # of a run
+    gpus_per_node: Index = 0
     cpus_per_task: int | None = None
     mem_gb: int | None = None
-    max_parallel: int = 1000
+    max_parallel: Count = 1000  # runs at a time
 
 
 @dataclasses.dataclass

@@ -206,7 +206,7 @@ READERS = [
         | _run(DONE, evaluation_json="json")
         | {f"{BEGUN}/claims": "place", "study": "place", BEGUN: "place"}
         | {"user/my_study.py": "code"},
-        quiet=("*/claims", "*/claims/*", "*/slurm.json"),  # as if there were none
+        quiet=("*/claims",),  # as if there were none
     ),
     Reader(
         "launch",

@@ -267,7 +267,7 @@ def share_what_is_compiled() -> None:
     """One compiled step, forward pass and checksum for all cases."""
     from edm_jax.evals import generation, heldout
     from edm_jax.train import loop
-    from experiments import launch
+    from experiments import backends
 
     made, forwards, samples = {}, {}, {}
     build = generation.Generator.__init__
@@ -295,8 +295,8 @@ def share_what_is_compiled() -> None:
     generation.Generator.__init__ = same_sample
     heldout.Inference.__init__ = same_forward
     # No other processes.
-    launch._slots = lambda options, runs: launch.local.cpu_slots(1)
-    launch.local.run = lambda tasks, *_: {task.name: "done" for task in tasks}
+    backends.Local.slots = lambda self, runs: backends.local.cpu_slots(1)
+    backends.local.run = lambda tasks, *_: {task.name: "done" for task in tasks}
 
 
 def main() -> None:
