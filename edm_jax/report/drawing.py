@@ -120,8 +120,11 @@ def draw(
                 _scale(axes, chart, panel)
                 if chart is charts[-1] or panel.x:
                     axes.set_xlabel(plain(panel.x or chart.x))
+        # Laid out once for all formats: it takes longer than drawing does.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         if rows == 1:
-            _end_labels(figure, grid[0], charts[0], entries)
+            _end_labels(grid[0], charts[0], entries)
     return Drawing(name, figure)
 
 
@@ -208,11 +211,8 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$").replace("σ_rel", r"$\sigma_\mathrm{rel}$")
 
 
-def _end_labels(
-    figure: Figure, row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]
-) -> None:
+def _end_labels(row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]) -> None:
     """Write each config's label at the end of its curve, pushed apart."""
-    figure.draw_without_rendering()
     for axes, panel in zip(row, chart.panels, strict=False):
         lines = [n for n in panel.lines if n.config is not None and not n.seed]
         # The mean's, where there is one.
@@ -220,7 +220,7 @@ def _end_labels(
         texts = {config: entries[config].label for config in ends}
         if len(ends) > MOST_NAMED or any(len(text) > 12 for text in texts.values()):
             continue
-        to_points = 72 / figure.dpi
+        to_points = 72 / axes.figure.dpi
         at = {
             c: axes.transData.transform((n.x[-1], n.y[-1]))[1] * to_points
             for c, n in ends.items()
@@ -230,7 +230,7 @@ def _end_labels(
         apart = isotonic_regression([at[c] for c in order] - steps).x + steps
         for config, above in zip(order, apart, strict=True):
             line = ends[config]
-            text = axes.annotate(
+            axes.annotate(
                 plain(texts[config]),
                 (line.x[-1], line.y[-1]),
                 xytext=(4, above - at[config]),
@@ -241,7 +241,6 @@ def _end_labels(
                 va="center",
                 annotation_clip=False,
             )
-            text.set_in_layout(False)
 
 
 def samples(entries: Sequence[Entry]) -> Drawing | None:

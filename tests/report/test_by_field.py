@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,10 @@ LOSSES = {"a": (0.9, 0.5, 0.4, 5.0), "g": (0.6, 0.5, 0.4, 0.3)}
 X = "optimizer.alpha_ref"
 
 
-@pytest.fixture
-def study(tmp_path):
-    """Two letters at four rates and two seeds: A diverges at the last, one G waits."""
-    path = tmp_path / "study"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two letters at four rates and two seeds; A diverges at the last."""
+    path = tmp_path_factory.mktemp("runs") / "study"
     for letter, losses in LOSSES.items():
         for rate, loss in zip(RATES, losses, strict=True):
             for seed in range(2):
@@ -33,13 +35,25 @@ def study(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def runs(whole):
+    return [report.load_run(run) for run in report.find_runs([whole])]
+
+
+@pytest.fixture
+def study(whole, tmp_path):
+    """A copy to change."""
+    return Path(shutil.copytree(whole, tmp_path / "study"))
+
+
 def compared(study, **options) -> report.Comparison:
-    runs = [report.load_run(run) for run in report.find_runs([study])]
-    return report.compare(runs, **options)
+    return report.compare(
+        [report.load_run(run) for run in report.find_runs([study])], **options
+    )
 
 
-def test_sensitivity_is_the_mean_of_the_capped_losses_less_the_best(study):
-    found = compared(study, x=X).by_field
+def test_sensitivity_is_the_mean_of_the_capped_losses_less_the_best(runs):
+    found = report.compare(runs, x=X).by_field
     # By hand: A's mean losses .91 .51 .41 5.01, the last capped at 1; G's .61 ... .31.
     assert found.sensitivity("A") == pytest.approx((0.91 + 0.51 + 0.41 + 1) / 4 - 0.41)
     assert found.sensitivity("G") == pytest.approx(
@@ -58,14 +72,14 @@ def test_a_failed_run_counts_with_the_initial_loss(study):
     assert [p.source for p in found.lines["A"]].count("failed") == 1
 
 
-def test_what_is_no_loss_has_no_sensitivity(study):
-    found = compared(study, x=X, y="params").by_field
+def test_what_is_no_loss_has_no_sensitivity(runs):
+    found = report.compare(runs, x=X, y="params").by_field
     assert found.sensitivity("A") is None
     assert found.best("A").y == pytest.approx(461_234 + ord("a"))
 
 
-def test_each_line_has_its_band_and_a_ring_at_its_best(study):
-    (panel,) = compared(study, x=X).by_field.chart().panels
+def test_each_line_has_its_band_and_a_ring_at_its_best(runs):
+    (panel,) = report.compare(runs, x=X).by_field.chart().panels
     a, g = panel.lines
     np.testing.assert_allclose(a.x, RATES)
     np.testing.assert_allclose(g.y, np.array(LOSSES["g"]) + 0.01)
@@ -109,8 +123,8 @@ def test_a_run_that_is_not_evaluated_shows_the_loss_it_logged_and_how_to(study):
     assert "(logged)" in report.results_latex(comparison)
 
 
-def test_fields_that_vary_within_a_letter_are_columns_of_every_table(study):
-    comparison = compared(study)
+def test_fields_that_vary_within_a_letter_are_columns_of_every_table(runs):
+    comparison = report.compare(runs)
     assert comparison.fields == [X]  # of A and G themselves much more differs
     lines = list(csv.DictReader(report.results_csv(comparison).splitlines()))
     assert [float(line[X]) for line in lines] == [*RATES, *RATES]
@@ -130,10 +144,10 @@ def test_fields_that_vary_within_a_letter_are_columns_of_every_table(study):
     ],
 )
 def test_an_unknown_field_or_two_configs_of_one_value_are_refused(
-    study, options, message
+    runs, options, message
 ):
     with pytest.raises(ValueError, match=message):
-        compared(study, **options)
+        report.compare(runs, **options)
 
 
 def test_by_a_field_there_is_a_line_for_each_of_its_values(study):
@@ -179,10 +193,10 @@ other = 3
 """
 
 
-def test_a_column_of_ones_own_is_a_column_like_the_others(study, tmp_path):
+def test_a_column_of_ones_own_is_a_column_like_the_others(runs, tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(OWN)
-    comparison = compared(study, columns=["heldout_loss", f"{mine}:gain"])
+    comparison = report.compare(runs, columns=["heldout_loss", f"{mine}:gain"])
     row = comparison.rows[-1]
     raw = report.COLUMNS["raw_loss"].of(row.runs[0])
     assert row.mean("gain") == pytest.approx((raw / 0.30 + raw / 0.32) / 2)
@@ -190,7 +204,7 @@ def test_a_column_of_ones_own_is_a_column_like_the_others(study, tmp_path):
     assert line["gain_n"] == "2"
     assert "raw over best" in report.results_markdown(comparison)
     with pytest.raises(ValueError, match=r"mine.py:broken.* fails: AttributeError"):
-        compared(study, columns=[f"{mine}:broken"])
+        report.compare(runs, columns=[f"{mine}:broken"])
     with pytest.raises(ValueError, match=r"is not a report.Column"):
-        compared(study, columns=[f"{mine}:other"])
+        report.compare(runs, columns=[f"{mine}:other"])
     assert dataclasses.is_dataclass(report.Column)
