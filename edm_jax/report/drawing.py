@@ -176,8 +176,10 @@ def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
         (axes.yaxis, axes.get_ylim()),
     ):
         if axis.get_scale() == "log":
-            wide = high / low > 6
-            ticks = LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6)
+            ratio = high / low
+            # As many numbers as there is room for.
+            subs = (1, 2, 5) if ratio < 300 else (1, 3) if ratio < 1e5 else (1,)
+            ticks = LogLocator(subs=subs) if ratio > 6 else MaxNLocator(6)
             axis.set_major_locator(ticks)
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
