@@ -81,9 +81,12 @@ def get_config(workload: str = "digits") -> ConfigDict:
     opt.batch_size = 2 * w.batch_size
     opt.alpha_ref = w.alpha_ref_plain
     # Menus of edm_jax/optim; `describe.py --menu=optimizer` lists them.
-    opt.schedule = choice("constant")  # or inverse_sqrt, cosine, linear
-    opt.warmup = choice("linear", rampup_mimg=w.rampup_mimg)  # or none
+    opt.schedule = choice("constant")  # or inverse_sqrt, cosine, one_cycle, ...
+    opt.warmup = choice("linear", rampup_mimg=w.rampup_mimg)  # or none, cosine, ...
     opt.method = choice("adam", beta1=0.9, beta2=0.999, eps=1e-8)
+    opt.clip = choice("none")  # or global_norm, agc, zclip, ...
+    opt.noise = choice("none")  # on the gradients; or annealed
+    opt.penalty = choice("none")  # or weight_decay, l1, l2
     opt.loss_scale = 100.0  # for float16; divided out of the gradient again
     opt.forced_weight_norm = False
     # What happens to gradient elements that are not finite.

@@ -20,6 +20,7 @@ from edm_jax import menu
 from edm_jax.cost import disk, memory
 from edm_jax.diffusion import flops
 from edm_jax.models.build import count_params
+from edm_jax.optim import chain
 from edm_jax.train.config import RunConfig
 from experiments import cli
 
@@ -43,7 +44,9 @@ def describe(config: RunConfig) -> dict[str, Any]:
         "checkpoint_bytes": stored.checkpoint_bytes,
         "changes_from": configs.parent_letter(config.letter),
         "changes": changes(config),
-        "note": configs.duration_note(config),
+        "note": " ".join(
+            filter(None, (configs.duration_note(config), chain.note(config.optimizer)))
+        ),
     }
 
 

@@ -19,6 +19,11 @@ def functions(*modules: ModuleType) -> dict[str, Callable[..., Any]]:
     return found
 
 
+def arguments(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's arguments."""
+    return list(inspect.signature(function).parameters)
+
+
 def parse(
     text: str, known: Mapping[str, Callable[..., Any]]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -40,7 +45,7 @@ def parse(
     name, settings = parsed
     if name not in known:
         raise ValueError(f"Optax has no {name!r} to use here.{suggest(name, known)}")
-    takes = inspect.signature(known[name]).parameters
+    takes = arguments(known[name])
     for each in settings:
         if each not in takes:
             raise ValueError(

@@ -27,6 +27,7 @@ from edm_jax.optim.decays import (
     Step,
     WarmupStableDecay,
 )
+from edm_jax.optim.plateau import Plateau
 from edm_jax.optim.timing import Run
 
 Rate = Callable[..., jax.Array]  # images seen before a step -> its learning rate
@@ -91,6 +92,7 @@ SCHEDULES = {
     "warmup_stable_decay": WarmupStableDecay,
     "cyclical": Cyclical,
     "one_cycle": OneCycle,
+    "plateau": Plateau,
     "optax": OptaxSchedule,
 }
 

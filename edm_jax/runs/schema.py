@@ -21,6 +21,9 @@ _ADDED = {
         "training.alert_z": math.inf,
         "training.alert_update": math.inf,
         "training.sharpness_iterations": 0,
+        "optimizer.clip.name": "none",
+        "optimizer.noise.name": "none",
+        "optimizer.penalty.name": "none",
     }
 }
 

@@ -14,6 +14,7 @@ from edm_jax.fields import Bound, Count, Index, Positive, Settings
 from edm_jax.models.build import Model, build
 from edm_jax.models.ops import NetworkConfig
 from edm_jax.optim.chain import OptimizerConfig
+from edm_jax.optim.plateau import Plateau
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,12 @@ class RunConfig(Settings):
             yield (
                 f"training.duration_mimg={training.duration_mimg} is {self._nimg:,} "
                 f"images, less than one batch of optimizer.batch_size={opt.batch_size}."
+            )
+        is_plateau = isinstance(opt.schedule, Plateau)
+        if is_plateau and training.probe_mimg >= training.duration_mimg:
+            yield (
+                "optimizer.schedule is a plateau, which needs held-out losses on the way, "
+                f"and training.probe_mimg={training.probe_mimg:g} measures none: shorten it."
             )
         if self.ema.update_every > self.total_steps:
             yield (

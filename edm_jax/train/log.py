@@ -23,6 +23,7 @@ class _Pending(NamedTuple):
     step: int
     metrics: Any
     due: bool
+    rate_scale: float
 
 
 class TrainingLog:
@@ -44,6 +45,7 @@ class TrainingLog:
         self._peak = _peak_flops(config.network.compute_dtype)
         self._pending: _Pending | None = None
         self.unlogged: list[dict[str, Any]] = []
+        self.rate_scale = 1.0  # what a plateau has made of the learning rate
         self._rate = 0.0
         self._seconds, self._images = 0.0, 0
         self._clock: float | None = None  # None: the next interval is no measure
@@ -51,7 +53,7 @@ class TrainingLog:
     def dispatched(self, step: int, metrics: Any, due: bool) -> Report | None:
         """Takes the metrics of a step under way; returns those of the one before."""
         report = self.flush()
-        self._pending = _Pending(step, metrics, due)
+        self._pending = _Pending(step, metrics, due, self.rate_scale)
         return report
 
     def restart_clock(self) -> None:
@@ -62,7 +64,7 @@ class TrainingLog:
         """Waits for the last step's metrics, and returns them."""
         if self._pending is None:
             return None
-        (step, metrics, due), self._pending = self._pending, None
+        (step, metrics, due, scale), self._pending = self._pending, None
         fetched = self._trainer.step.fetch(metrics)
         plain = jax.tree.map(lambda x: np.asarray(x).tolist(), fetched)
         by_leaf = plain.pop("nonfinite_by_leaf")
@@ -76,16 +78,16 @@ class TrainingLog:
         nimg = step * self._batch_size
         self._run.set_status(nimg=nimg, images_per_s=self._rate, now=False)
         self._report(nimg, self._total_nimg, self._rate)
-        line = self._write(step, nimg) if due else None
+        line = self._write(step, nimg, scale) if due else None
         return step, plain | {"nonfinite_by_leaf": by_leaf, "line": line}
 
-    def _write(self, step: int, nimg: int) -> dict[str, Any]:
+    def _write(self, step: int, nimg: int, rate_scale: float) -> dict[str, Any]:
         """Logs the means since the last line, and returns them."""
         means = _mean(self.unlogged)
         # A running count, which 32 bits hold up to 2^32.
         means["nonfinite"] = self.unlogged[-1]["nonfinite"] % 2**32
         means["sigma"] = _by_sigma(means["sigma"])
-        lr = float(self._schedule(nimg - self._batch_size))
+        lr = float(self._schedule(nimg - self._batch_size)) * rate_scale
         self._run.log("train", step, nimg, **means, lr=lr)
         if self._rate:
             self._run.log("speed", step, nimg, **self._speed())

@@ -13,7 +13,9 @@ from edm_jax.ema import averaging, snapshots
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.evals.sharpness import Sharpness
 from edm_jax.models.build import count_params
+from edm_jax.optim import plateau
 from edm_jax.optim.nonfinite import POLICIES
+from edm_jax.optim.timing import Run
 from edm_jax.runs.directory import RunDir
 from edm_jax.runs.provenance import utc_now
 from edm_jax.train import hosts
@@ -161,6 +163,7 @@ class _Loop:
         self.log.unlogged = extra["unlogged"]
         self.monitor.restore(extra["monitor"])
         self.converged = extra["converged"]
+        self.log.rate_scale = plateau.rate_scale(state.opt_state)
         return form.place(state), step
 
     def run(
@@ -181,7 +184,7 @@ class _Loop:
         # The first step, and the probe, wait for their compilation.
         self._on_progress(start * self.batch_size, total * self.batch_size, 0.0)
         if start == 0:
-            self._probe(state, 0)
+            state = self._probe(state, 0)
         batches = data.train_batches(
             self.config.data,
             batch_size=self.batch_size,
@@ -200,7 +203,7 @@ class _Loop:
             log_due = self._due(training.log_mimg, step, total)
             self._watch(self.log.dispatched(step, metrics, log_due), state)
             if self._due(training.probe_mimg, step, total):
-                self._probe(state, step)
+                state = self._probe(state, step)
                 self.log.restart_clock()
             # A run that stops early is evaluated at its best.
             best = training.patience_mimg < math.inf and self.monitor.is_best(
@@ -265,16 +268,25 @@ class _Loop:
         if hosts.is_first():
             _log.warning("%s images: %s.", f"{step * self.batch_size:,}", message)
 
-    def _probe(self, state: TrainState, step: int) -> None:
-        """Logs the held-out loss, averaged and not, and the magnitudes."""
+    def _probe(self, state: TrainState, step: int) -> TrainState:
+        """Logs the held-out loss, averaged and not, and the magnitudes.
+
+        Returns the state, in which a plateau may have reduced the rate.
+        """
         nimg = step * self.batch_size
         average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
         params = self.trainer.step.fetch(state.params)
         loss = self.heldout.loss(average) if hosts.is_first() else math.inf
         loss = hosts.agree(loss)[0]
         self.converged |= self.monitor.has_converged(loss, nimg)
+        opt, duration_mimg = self.config.optimizer, self.config.training.duration_mimg
+        run = Run(duration_mimg * 1e6, opt.batch_size)
+        opt_state, self.log.rate_scale = plateau.observe(
+            opt.schedule, state.opt_state, loss, nimg, run
+        )
+        state = state._replace(opt_state=opt_state)
         if not hosts.is_first():
-            return
+            return state
         raw_loss = self.heldout.loss(params)
         losses = {"loss_per_element": loss, "raw_loss_per_element": raw_loss}
         if self.sharpness is not None:
@@ -291,6 +303,7 @@ class _Loop:
             self._alert(step, "magnitudes", sentence)
         for sentence in self.monitor.after_units(self.heldout.units(params)):
             self._alert(step, "units", sentence)
+        return state
 
     def _snapshot(self, state: TrainState, step: int) -> None:
         """Stores every tracked average."""

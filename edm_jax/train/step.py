@@ -12,7 +12,7 @@ from edm_jax import diffusion, platform
 from edm_jax.ema import averaging
 from edm_jax.evals import dynamics
 from edm_jax.models.unet import Params
-from edm_jax.optim import nonfinite, weight_norm
+from edm_jax.optim import chain, nonfinite
 
 Batch = dict[str, Any]
 # (step before the update, whether it is due in any case) -> the weight 1 - beta of the
@@ -115,7 +115,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The EMA sees the weights as Adam left them (Alg. 1, 2).
-        latest = weight_norm.unprojected(params, opt_state)
+        latest = chain.averaged(params, opt_state)
         averages = {
             name: averaging.lerp(state.emas[name], latest, weight(state.step))
             for name, weight in emas.items()
@@ -162,7 +162,7 @@ def make_current_averages(
     """
 
     def current_averages(state: TrainState) -> dict[str, Params]:
-        latest = weight_norm.unprojected(state.params, state.opt_state)
+        latest = chain.averaged(state.params, state.opt_state)
         return {
             name: averaging.lerp(state.emas[name], latest, weight(state.step - 1, True))
             for name, weight in emas.items()

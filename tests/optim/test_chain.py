@@ -8,9 +8,12 @@ import pytest
 
 from edm_jax.optim import (
     chain,
+    clipping,
     links,
+    noise,
     nonfinite,
     optimizers,
+    penalties,
     schedules,
     warmups,
     weight_norm,
@@ -26,6 +29,9 @@ def options(**changes):
         "schedule": schedules.InverseSqrt(t_ref=3.0),
         "warmup": warmups.LinearWarmup(2 * BATCH / 1e6),
         "method": optimizers.Adam(0.9, 0.99, 1e-8),
+        "clip": clipping.NoClip(),
+        "noise": noise.NoNoise(),
+        "penalty": penalties.NoPenalty(),
         "loss_scale": 1.0,
         "nonfinite": "zero",
         "forced_weight_norm": False,

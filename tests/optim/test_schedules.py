@@ -5,8 +5,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optimizer_options import optimizer_config
 
-from edm_jax import fields
 from edm_jax.optim import chain, schedules
 
 ALPHA, T_REF, RAMPUP, BATCH = 0.01, 70000, 10e6, 2048
@@ -23,17 +23,12 @@ def paper_rate(nimg):
 def make_rate(alpha_ref, schedule, rampup_nimg=0.0, duration_mimg=1.0):
     """The rate of an optimizer's settings, by images."""
     ramp = {"name": "linear", "rampup_mimg": rampup_nimg / 1e6}
-    settings = {
-        "batch_size": BATCH,
-        "alpha_ref": alpha_ref,
-        "schedule": schedule,
-        "warmup": ramp if rampup_nimg else {"name": "none"},
-        "method": {"name": "adam"},
-        "loss_scale": 1.0,
-        "forced_weight_norm": False,
-        "nonfinite": "zero",
-    }
-    opt = fields.make(chain.OptimizerConfig, "optimizer", settings)
+    opt = optimizer_config(
+        batch_size=BATCH,
+        alpha_ref=alpha_ref,
+        schedule=schedule,
+        warmup=ramp if rampup_nimg else {"name": "none"},
+    )
     return chain.learning_rate(opt, duration_mimg)
 
 

@@ -37,6 +37,9 @@ def version_2(fields):
     network["silu"] = "mp_silu" if preserving else "silu"
     for name in ("activation", "zero_last", "noise_channels", "embedding_channels"):
         del network[name]
+    for name in ("clip", "noise", "penalty"):
+        del fields["optimizer"][name]
+    fields["optimizer"].get("warmup", {}).pop("start", None)
     return fields
 
 
