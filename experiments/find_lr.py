@@ -115,7 +115,7 @@ def draw(config: RunConfig, found: finder.Found) -> Drawing:
     lines, marks = [], []
     for curve in found.curves:
         for x, y, colour in (
-            (curve.rates, curve.losses, "soft"),
+            (curve.rates, curve.losses, "#c9ccd2"),
             (curve.places, curve.smoothed, "ink"),
         ):
             lines.append(Line(x, np.where(y < top, y, np.nan), colour=colour))
@@ -123,7 +123,8 @@ def draw(config: RunConfig, found: finder.Found) -> Drawing:
             loss = np.interp(each.rate, curve.places, curve.smoothed)
             marks.append(Mark("ring", each.rate, float(loss), colour))
     now = config.optimizer.alpha_ref
-    title = f"Held-out loss after each step (dotted: now, {now:.3g})"
+    name = f"{config.letter.upper()}, {config.workload}"
+    title = f"{name}: held-out loss after each step (dotted: now, {now:.3g})"
     panels = [Panel(title, "loss", lines, "linear", marks, at=now)]
     if config.optimizer.forced_weight_norm:
         effective = [
@@ -135,9 +136,8 @@ def draw(config: RunConfig, found: finder.Found) -> Drawing:
         (f"{each.name} {each.rate:.2g}", colour, 0)
         for colour, each in enumerate(found.suggestions)
     ]
-    name = f"{config.letter.upper()}  {config.title}, {config.workload}"
     chart = Chart("learning rate", panels, log=True, key=key)
-    return report.draw("find_lr", [chart], title=name)
+    return report.draw("find_lr", [chart])
 
 
 if __name__ == "__main__":

@@ -98,6 +98,12 @@ def find(
     trained = _last_state(config, checkpoints) if checkpoints else None
     start = 0 if trained is None else int(trained.step)
     trainer = make_trainer(_growing(config, rates, start))
+    shapes = jax.tree.structure(trainer.shapes)
+    if trained is not None and jax.tree.structure(trained) != shapes:
+        raise ValueError(
+            "The run's schedule keeps a state of its own, which a growing rate has not: "
+            "search from untrained weights, with --config instead of --run."
+        )
     heldout = HeldOut(trainer.denoiser, _measured(config))
     curves, effective = [], []
     for repeat in range(repeats):
