@@ -108,19 +108,18 @@ def get_config(workload: str = "digits") -> ConfigDict:
     training.snapshot_dir = ""
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes
-    training.patience_mimg = math.inf  # ends where the held-out loss no longer falls
-    # Alerts in the log: a step's loss above so many times its running mean, magnitudes
-    # above so many times those of the first probe, a loss or gradient so many robust
-    # deviations above the steps before, and an update above this part of the weights.
-    training.alert_loss = 3.0
-    training.alert_growth = 10.0
+    training.patience_mimg = math.inf  # stops when the held-out loss no longer falls
+    # Alerts in the log, where these are exceeded:
+    training.alert_loss = 3.0  # a step's loss over its running mean
+    training.alert_growth = 10.0  # magnitudes over those of the first probe
+    # Robust deviations of a loss or gradient from those of the steps before.
     training.alert_z = 10.0
-    training.alert_update = 0.5
+    training.alert_update = 0.5  # an update over the weights
     training.sharpness_iterations = 0  # of Lanczos, at probes; 0: none
-    # How it runs, which may change where a run goes on.
+    # How the run is executed; these may change when it resumes.
     training.checkpoint_mimg = 8 * w.snapshot_mimg
-    training.keep_checkpoints = 2  # the last ones,
-    training.keep_checkpoint_mimg = math.inf  # and one in so many images
+    training.keep_checkpoints = 2  # the last ones
+    training.keep_checkpoint_mimg = math.inf  # keeps one per interval as well
     training.parallel = "jit"  # or pmap
     # What is spread over the devices rather than repeated on each: none, state (the
     # moments and averages), or full (the parameters, too).

@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--devices",
         type=int,
-        help="also the memory on so many devices, simulated on the CPU",
+        help="also the memory on this number of devices, simulated on the CPU",
     )
     parser.add_argument(
         "--compile",

@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="STEPS",
-        help="trace so many steps with jax.profiler, into RUN/profile",
+        help="trace this number of steps with jax.profiler, into RUN/profile",
     )
     add("--coordinator", metavar="HOST:PORT", help="of process 0, on several hosts")
     add("--num_processes", type=int, help="of all hosts")

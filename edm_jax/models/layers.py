@@ -7,6 +7,7 @@ the output unit.
 
 import functools
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -210,7 +211,7 @@ class GroupNorm(nn.Module):
     mean nor scale and bias, and eps is 1e-4 (Eq. 29).
     """
 
-    affine: bool = True
+    affine: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -238,7 +239,7 @@ class GroupNorm(nn.Module):
 class RMSGroupNorm(GroupNorm):
     """Divides by the RMS of each group (Eq. 29)."""
 
-    affine: bool = False
+    affine: ClassVar[bool] = False
 
 
 class NoNorm(nn.Module):

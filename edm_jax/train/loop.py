@@ -49,13 +49,24 @@ def train(
     profile_steps: int = 0,
     allow_data: bool = False,
 ) -> None:
-    """Trains to the config's duration, going on from the last checkpoint.
+    """Trains to the config's duration, resuming from the last checkpoint.
 
-    All processes call this. SIGINT, SIGTERM or SIGHUP to any: all finish the step, save,
-    and raise Preempted. open_mirrors: given the images trained before, opens what
-    metrics are mirrored to. profile_steps: so many are traced into RUN/profile.
-    allow_data: the data set may differ from before. Raises ValueError for a checkpoint
-    or data that do not fit, OSError for a full or failing disk, and Nonfinite.
+    All processes call this. When any of them receives SIGINT, SIGTERM or SIGHUP, all
+    finish the step, save, and raise Preempted.
+
+    Args:
+        config: the run's.
+        run: its directory.
+        on_progress: takes the images trained, their total, and images per second.
+        open_mirrors: opens what metrics are mirrored to, given the images trained so far.
+        profile_steps: the number of steps to trace into RUN/profile.
+        allow_data: whether the data set may differ from before.
+
+    Raises:
+        ValueError: the checkpoint or the data set does not fit the config.
+        OSError: the disk is full or failing.
+        Preempted: a signal came; the same command resumes the run.
+        Nonfinite: a gradient was not finite, and the config says to stop there.
     """
     data.prepare(config.data)
     trainer = make_trainer(config)

@@ -145,7 +145,8 @@ def test_upsampling_within_a_convolution_changes_no_number(shape):
 def test_group_norm_is_computed_per_group(affine, channels):
     x = 2 + 3 * normal(2, 4, 4, channels)
     leaves = {"scale": normal(channels, seed=1), "bias": normal(channels, seed=2)}
-    y, _ = apply(layers.GroupNorm(affine), x, **(leaves if affine else {}))
+    norm = layers.GroupNorm if affine else layers.RMSGroupNorm
+    y, _ = apply(norm(), x, **(leaves if affine else {}))
     width = channels // min(32, channels // 4)
     for n in range(2):
         for first in range(0, channels, width):

@@ -151,7 +151,7 @@ def vocabulary(params, x, emb):
     conv = layers.Layer(
         16, 3, normalized=True, bias=False, draw=inits.normal, resample="up"
     )
-    y = layers.GroupNorm(affine=False).apply({}, mp_silu(x))
+    y = layers.RMSGroupNorm().apply({}, mp_silu(x))
     y = conv.apply({"params": params}, layers.modulate(y, emb))
     return jnp.sum(jnp.square(layers.pixel_norm(layers.upsample(y))))
 
