@@ -15,6 +15,7 @@ PathLike = str | os.PathLike[str]
 LIMIT_BYTES = 1 << 30  # of a file that is read whole
 DEPTH = 50  # of nested JSON values: recursive readers stay far from Python's limit
 SOURCE_BYTES = 1 << 20  # of a file of Python
+_LONGEST = 500  # characters of what a user's code says
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -178,7 +179,9 @@ def blamed_on(path: PathLike) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise Damaged(path, f"fails: {type(error).__name__}: {error}") from error
+        said = str(error)
+        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
+        raise Damaged(path, f"fails: {type(error).__name__}: {said}") from error
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:

@@ -109,9 +109,10 @@ def skipped(plans: Sequence[Plan], directory: Path) -> Iterator[str]:
 
 
 def unreadable(plans: Sequence[Plan]) -> Iterator[str]:
-    """A sentence for each claim and SLURM job of a run that cannot be read."""
+    """A sentence for each status, claim and SLURM job of a run that cannot be read."""
     for each in plans:
         found = {
+            each.path / "status.json": "The run resumes from its last checkpoint.",
             claims.last_file(each.path): "Until it expires, the run counts as held.",
             each.path / slurm.JOB: "The run counts as never submitted.",
         }

@@ -155,4 +155,5 @@ def live_jobs() -> set[str]:
 
 def job_of(run: Path) -> str:
     """The SLURM job that a run was last submitted as; '' for none."""
-    return read_state(run / JOB).get("job", "")
+    job = read_state(run / JOB).get("job", "")
+    return job if isinstance(job, str) else ""

@@ -206,6 +206,7 @@ def test_a_recorded_config_that_makes_no_sense_is_refused_by_its_file(
         ("\0", "fails: SyntaxError"),
         ("import no_such_module", "fails: ModuleNotFoundError"),
         ("raise SystemExit(0)", "fails: SystemExit: 0"),
+        ("raise ValueError('x' * 10**6)", f"fails: ValueError: {'x' * 500}…"),
         ("get_config = 3", "has no function get_config(workload)."),
         ("def get_config(w): return w.digits", "fails: AttributeError"),
         ("get_config = dict", "fails: ValueError"),

@@ -54,6 +54,16 @@ def test_each_state_has_its_action(tmp_path):
     assert isinstance(claim, claims.Claim)
 
 
+def test_damaged_files_beside_a_run_are_named_and_stop_nothing(tmp_path):
+    run = make(tmp_path, "begun", state="preempted", nimg=320)
+    (run / "status.json").write_text("[" * 5000)
+    (run / "slurm.json").write_text('{"job": ["12"]}')
+    plans = planned(tmp_path, "begun")
+    (said,) = planning.unreadable(plans)
+    assert f"{run}/status.json" in said and "resumes from its last checkpoint" in said
+    assert plans[0].action == "train"
+
+
 def test_planning_writes_nothing(tmp_path):
     plans = planned(tmp_path / "study", "a", "b")
     assert not (tmp_path / "study").exists()
