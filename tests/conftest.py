@@ -24,8 +24,10 @@ os.environ.setdefault(
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("MPLBACKEND", "agg")
-# Under nohup the processes that tests start would ignore the signal that some send.
+# Under nohup, or in the background of a shell, the processes that tests start would
+# ignore the signals that some tests send.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

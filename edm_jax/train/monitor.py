@@ -15,6 +15,7 @@ _WINDOW = 128  # steps whose median and spread the next is measured by
 _LEAST_SPREAD = 0.02
 # A unit is dead below this part of its layer's median, and exploding above its inverse.
 _DEAD = 1e-3
+_STEPS_BEFORE_U = 500
 _LINES_FAR = 4  # of the log in a row, before u(sigma) counts as far from the loss
 # What to try, by what an alert is about.
 ADVICE = {
@@ -79,7 +80,8 @@ class Monitor:
         yield from (("gradient", said) for said in [leap] if said)
         for said in self.after_updates(metrics["effective_lr"]):
             yield "updates", said
-        if metrics["line"]:
+        # At first u follows a loss that falls fast.
+        if metrics["line"] and self.steps >= _STEPS_BEFORE_U:
             for said in self.after_line(metrics["line"]["sigma"]):
                 yield "uncertainty", said
 

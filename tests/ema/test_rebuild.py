@@ -342,7 +342,7 @@ def test_outputs_that_do_not_fit_the_disk_are_refused_before(tmp_path, monkeypat
     rebuild.check_space(job, tmp_path / "out")
     usage = rebuild.shutil.disk_usage(tmp_path)._replace(free=11_999)
     monkeypatch.setattr(rebuild.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match="take 1.2e-05 GB"):
+    with pytest.raises(ValueError, match="take 12 kB"):
         rebuild.check_space(job, tmp_path / "out")
 
 

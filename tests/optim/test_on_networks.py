@@ -85,7 +85,7 @@ def test_an_optimizer_moves_every_trained_leaf_of_g_and_no_frozen_one(method):
     ],
 )
 def test_a_run_with_entries_of_the_menus_learns(tmp_path, letter, overrides):
-    config = load(letter, **overrides)
+    config = load(letter, network__channel_mult="(1,)", **overrides)
     run = RunDir(tmp_path / "run", config)
     loop.train(config, run)
     losses = [each["raw_loss_per_element"] for each in run.records("heldout")]

@@ -77,6 +77,7 @@ def test_the_chains_state_takes_the_loss_and_scales_every_update():
 def test_a_run_reduces_its_rate_and_logs_what_it_was(tmp_path):
     """No probe counts as better: each halves the rate, from the next step on."""
     overrides = {
+        "network.channel_mult": "(1,)",
         "optimizer.schedule.name": "plateau",
         "optimizer.schedule.patience_mimg": "1e-6",
         "optimizer.schedule.threshold": "0.9",

@@ -19,7 +19,9 @@ STUDIES = (
     "ladder",
     "lr_sensitivity",
     "one_change",
+    "optimizers",
     "schedules",
+    "stabilizers",
     "t_ref",
 )
 BETA1 = studies.values("optimizer.method.beta1", (0.8, 0.9))
