@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 def curve(name: str, config: RunConfig, points: int) -> Curve:
-    """The rate and beta1 at up to so many steps of a run, its first and last included."""
+    """The rate and beta1 at up to `points` steps of a run, with the first and the last."""
     opt, duration = config.optimizer, config.training.duration_mimg
     steps = np.unique(np.linspace(0, config.total_steps, points).round())
     nimg = steps * opt.batch_size

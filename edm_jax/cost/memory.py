@@ -9,7 +9,7 @@ from edm_jax.train.config import RunConfig
 
 
 def state_bytes(config: RunConfig, devices: int, sharding: str) -> dict[str, int]:
-    """{'params', 'moments', 'averages', 'total'}: bytes on each of so many devices.
+    """{'params', 'moments', 'averages', 'total'}: bytes on each device.
 
     sharding: a word of `training.sharding`. Float32, exact, known without compiling.
     """

@@ -103,7 +103,7 @@ class Polynomial(Ending):
 
 @dataclasses.dataclass(frozen=True)
 class Step(Settings):
-    """multiplier^k, k the boundaries reached: those given, or every so many images.
+    """multiplier^k, k = the number of boundaries passed, listed or `every_mimg` apart.
 
     `optax.piecewise_constant_schedule` and a staircase `optax.exponential_decay`: the rate
     drops at the boundary itself. First value 1. torch's MultiStepLR and StepLR are the

@@ -1,4 +1,4 @@
-"""Warm-ups: factors that reach 1 after so many images and stay there.
+"""Warm-ups: factors that rise to 1 over `rampup_mimg` million images and stay there.
 
 `p` is min(nimg / rampup, 1). The first step of a run has the value at p = 0, `start`: with
 0 it moves nothing. torch's LinearLR starts at 1/3 by default; timm's cosine begins at the

@@ -32,7 +32,7 @@ class Line:
     dots: bool = False  # whether each of its points is marked
 
     def thinned(self, points: int) -> "Line":
-        """The line with at most so many points, the last among them."""
+        """The line with at most `points` points, its last one included."""
         kept = places(len(self.x), points)
         arrays = {name: getattr(self, name) for name in ("x", "y", "low", "high")}
         kept_of = {k: None if v is None else v[kept] for k, v in arrays.items()}

@@ -49,7 +49,7 @@ def grids(entries: Sequence[Entry], budget: int) -> str:
 
 
 def inlined(png: bytes, budget: int) -> str | None:
-    """An image as a data URL of at most so many bytes, smaller if need be; else None."""
+    """A data URL of an image, shrunk to fit into `budget` bytes; None if it cannot be."""
     if len(png) * 4 / 3 <= budget:
         return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
     out = io.BytesIO()

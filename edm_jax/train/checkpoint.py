@@ -53,7 +53,7 @@ class _Fault(NamedTuple):
 
 
 class _FirstOfEach:
-    """Keeps the first checkpoint at or after every multiple of so many steps."""
+    """Keeps the first checkpoint at or after every multiple of `steps`."""
 
     def __init__(self, steps: float):
         self._steps = steps
@@ -67,7 +67,7 @@ class _FirstOfEach:
 
 
 class Checkpoints:
-    """The last `keep` states of a run, and one in every so many steps.
+    """The last `keep` states of a run, and one every `keep_every` steps.
 
     They are written in the background, each whole or not at all, with a checksum of
     every array. `agree` gives every process's value of a number to all of them. Raises

@@ -59,7 +59,7 @@ def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
     )
     if not count:
         return None
-    # '2(x3),1': so many tasks on each of the step's nodes.
+    # '2(x3),1': the numbers of tasks on the step's nodes.
     tasks: list[int] = []
     for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         number, _, times = part.partition("(x")
