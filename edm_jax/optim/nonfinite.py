@@ -39,22 +39,19 @@ class Zero(Settings):
 
     done: ClassVar[str] = "zeroed"
     stops: ClassVar[bool] = False
+    skips: ClassVar[bool] = False  # the whole update
 
     def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The rule, given 0 for elements that are not finite."""
-        return guard_nonfinite(rule, skip=False)
+        """The rule, kept from elements that are not finite."""
+        return guard_nonfinite(rule, self.skips)
 
 
 @dataclasses.dataclass(frozen=True)
-class Skip(Settings):
+class Skip(Zero):
     """Leaves out the whole update and keeps the moments."""
 
     done: ClassVar[str] = "update skipped"
-    stops: ClassVar[bool] = False
-
-    def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The rule, left out where any element is not finite."""
-        return guard_nonfinite(rule, skip=True)
+    skips: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
