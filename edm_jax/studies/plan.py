@@ -60,6 +60,14 @@ def values(field: str, settings: Iterable[Any]) -> list[Variant]:
     ]
 
 
+def rates(own: float, factors: Iterable[float]) -> list[Variant]:
+    """Learning rates as multiples of a config's own, named by the factor: 'rate-x4'."""
+    return [
+        Variant(f"rate-x{x:.3g}", {"optimizer.alpha_ref": float(f"{x * own:.4g}")})
+        for x in factors
+    ]
+
+
 def product(*axes: Sequence[Variant]) -> list[Variant]:
     """Every combination of one variant from each axis, the last axis running fastest."""
     return [sum(chosen, SAME) for chosen in itertools.product(*axes)]

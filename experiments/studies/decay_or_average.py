@@ -2,38 +2,42 @@
 
 A run at constant rate is also measured by the averages that stand for a cosine decay, a
 linear one, and a linear one of the last fifth (arXiv 2507.17634), beside runs that really
-decay so:
+decay so, at the letter's own rate and at four times it:
 `compare.py RUNS --columns=raw_loss,heldout_loss,decay_cosine,decay_linear,decay_wsd`.
-A decay's own result is its raw weights.
+A decay's own result is its raw weights. Losses alone are measured, without samples.
 """
 
 import configs
-from edm_jax.studies import RunSpec, Variant, runs_of
+from edm_jax.studies import RunSpec, Variant, product, rates, runs_of
 
+FACTORS = (1, 4)  # of the letter's own rate
 SCHEDULE = "optimizer.schedule"
-DECAYS = [
-    Variant("cosine", {f"{SCHEDULE}.name": "cosine"}),
-    Variant("linear", {f"{SCHEDULE}.name": "linear"}),
+EVALUATORS = "evaluation.evaluators"
+SCHEDULES = [
     Variant(
-        "wsd",
-        {
-            f"{SCHEDULE}.name": "warmup_stable_decay",
-            f"{SCHEDULE}.tail": "linear",
-            f"{SCHEDULE}.decay": 0.2,
-        },
+        "constant",
+        {f"{SCHEDULE}.name": "constant", EVALUATORS: "heldout_loss,decay_averages"},
+    ),
+    *(
+        Variant(name, {**fields, EVALUATORS: "heldout_loss"})
+        for name, fields in {
+            "cosine": {f"{SCHEDULE}.name": "cosine"},
+            "linear": {f"{SCHEDULE}.name": "linear"},
+            "wsd": {
+                f"{SCHEDULE}.name": "warmup_stable_decay",
+                f"{SCHEDULE}.tail": "linear",
+                f"{SCHEDULE}.decay": 0.2,
+            },
+        }.items()
     ),
 ]
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """A constant rate and three decays, on each."""
+    """A constant rate and three decays, at each rate, on each letter."""
     specs = []
     for letter in "cg":
         reference = f"{configs.letter_path(letter)}:{workload}"
-        evaluators = configs.load(reference).evaluation.evaluators
-        constant = {
-            f"{SCHEDULE}.name": "constant",
-            "evaluation.evaluators": f"{evaluators},decay_averages",
-        }
-        specs += runs_of(letter, reference, [Variant("constant", constant), *DECAYS])
+        own = configs.load(reference).optimizer.alpha_ref
+        specs += runs_of(letter, reference, product(rates(own, FACTORS), SCHEDULES))
     return specs

@@ -6,7 +6,7 @@ third to a tenth of Adam's, SGD and Adagrad more. Muon's update has Adam's RMS.
 """
 
 import configs
-from edm_jax.studies import RunSpec, Variant, product, runs_of
+from edm_jax.studies import RunSpec, Variant, product, rates, runs_of
 
 # name: (fields of the method, what the letter's rate is multiplied by)
 METHODS = {
@@ -37,14 +37,8 @@ def runs(workload: str) -> list[RunSpec]:
                 continue
             chosen = {"optimizer.method.name": name}
             chosen |= {f"optimizer.method.{k}": v for k, v in fields.items()}
-            rates = [
-                Variant(
-                    f"rate-x{factor:.3g}",
-                    {"optimizer.alpha_ref": float(f"{factor * opt.alpha_ref:.4g}")},
-                )
-                for factor in factors
-            ]
-            specs += runs_of(letter, reference, product([Variant(name, chosen)], rates))
+            tried = rates(opt.alpha_ref, factors)
+            specs += runs_of(letter, reference, product([Variant(name, chosen)], tried))
         # It finds the rate by itself.
         prodigy = {"optimizer.method.name": "prodigy", "optimizer.alpha_ref": 1.0}
         specs += runs_of(letter, reference, [Variant("prodigy", prodigy)])

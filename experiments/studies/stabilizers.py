@@ -5,7 +5,7 @@ rate is the reference.
 """
 
 import configs
-from edm_jax.studies import SAME, RunSpec, Variant, product, runs_of
+from edm_jax.studies import SAME, RunSpec, Variant, product, rates, runs_of
 
 FACTOR = 30  # of A's own alpha_ref
 STABILIZERS = [
@@ -36,6 +36,5 @@ STABILIZERS = [
 def runs(workload: str) -> list[RunSpec]:
     """A as it is, and A at the high rate with each stabilizer."""
     reference = f"{configs.letter_path('a')}:{workload}"
-    rate = FACTOR * configs.load(reference).optimizer.alpha_ref
-    high = Variant(f"rate-x{FACTOR}", {"optimizer.alpha_ref": float(f"{rate:.4g}")})
-    return runs_of("a", reference, [SAME, *product([high], STABILIZERS)])
+    high = rates(configs.load(reference).optimizer.alpha_ref, (FACTOR,))
+    return runs_of("a", reference, [SAME, *product(high, STABILIZERS)])
