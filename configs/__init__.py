@@ -35,7 +35,17 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> RunConfi
     word, for a mistyped file, workload, field or value and for a contradiction.
     """
     path, _, workload = reference.partition(":")
-    config = _get_config(pathlib.Path(path), workload or "digits")
+    return _changed(_get_config(pathlib.Path(path), workload or "digits"), overrides)
+
+
+def changed(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig:
+    """A run's config with overrides; raises as `load` does."""
+    return _changed(ml_collections.ConfigDict(config.to_dict()), overrides)
+
+
+def _changed(
+    config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None
+) -> RunConfig:
     _complete(config)
     # What is chosen decides which fields there are.
     overrides = overrides or {}

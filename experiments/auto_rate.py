@@ -1,7 +1,7 @@
 """--config.optimizer.alpha_ref=auto: a run at the rate that the finder suggests."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ from experiments import cli
 FIELD = "optimizer.alpha_ref"
 
 
-def without(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The overrides of a command line without alpha_ref=auto, and whether it was there."""
-    found = cli.overrides(arguments)
-    is_auto = found.get(FIELD) == "auto"
-    if is_auto:
-        del found[FIELD]
-    return [f"--config.{field}={text}" for field, text in found.items()], is_auto
+def without(overrides: Mapping[str, str]) -> tuple[dict[str, str], bool]:
+    """Overrides without alpha_ref=auto, and whether it was there."""
+    is_auto = overrides.get(FIELD) == "auto"
+    rest = {f: text for f, text in overrides.items() if not (is_auto and f == FIELD)}
+    return rest, is_auto
 
 
 def settle(
@@ -36,11 +34,8 @@ def settle(
         The config, and what the finder found, for the run's provenance; None for a run
         that has a rate.
     """
-    recorded = read_json(path / "config.json")
-    if rate := recorded.get("optimizer", {}).get("alpha_ref"):
-        same = _at(config, rate)
-        if not RunDir(path, same, allow, writing=False).is_taken_over:
-            return same, None
+    if same := recorded(config, path, allow):
+        return same, None
     with cli.progress_bar() as bar:
         report = cli.report_to(bar)
         found = finder.find(
@@ -48,9 +43,19 @@ def settle(
             finder.RATES,
             on_progress=lambda done, total: report("learning rate", done, total),
         )
-    return _at(config, found.advised.rate), found.summary()
+    rate = float(f"{found.advised.rate:.3g}")
+    return _at(config, rate), found.summary()
+
+
+def recorded(config: RunConfig, path: Path, allow: Sequence[str]) -> RunConfig | None:
+    """The config at the rate of its run; None where there is no run of it yet."""
+    rate = read_json(path / "config.json").get("optimizer", {}).get("alpha_ref")
+    same = _at(config, rate) if rate else None
+    if same and not RunDir(path, same, allow, writing=False).is_taken_over:
+        return same
+    return None
 
 
 def _at(config: RunConfig, rate: float) -> RunConfig:
-    optimizer = dataclasses.replace(config.optimizer, alpha_ref=float(f"{rate:.3g}"))
+    optimizer = dataclasses.replace(config.optimizer, alpha_ref=rate)
     return dataclasses.replace(config, optimizer=optimizer)

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -56,14 +56,14 @@ def parse_config(
 ) -> tuple[argparse.Namespace, RunConfig]:
     """The options and the resolved config; raises what `configs.load` raises."""
     options, rest = parser.parse_known_args(arguments)
-    return options, load_config(options, rest)
+    return options, load_config(options, overrides(rest))
 
 
-def load_config(options: argparse.Namespace, rest: Sequence[str]) -> RunConfig:
-    """The config of --config and of the overrides that are left over."""
+def load_config(options: argparse.Namespace, overrides: Mapping[str, str]) -> RunConfig:
+    """The config of --config and of overrides."""
     if not options.config:
         raise ValueError("--config=FILE:WORKLOAD is missing: name a config.")
-    return configs.load(options.config, overrides(rest))
+    return configs.load(options.config, overrides)
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -121,17 +121,22 @@ def open_run(
 ) -> tuple[RunDir, RunConfig]:
     """The run that --run means and its config, as recorded there."""
     path = _taken_over(options)
+    config = recorded_config(path)
+    # The status of a run in training is its trainer's to write.
+    return RunDir(path, config, writing=claims.is_free(path)), config
+
+
+def recorded_config(run: Path) -> RunConfig:
+    """The config of a run directory; raises ValueError or OSError where it has none."""
     try:
-        if not (recorded := read_json(path / "config.json")):
+        if not (recorded := read_json(run / "config.json")):
             raise FileNotFoundError(
-                f"{path} is not a run directory: it has no config.json."
+                f"{run} is not a run directory: it has no config.json."
             )
-        config = configs.from_json(recorded, path / "config.json")
+        return configs.from_json(recorded, run / "config.json")
     except files.Damaged as error:
         reason = f"{error.reason} Restore it from a copy: this command needs it."
         raise files.Damaged(error.path, reason) from None
-    # The status of a run in training is its trainer's to write.
-    return RunDir(path, config, writing=claims.is_free(path)), config
 
 
 def _taken_over(options: argparse.Namespace) -> Path:

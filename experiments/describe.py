@@ -131,7 +131,7 @@ def main() -> None:
     if options.menu is not None:
         print(describe_menus(options.menu))
         return
-    config = cli.load_config(options, rest)
+    config = cli.load_config(options, cli.overrides(rest))
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices={options.devices}, but must be at least 1.")
     if options.devices:

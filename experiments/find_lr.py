@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-import configs
 from edm_jax import files, report
 from edm_jax.optim import finder as curves
 from edm_jax.report.curves import Chart, Line, Mark, Panel
 from edm_jax.report.drawing import Drawing
 from edm_jax.runs import claims
-from edm_jax.runs.directory import read_json
 from edm_jax.train import finder
 from edm_jax.train.config import RunConfig
 from experiments import cli
@@ -79,20 +77,14 @@ def _subject(
 ) -> tuple[RunConfig, Path | None]:
     """The config, and the checkpoints of --run."""
     if not options.run:
-        return cli.load_config(options, rest), None
+        return cli.load_config(options, cli.overrides(rest)), None
     if options.config or rest:
         raise ValueError(
             "--run has a config of its own: leave out --config and its overrides."
         )
     if not claims.is_free(options.run):
         raise ValueError(f"{options.run} is in training: stop it first.")
-    recorded = read_json(options.run / "config.json")
-    if not recorded:
-        raise FileNotFoundError(
-            f"{options.run} is not a run directory: it has no config.json."
-        )
-    config = configs.from_json(recorded, options.run / "config.json")
-    return config, options.run / "checkpoints"
+    return cli.recorded_config(options.run), options.run / "checkpoints"
 
 
 def _print(config: RunConfig, found: finder.Found) -> None:

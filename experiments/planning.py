@@ -11,11 +11,11 @@ import configs
 from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.runs import claims
-from edm_jax.runs.directory import RunDir, read_json, read_status
+from edm_jax.runs.directory import RunDir, read_json, read_status, update_status
 from edm_jax.studies import RunSpec, slurm
 from edm_jax.studies.task import Task, is_done
 from edm_jax.train.config import RunConfig
-from experiments import cli
+from experiments import auto_rate, cli
 
 HERE = Path(__file__).resolve().parent
 TRAIN, RESUME, DONE, FAILED, HELD = "train", "resume", "done", "failed before", "held"
@@ -23,7 +23,10 @@ TRAIN, RESUME, DONE, FAILED, HELD = "train", "resume", "done", "failed before", 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run and what a launch does with it; images and bytes are of the whole run."""
+    """A run and what a launch does with it; images and bytes are of the whole run.
+
+    searches: the run is yet to find its learning rate; `config` has the workload's.
+    """
 
     study: str
     spec: RunSpec
@@ -33,6 +36,7 @@ class Plan:
     note: str
     nimg: int
     bytes: int
+    searches: bool = False
 
     @property
     def goes(self) -> bool:
@@ -61,18 +65,19 @@ def plan(
             how = "--seeds sets that" if both == ["seed"] else "the study sets that"
             raise ValueError(f"--config.{both[0]} cannot be said of all runs: {how}.")
         spec = dataclasses.replace(spec, overrides={**overrides, **spec.overrides})
-        config = configs.load(spec.config, spec.overrides)
-        run = RunDir(path, config, cli.allowed_fields(allow, config), writing=False)
+        fields, is_auto = auto_rate.without(spec.overrides)
+        config = configs.load(spec.config, fields)
+        allowed = cli.allowed_fields(allow, config)
+        known = auto_rate.recorded(config, path, allowed) if is_auto else config
+        config = known or config
+        run = RunDir(path, config, allowed, writing=False)
         nimg = config.total_steps * config.optimizer.batch_size
         # What failed before any step, under another config, is no reason to stop.
         action, note = _action(path, nimg, retry_failed or run.is_taken_over, jobs)
-        stored = _bytes(spec.config, _without_seed(spec))
-        plans.append(Plan(study, spec, path, config, action, note, nimg, stored))
+        sizes = tuple((f, text) for f, text in fields.items() if f != "seed")
+        about = action, note, nimg, _bytes(spec.config, sizes)
+        plans.append(Plan(study, spec, path, config, *about, searches=known is None))
     return plans
-
-
-def _without_seed(spec: RunSpec) -> tuple[tuple[str, str], ...]:
-    return tuple((k, v) for k, v in spec.overrides.items() if k != "seed")
 
 
 @functools.cache
@@ -130,7 +135,11 @@ def open_runs(plans: Sequence[Plan], allow: str, create: bool = True) -> list[Ta
     for each in plans:
         if not each.goes:
             continue
-        if create and each.action != HELD:
+        if create and each.action != HELD and each.searches:
+            # With a config.json it would have a rate.
+            each.path.mkdir(parents=True, exist_ok=True)
+            update_status(each.path, state="queued", stage="train")
+        elif create and each.action != HELD:
             fields = cli.allowed_fields(allow, each.config)
             run = RunDir(each.path, each.config, fields)
             state = run.status["state"]

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import configs
 from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, plain
-from edm_jax.train import hosts, loggers, loop
+from edm_jax.train import branch, hosts, loggers, loop
 from edm_jax.train.config import RunConfig
 from experiments import auto_rate, cli
 
@@ -29,8 +30,12 @@ def main() -> None:
     """Parse the command line and train."""
     cli.prepare_jax()
     options, rest = parser().parse_known_args()
-    rest, is_auto = auto_rate.without(rest)
-    config = cli.load_config(options, rest)
+    overrides, is_auto = auto_rate.without(cli.overrides(rest))
+    origin = _origin(options, is_auto)
+    if origin:
+        config = configs.changed(origin[1], overrides)
+    else:
+        config = cli.load_config(options, overrides)
     if cluster := _cluster(options):
         hosts.join(cluster, options.join_timeout_s)
     name = f"{config.workload}-{config.letter}-seed{config.seed}"
@@ -40,10 +45,35 @@ def main() -> None:
         # Process 0 claims the run for all; where it is refused, all of them stop.
         claim = claims.held(path, f"train.py (process {os.getpid()})", _lost)
         hosts.first_alone(lambda: stack.enter_context(claim))
+        if origin:
+            hosts.first_alone(lambda: _say(branch.begin(path, config, *origin)))
         found = None
         if is_auto:
             config, found = auto_rate.settle(config, path, allow)
         _train(path, config, options, allow, found)
+
+
+def _origin(
+    options: argparse.Namespace, is_auto: bool
+) -> tuple[Path, RunConfig, int | None] | None:
+    """The run that --branch names, its config, and the images; None without."""
+    if not options.branch:
+        return None
+    if options.config or not options.run or is_auto:
+        raise ValueError(
+            "--branch takes its run's config and rate, and --run for its own directory: "
+            "leave out --config and alpha_ref=auto, and name --run."
+        )
+    name, at, nimg = options.branch.rpartition("@")
+    if not (at and nimg.isdecimal()):
+        name, nimg = options.branch, None
+    run = files.user_path(name)
+    return run, cli.recorded_config(run), int(nimg) if nimg else None
+
+
+def _say(sentence: str) -> None:
+    if sentence:
+        print(f"train: {sentence}", file=sys.stderr)
 
 
 def _train(
@@ -93,10 +123,16 @@ def _lost(sentence: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The options of this command."""
-    options = cli.config_parser(__doc__)
+    options = cli.config_parser(__doc__, required=False)
     add = options.add_argument
     add(
         "--run", type=files.user_path, help="run directory (runs/WORKLOAD-LETTER-seedN)"
+    )
+    add(
+        "--branch",
+        metavar="RUN[@NIMG]",
+        help="begin at a checkpoint of that run (its last), with its config but for the "
+        "overrides; needs --run",
     )
     add(
         "--allow",

@@ -1,8 +1,8 @@
 """Sharpness: the largest eigenvalue of the Hessian of the loss, by Lanczos.
 
 Gradient descent of rate eta stays stable up to 2 / eta, and training tends to that edge
-(Cohen et al., arXiv 2103.00065). With Adam the edge is that of the preconditioned
-Hessian, so this one only tells how curved the loss is.
+(Cohen et al., arXiv 2103.00065). With Adam the edge is that of the Hessian divided by
+Adam's own scale, `optim.stability.edge`.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,15 @@ class Sharpness:
         self.iterations = iterations
         self._product = hessian_product(lambda params: loss(params, batch, keys)[0])
 
-    def __call__(self, params: Params) -> float:
-        """The eigenvalue at these weights."""
+    def __call__(self, params: Params, scale: Params | None = None) -> float:
+        """The eigenvalue at these weights; of P^-1 H, P the diagonal of `scale`."""
         flat, unravel = ravel_pytree(params)
+        root = 1.0 if scale is None else np.sqrt(np.asarray(ravel_pytree(scale)[0]))
 
+        # P^-1/2 H P^-1/2 has the same eigenvalues, and is symmetric.
         def product(vector: np.ndarray) -> np.ndarray:
-            tangent = unravel(jnp.asarray(vector, flat.dtype))
-            return np.asarray(ravel_pytree(self._product(params, tangent))[0])
+            tangent = unravel(jnp.asarray(vector / root, flat.dtype))
+            return np.asarray(ravel_pytree(self._product(params, tangent))[0]) / root
 
         return top_eigenvalue(product, flat.size, self.iterations)
 

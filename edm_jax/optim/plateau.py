@@ -102,6 +102,11 @@ def rate_scale(opt_state: Any) -> float:
     return found[0] if found else 1.0
 
 
+def without(opt_state: Any) -> Any:
+    """The optimizer's state as of the same chain without a plateau."""
+    return tuple(link for link in opt_state if not isinstance(link, PlateauState))
+
+
 def _scalar(leaf: Any) -> np.ndarray:
     """Of an array on the devices, each of which has the same number."""
     shards = getattr(leaf, "addressable_shards", None)

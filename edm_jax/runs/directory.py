@@ -248,8 +248,10 @@ class RunDir:
         starts = [*before.get("starts", []), start]
         found |= {"start_time": starts[0]["time"], "starts": starts}
         found["study"] = self.study or before.get("study")
-        if chosen := self.learning_rate or before.get("learning_rate"):
-            found["learning_rate"] = chosen
+        origin = {"learning_rate": self.learning_rate, "branch": None}
+        for name, new in origin.items():
+            if value := new or before.get(name):
+                found[name] = value
         write_json(path, found)
 
     def _read_provenance(self, path: Path) -> dict[str, Any]:

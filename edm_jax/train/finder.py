@@ -16,8 +16,8 @@ import numpy as np
 from edm_jax import data
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.fields import Index, Positive, Settings
-from edm_jax.optim import finder
-from edm_jax.optim.schedules import Run
+from edm_jax.optim import finder, plateau
+from edm_jax.optim.schedules import Run, Schedule
 from edm_jax.optim.warmups import NoWarmup
 from edm_jax.train.checkpoint import Checkpoints
 from edm_jax.train.config import RunConfig
@@ -56,14 +56,23 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Growing(Settings):
-    """ratio^k, k the steps since `start` steps: the finder's schedule."""
+    """ratio^k, k the steps since `start` steps: the finder's schedule.
+
+    beta1 moves as the run's own schedule has it.
+    """
 
     ratio: Positive
     start: Index
+    own: Schedule
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor after `nimg` images."""
         return self.ratio ** (nimg / run.batch_size - self.start)
+
+    def momentum(self, nimg: jax.Array, run: Run) -> jax.Array | None:
+        """The method's beta1 after `nimg` images; None leaves its own."""
+        moved = getattr(self.own, "momentum", None)
+        return moved(nimg, run) if moved else None
 
 
 def find(
@@ -76,7 +85,7 @@ def find(
     """Searches for the learning rate of a config; leaves nothing behind.
 
     Args:
-        config: the run's. Its schedule and warm-up do not take part.
+        config: the run's. Of its schedule and warm-up, only a moving beta1 takes part.
         rates: equally spaced in their logarithm, `finder.grid`.
         repeats: each with data order and noise, and untrained weights, of its own seed.
         checkpoints: of a run, whose last state is probed; None begins untrained.
@@ -98,12 +107,6 @@ def find(
     trained = _last_state(config, checkpoints) if checkpoints else None
     start = 0 if trained is None else int(trained.step)
     trainer = make_trainer(_growing(config, rates, start))
-    shapes = jax.tree.structure(trainer.shapes)
-    if trained is not None and jax.tree.structure(trained) != shapes:
-        raise ValueError(
-            "The run's schedule keeps a state of its own, which a growing rate has not: "
-            "search from untrained weights, with --config instead of --run."
-        )
     heldout = HeldOut(trainer.denoiser, _measured(config))
     curves, effective = [], []
     for repeat in range(repeats):
@@ -166,7 +169,7 @@ def _batches(config: RunConfig, start: int) -> Iterator[Any]:
 
 def _growing(config: RunConfig, rates: finder.Series, start: int) -> RunConfig:
     """The config with a rate that grows through the rates, from a step on."""
-    growing = Growing(float(rates[1] / rates[0]), start)
+    growing = Growing(float(rates[1] / rates[0]), start, config.optimizer.schedule)
     optimizer = dataclasses.replace(
         config.optimizer,
         alpha_ref=float(rates[0]),
@@ -185,7 +188,7 @@ def _measured(config: RunConfig) -> RunConfig:
 
 
 def _last_state(config: RunConfig, place: Path) -> TrainState:
-    """The state of a run's last checkpoint, on the host."""
+    """The state of a run's last checkpoint, on the host, without that of a plateau."""
     if not place.is_dir():
         raise ValueError(f"{place.parent} has no checkpoint yet: train it first.")
     trainer = make_trainer(config)
@@ -196,4 +199,5 @@ def _last_state(config: RunConfig, place: Path) -> TrainState:
         checkpoints.close()
     if found is None:
         raise ValueError(f"{place.parent} has no checkpoint yet: train it first.")
-    return jax.tree.map(np.asarray, found.state)
+    opt_state = plateau.without(found.state.opt_state)
+    return jax.tree.map(np.asarray, found.state._replace(opt_state=opt_state))

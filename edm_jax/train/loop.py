@@ -13,7 +13,8 @@ from edm_jax.ema import averaging, snapshots
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.evals.sharpness import Sharpness
 from edm_jax.models.build import count_params
-from edm_jax.optim import plateau
+from edm_jax.models.unet import Params
+from edm_jax.optim import chain, plateau, stability
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.optim.timing import Run
 from edm_jax.runs.directory import RunDir
@@ -287,6 +288,7 @@ class _Loop:
         nimg = step * self.batch_size
         average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
         params = self.trainer.step.fetch(state.params)
+        moments = self.trainer.step.fetch(state.opt_state) if self.sharpness else None
         loss = self.heldout.loss(average) if hosts.is_first() else math.inf
         loss = hosts.agree(loss)[0]
         self.converged |= self.monitor.has_converged(loss, nimg)
@@ -300,9 +302,8 @@ class _Loop:
             return state
         raw_loss = self.heldout.loss(params)
         losses = {"loss_per_element": loss, "raw_loss_per_element": raw_loss}
-        if self.sharpness is not None:
-            losses["sharpness"] = self.sharpness(params)
-        self.run_dir.log("heldout", step, nimg, **losses)
+        curved = self._sharpness(params, moments, nimg)
+        self.run_dir.log("heldout", step, nimg, **losses, **curved)
         magnitudes = self.heldout.magnitudes(params)
         self.run_dir.log("dynamics", step, nimg, **magnitudes)
         means = {
@@ -314,7 +315,23 @@ class _Loop:
             self._alert(step, "magnitudes", sentence)
         for sentence in self.monitor.after_units(self.heldout.units(params)):
             self._alert(step, "units", sentence)
+        for sentence in self.monitor.after_sharpness(curved.get("beyond_edge")):
+            self._alert(step, "sharpness", sentence)
         return state
+
+    def _sharpness(self, params: Params, opt_state: Any, nimg: int) -> dict[str, float]:
+        """How curved the loss is, and that over the edge of stability, where measured."""
+        if self.sharpness is None:
+            return {}
+        found = {"sharpness": self.sharpness(params)}
+        opt, duration_mimg = self.config.optimizer, self.config.training.duration_mimg
+        moved = chain.momentum(opt, duration_mimg)
+        beta1 = None if moved is None else float(moved(float(nimg)))
+        if edge := stability.edge(opt, opt_state, beta1):
+            rate = float(chain.learning_rate(opt, duration_mimg)(float(nimg)))
+            curvature = self.sharpness(params, edge.scale)
+            found["beyond_edge"] = curvature * rate * self.log.rate_scale / edge.limit
+        return found
 
     def _snapshot(self, state: TrainState, step: int) -> None:
         """Stores every tracked average."""

@@ -16,6 +16,7 @@ _LEAST_SPREAD = 0.02
 # A unit is dead below this part of its layer's median, and exploding above its inverse.
 _DEAD = 1e-3
 _STEPS_BEFORE_U = 500
+_BEYOND_EDGE = 2.0  # times the curvature at which steps are stable [choice]
 _LINES_FAR = 4  # of the log in a row, before u(sigma) counts as far from the loss
 # What to try, by what an alert is about.
 ADVICE = {
@@ -25,6 +26,7 @@ ADVICE = {
     "where network.weights is 'mp'.",
     "updates": "Lower optimizer.alpha_ref, or lengthen the warm-up.",
     "units": "Lower optimizer.alpha_ref, or try another network.init.",
+    "sharpness": "Lower optimizer.alpha_ref or lengthen the warm-up, unless the loss falls.",
     "uncertainty": "u(sigma) lags behind the loss: try a longer warm-up or more images.",
 }
 
@@ -163,6 +165,11 @@ class Monitor:
                     which = np.flatnonzero(units)
                     some = ", ".join(map(str, which[:5])) + ", ..." * (len(which) > 5)
                     yield f"{len(which)} of {len(rms)} units of {layer} {said}: {some}"
+
+    def after_sharpness(self, beyond: float | None) -> Iterator[str]:
+        """An alert where the loss is curved beyond the edge of stability, `beyond` times."""
+        if beyond is not None and self._begins("sharpness", beyond > _BEYOND_EDGE):
+            yield f"the loss is {beyond:.1f} times as curved as steps of this rate bear"
 
     def _begins(self, what: str, holds: bool) -> bool:
         """Whether something holds that did not hold before."""

@@ -43,6 +43,10 @@ def test_the_sharpness_of_a_quadratic_loss_is_its_largest_curvature():
     params = {"a": jnp.ones(3), "b": jnp.full((1, 2), -2.0)}
     measure = sharpness.Sharpness(loss, batch, iterations=10)
     assert measure(params) == pytest.approx(30.0, rel=1e-4)
+    scale = {"a": jnp.asarray([0.5, 2.0, 1.0]), "b": jnp.asarray([[4.0, 0.1]])}
+    whole = np.concatenate([scale["a"], scale["b"][0]])
+    expected = np.linalg.eigvals(np.asarray(matrix) / whole[:, None]).real.max()
+    assert measure(params, scale) == pytest.approx(expected, rel=1e-4)
     nowhere = {"a": jnp.full(3, jnp.nan), "b": jnp.zeros((1, 2))}
     assert measure(nowhere) == pytest.approx(30.0, rel=1e-4)  # constant curvature
 

@@ -168,6 +168,24 @@ def test_opened_runs_are_queued_and_keep_what_they_had(tmp_path):
     assert evaluate[1].endswith("evaluate.py")
 
 
+def test_each_run_finds_a_rate_of_its_own_and_keeps_it(tmp_path):
+    auto = {"optimizer.alpha_ref": "auto"}
+    plans = planned(tmp_path, "new", overrides=auto)
+    assert plans[0].searches and plans[0].action == "train"
+    (task,) = planning.open_runs(plans, "")
+    assert "--config.optimizer.alpha_ref=auto" in task.commands[0]
+    # A config.json would be that of a run which has its rate.
+    assert task.status["state"] == "queued"
+    assert not (tmp_path / "new" / "config.json").exists()
+    assert planned(tmp_path, "new", overrides=auto)[0].searches
+
+    found = configs.load(G, {"optimizer.alpha_ref": "0.01234567"})
+    RunDir(tmp_path / "new", found).set_status(state="preempted", nimg=320)
+    (plan,) = planned(tmp_path, "new", overrides=auto)
+    assert not plan.searches and plan.action == "resume"
+    assert plan.config.optimizer.alpha_ref == 0.01234567
+
+
 def command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["launch", *arguments])
     cli.run(launch.main)

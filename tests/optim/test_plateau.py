@@ -1,6 +1,8 @@
 """Reduce on plateau: when it fires, beside Optax's, and through the chain."""
 
+import functools
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,11 @@ from optimizer_options import optimizer_config
 
 import configs
 from edm_jax.optim import chain, plateau
+from edm_jax.optim import finder as curves
 from edm_jax.optim.timing import Run
 from edm_jax.runs.directory import RunDir
-from edm_jax.train import loop
+from edm_jax.train import finder, loop
+from edm_jax.train.trainer import make_trainer
 
 PROBE = 100  # images between held-out losses
 RUN = Run(10_000.0, 10)
@@ -73,23 +77,59 @@ def test_the_chains_state_takes_the_loss_and_scales_every_update():
     assert plateau.rate_scale(tx.init(params)) == 1
 
 
-@pytest.mark.slow
-def test_a_run_reduces_its_rate_and_logs_what_it_was(tmp_path):
-    """No probe counts as better: each halves the rate, from the next step on."""
-    overrides = {
-        "network.channel_mult": "(1,)",
-        "optimizer.schedule.name": "plateau",
-        "optimizer.schedule.patience_mimg": "1e-6",
-        "optimizer.schedule.threshold": "0.9",
-        "training.probe_mimg": "0.00016",
-        "training.log_mimg": "0.00008",
-        "training.checkpoint_mimg": "0.00032",
-    }
-    config = configs.load(f"{configs.letter_path('g')}:digits-tiny", overrides)
-    run = RunDir(tmp_path / "run", config)
+OVERRIDES = {
+    "network.channel_mult": "(1,)",
+    "optimizer.schedule.name": "plateau",
+    "optimizer.schedule.patience_mimg": "1e-6",
+    "optimizer.schedule.threshold": "0.9",
+    "training.probe_mimg": "0.00016",
+    "training.log_mimg": "0.00008",
+    "training.checkpoint_mimg": "0.00016",
+    "training.keep_checkpoints": "9",
+}
+
+
+def train(path, monkeypatch, devices=1):
+    """A run in which no probe counts as better: each halves the rate."""
+    config = configs.load(f"{configs.letter_path('g')}:digits-tiny", OVERRIDES)
+    chosen = functools.partial(make_trainer, devices=jax.devices()[:devices])
+    monkeypatch.setattr(loop, "make_trainer", chosen)
+    run = RunDir(path, config)
     loop.train(config, run)
-    rates = {record["nimg"]: record["lr"] for record in run.records("train")}
+    return run
+
+
+def without_speed(run):
+    kinds = ("train", "heldout", "dynamics", "alert")
+    return {kind: run.records(kind) for kind in kinds}
+
+
+@pytest.mark.slow
+def test_a_run_reduces_its_rate_logs_it_and_resumes_anywhere_to_the_bit(
+    tmp_path, monkeypatch
+):
+    whole = train(tmp_path / "whole", monkeypatch)
+    config = configs.load(f"{configs.letter_path('g')}:digits-tiny", OVERRIDES)
+    rates = {record["nimg"]: record["lr"] for record in whole.records("train")}
     scheduled = chain.learning_rate(config.optimizer, config.training.duration_mimg)
     batch = config.optimizer.batch_size
     scales = [round(lr / float(scheduled(n - batch)), 4) for n, lr in rates.items()]
     assert scales == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    for step in (10, 30):  # before and after it was first reduced
+        place = tmp_path / str(step)
+        shutil.copytree(whole.path, place)
+        for later in range(step + 10, 50, 10):
+            shutil.rmtree(place / "checkpoints" / str(later))
+        resumed = train(place, monkeypatch)
+        assert without_speed(resumed) == without_speed(whole)
+
+    # The finder takes up such a run, at the rates of its grid.
+    found = finder.find(
+        config, curves.grid(1e-8, 1.0, 12), 1, whole.checkpoints
+    ).curves[0]
+    assert found.losses[-1] > 2 * found.losses[0]
+
+    two = train(tmp_path / "two", monkeypatch, devices=2)
+    for one, other in zip(*(run.records("train") for run in (whole, two)), strict=True):
+        assert one["lr"] == other["lr"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)

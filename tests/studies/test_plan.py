@@ -18,6 +18,7 @@ STUDIES = (
     "ema_lengths",
     "ladder",
     "lr_sensitivity",
+    "lr_width",
     "one_change",
     "optimizers",
     "schedules",

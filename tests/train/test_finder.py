@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from driven_run import BATCH, arguments
@@ -11,7 +12,7 @@ from driven_run import BATCH, arguments
 import configs
 from edm_jax import data
 from edm_jax.ema import snapshots
-from edm_jax.optim import chain
+from edm_jax.optim import chain, plateau
 from edm_jax.optim import finder as curves
 from edm_jax.train import finder
 from experiments import auto_rate, cli, find_lr, train
@@ -45,9 +46,24 @@ def test_the_rates_are_those_of_the_grid_whatever_the_step_it_starts_from(start)
 
 def test_auto_is_taken_out_of_the_overrides_and_nothing_else_is():
     given = ["--config.seed=3", "-config.optimizer.alpha_ref", "auto", "--config.x"]
-    rest, is_auto = auto_rate.without(given)
-    assert is_auto and cli.overrides(rest) == cli.overrides([given[0], given[3]])
-    assert auto_rate.without(["--config.optimizer.alpha_ref=0.1"])[1] is False
+    rest = cli.overrides([given[0], given[3]])
+    assert auto_rate.without(cli.overrides(given)) == (rest, True)
+    number = {"optimizer.alpha_ref": "0.1"}
+    assert auto_rate.without(number) == (number, False)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "one_cycle", "cosine"])
+def test_a_state_of_any_schedule_is_one_of_the_growing_rate(schedule):
+    """A plateau's is left out: the rates are those of the grid, not a part of them."""
+    config = load("", optimizer__schedule__name=schedule)
+    growing = finder._growing(config, FEW, 0).optimizer
+    params = {"layer": {"kernel": np.ones((2, 2), np.float32)}}
+    before, after = (
+        chain.make_optimizer(opt, 1.0).init(params)
+        for opt in (config.optimizer, growing)
+    )
+    form = jax.tree.structure(plateau.without(before))
+    assert form == jax.tree.structure(after)
 
 
 @pytest.mark.slow

@@ -241,6 +241,15 @@ def test_a_range_without_images_and_a_network_without_the_head_are_passed_over()
         assert [list(watcher.after_line(each)) for _ in range(9)] == [[]] * 9
 
 
+def test_a_loss_curved_beyond_what_the_rate_bears_alerts_until_it_is_not():
+    watcher = monitor()
+    said = [
+        list(watcher.after_sharpness(x)) for x in (None, 1.5, 2.5, 3.0, 1.0, math.nan)
+    ]
+    assert [len(each) for each in said] == [0, 0, 1, 0, 0, 0]
+    assert said[2] == ["the loss is 2.5 times as curved as steps of this rate bear"]
+
+
 def test_every_alert_says_what_to_try_in_one_sentence():
     for advice in ADVICE.values():
         assert advice.endswith(".") and advice.count(". ") == 0

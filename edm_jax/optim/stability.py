@@ -1,0 +1,45 @@
+"""The edge of stability: how curved the loss may be for steps of a rate."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edm_jax.models.unet import Params
+from edm_jax.optim.chain import OptimizerConfig
+from edm_jax.optim.links import links
+from edm_jax.optim.optimizers import SGD, Adam, AdamW
+
+
+class Edge(NamedTuple):
+    """Steps are stable while the largest eigenvalue of P^-1 H is below limit / rate.
+
+    H is the Hessian of the loss, P the diagonal of `scale`; None is the identity.
+    """
+
+    limit: float
+    scale: Params | None
+
+
+def edge(opt: OptimizerConfig, opt_state: Any, beta1: float | None) -> Edge | None:
+    """The edge of a method, where it is known.
+
+    Of steps w -= rate P^-1 m on a quadratic: 2 (1 + momentum) of SGD's m = momentum m + g;
+    2 (1 + beta1) / (1 - beta1) of Adam's averaged m, with P = sqrt(v) + eps, v as it is
+    (arXiv 2207.14484, Sec. 2: 38 at beta1 = 0.9). None of other methods, and before the
+    first step. `beta1` is that of a schedule which moves it.
+    """
+    method = opt.method
+    if isinstance(method, SGD) and not method.nesterov:
+        return Edge(2 * (1 + (method.momentum if beta1 is None else beta1)), None)
+    moments = links(opt_state, optax.ScaleByAdamState)
+    is_adam = isinstance(method, Adam) and type(method) in (Adam, AdamW)
+    if not is_adam or not moments or not int(moments[0].count):
+        return None
+    beta1 = method.beta1 if beta1 is None else beta1
+    seen = 1 - method.beta2 ** int(moments[0].count)
+    scale = jax.tree.map(
+        lambda v: jnp.sqrt(jnp.asarray(v) / seen) + method.eps, moments[0].nu
+    )
+    return Edge(2 * (1 + beta1) / (1 - beta1), scale)
