@@ -9,7 +9,7 @@ import optax
 from edm_jax.models.unet import Params
 from edm_jax.optim.chain import OptimizerConfig
 from edm_jax.optim.links import links
-from edm_jax.optim.optimizers import SGD, Adam, AdamW
+from edm_jax.optim.optimizers import LAMB, SGD, Adam, AMSGrad, NAdam
 
 
 class Edge(NamedTuple):
@@ -34,8 +34,9 @@ def edge(opt: OptimizerConfig, opt_state: Any, beta1: float | None) -> Edge | No
     if isinstance(method, SGD) and not method.nesterov:
         return Edge(2 * (1 + (method.momentum if beta1 is None else beta1)), None)
     moments = links(opt_state, optax.ScaleByAdamState)
-    is_adam = isinstance(method, Adam) and type(method) in (Adam, AdamW)
-    if not is_adam or not moments or not int(moments[0].count):
+    if not isinstance(method, Adam) or isinstance(method, LAMB | NAdam | AMSGrad):
+        return None
+    if not moments or not int(moments[0].count):
         return None
     beta1 = method.beta1 if beta1 is None else beta1
     seen = 1 - method.beta2 ** int(moments[0].count)
