@@ -1,16 +1,18 @@
-"""Learning-rate schedules and warm-ups on configs C and G.
+"""Learning-rate schedules and warm-ups on configs C and G, at four times the letter's rate.
 
 C's weights grow, which decays its effective rate by itself; G's are forced to keep their
-norm, so that its schedule is all the decay there is. Each schedule is as long as the run,
-at the config's own alpha_ref.
+norm, so that its schedule is all the decay there is. Each schedule is as long as the run.
+What decays needs a higher rate to begin with than a constant one, so that all start from
+a rate near the best that `lr_sensitivity` finds on digits.
 """
 
 import configs
-from edm_jax.studies import SAME, RunSpec, Variant, runs_of
+from configs.workloads import get_workload
+from edm_jax.studies import RunSpec, Variant, product, rates, runs_of
 
+FACTOR = 4  # of the letter's own rate
 _SHAPE = "optimizer.schedule"
 SHAPES = [
-    SAME,  # constant for C, Eq. 67 for G
     Variant("constant", {f"{_SHAPE}.name": "constant"}),
     Variant("cosine", {f"{_SHAPE}.name": "cosine"}),
     Variant("linear", {f"{_SHAPE}.name": "linear"}),
@@ -33,29 +35,25 @@ SHAPES = [
         {f"{_SHAPE}.name": "one_cycle", "optimizer.warmup.name": "none"},
     ),
 ]
-WARMUPS = [
-    Variant(f"warmup-{name}", {"optimizer.warmup.name": name})
-    for name in ("none", "cosine", "exponential")
-]
 
 
 def runs(workload: str) -> list[RunSpec]:
     """Every schedule with the config's warm-up, and every warm-up with its schedule."""
+    budget = get_workload(workload)
+    decay = {f"{_SHAPE}.name": "inverse_sqrt", f"{_SHAPE}.t_ref": budget.t_ref}
+    rampup = {"optimizer.warmup.rampup_mimg": budget.rampup_mimg}
+    variants = [
+        *SHAPES,
+        Variant("inverse_sqrt", decay),  # Eq. 67
+        Variant("warmup-none", {"optimizer.warmup.name": "none"}),
+        *(
+            Variant(f"warmup-{name}", {"optimizer.warmup.name": name, **rampup})
+            for name in ("cosine", "exponential")
+        ),
+    ]
     specs = []
     for letter in "cg":
         reference = f"{configs.letter_path(letter)}:{workload}"
-        rampup = configs.load(reference).optimizer.warmup.rampup_mimg
-        ramps = [
-            each
-            if each.fields["optimizer.warmup.name"] == "none"
-            else each + Variant("", {"optimizer.warmup.rampup_mimg": rampup})
-            for each in WARMUPS
-        ]
-        own = configs.load(reference).optimizer.schedule
-        shapes = [
-            each
-            for each in SHAPES
-            if not (each.name == "constant" and type(own).__name__ == "Constant")
-        ]
-        specs += runs_of(letter, reference, [*shapes, *ramps])
+        high = rates(configs.load(reference).optimizer.alpha_ref, (FACTOR,))
+        specs += runs_of(letter, reference, product(high, variants))
     return specs
