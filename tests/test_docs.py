@@ -27,6 +27,8 @@ SMALLER = [
     (r"000000040000", "000000000640"),
     (r"halflife:0.002", "halflife:0.0001"),
     (r"uniform:20000", "uniform:320"),
+    (r"keep_checkpoint_mimg=0.01", "checkpoint_mimg=0.00032"),
+    (r"@30016", "@320"),
 ]
 
 
