@@ -82,7 +82,7 @@ REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
     *("statistics", "columns", "grouping", "curves", "figures", "by_field"),
     *("tables", "notes", "export", "drawing", "sweep_figures"),
-    *("embedded", "introduction", "results", "grids", "page"),
+    *("embedded", "introduction", "results", "records", "grids", "page"),
     "__init__",
 ]
 ORDERS = {"ema": EMA_ORDER, "report": REPORT_ORDER}

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edm_jax.report.columns import Column
-from edm_jax.report.grouping import compact, short_names
+from edm_jax.report.grouping import compact, field_of
 from edm_jax.report.notes import table_notes
-from edm_jax.report.tables import Comparison, Row, change_text, paper_text
+from edm_jax.report.tables import Comparison, Row, change_text
 
 # After a column's key: of its mean, and of its difference to the baseline.
 OF_MEAN = ("", "_ci95", "_n")
@@ -33,7 +33,7 @@ def results_csv(comparison: Comparison) -> str:
     lines = [
         [row.entry.label, row.entry.title, change_text(row)]
         + ["; ".join(row.changed_from_baseline), comparison.baseline]
-        + [_plain(row.field(name)) for name in fields]
+        + [_plain(field_of(row.entry, name)) for name in fields]
         + [*row.paper, len(row.runs)]
         + [cell for column in columns for cell in _cells(row, column)]
         + [row.state, row.message]
@@ -76,20 +76,6 @@ def _cells(row: Row, column: Column) -> list[Any]:
     return cells
 
 
-def _table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells that the tables for papers have in common."""
-    compared, fields = comparison.compared, comparison.fields
-    heads = [*short_names(fields), "n", *(c.heading for c in comparison.shown)]
-    heads += [f"{c.heading}, against {comparison.baseline}" for c in compared]
-    lines = [
-        ["—" if (v := row.field(name)) is None else compact(v) for name in fields]
-        + [str(len(row.runs)), *(row.text(c) for c in comparison.shown)]
-        + [row.difference_text(c) for c in compared]
-        for row in comparison.rows
-    ]
-    return heads, lines
-
-
 def _inline(text: str) -> str:
     """A text within a line of Markdown, as it is: no link, no mark, no end of a cell."""
     text = _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
@@ -109,19 +95,18 @@ def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list
 
 def results_markdown(comparison: Comparison) -> str:
     """The results as Markdown: a table, the notes, and what changed."""
-    heads, lines = _table(comparison)
+    rows = comparison.rows
+    cells = [comparison.cells(row, comparison.shown) for row in rows]
     table = markdown_table(
-        ["config", "FID, paper", "σ_rel, paper", *heads, "state"],
+        ["config", *(cell.heading for cell in cells[0]), "state"],
         [
-            [f"{row.entry.label} {row.entry.title}", *paper_text(row), *cells, row.said]
-            for row, cells in zip(comparison.rows, lines, strict=True)
+            [f"{row.entry.label} {row.entry.title}", *(c.text for c in each), row.said]
+            for row, each in zip(rows, cells, strict=True)
         ],
     )
     notes = [f"{_block(note)}\n" for note in table_notes(comparison)]
-    changes = {
-        f"- {_block(f'{row.entry.label}: {change_text(row)}')}": None
-        for row in comparison.rows
-    }
+    said = [_block(f"{row.entry.label}: {change_text(row)}") for row in rows]
+    changes = dict.fromkeys(f"- {each}" for each in said)
     if comparison.by_field:
         table += ["", *markdown_table(*comparison.by_field.table())]
     title = f"# {_block(comparison.study)}"
@@ -161,16 +146,18 @@ def latex(text: str) -> str:
 
 def results_latex(comparison: Comparison) -> str:
     """The results as a LaTeX table, for \\input."""
-    heads, cells = _table(comparison)
-    lines = []
-    for row, texts in zip(comparison.rows, cells, strict=True):
-        line = " & ".join(map(latex, [_name(row), *texts]))
+    lines, heads = [], []
+    for row in comparison.rows:
+        cells = comparison.cells(row, comparison.shown)
+        cells = [cell for cell in cells if cell.group != "paper"]
+        heads = [cell.heading for cell in cells]
+        line = [latex(_name(row)), *(latex(cell.text) for cell in cells)]
         if not row.has_numbers:
             span = rf"\multicolumn{{{len(heads)}}}{{l}}"
-            line = rf"{latex(_name(row))} & {span}{{\emph{{{latex(row.said)}}}}}"
+            line[1:] = [rf"{span}{{\emph{{{latex(row.said)}}}}}"]
         # After the end of the line before these would be read as its arguments.
-        guard = "{}" if line[:1] in ("[", "*") else ""
-        lines.append(rf"{guard}{line} \\")
+        guard = "{}" if line[0][:1] in ("[", "*") else ""
+        lines.append(rf"{guard}{' & '.join(line)} \\")
     # Headings stand upright in two lines or more, above columns of numbers.
     over = " & ".join(rf"\shortstack[r]{{{_broken(head)}}}" for head in heads)
     return rf"""% Needs \usepackage{{booktabs,graphicx}}; with pdfLaTeX also [T1]{{fontenc}}.

@@ -1,9 +1,8 @@
 "use strict";
 (() => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const data = read("data");
   const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
   const byId = (id) => document.getElementById(id);
+  const data = JSON.parse(byId("data").textContent);
   const root = document.documentElement;
   const DASHES = ["solid", "9px,4px", "2px,3px", "9px,3px,2px,3px"];
   const SYMBOLS = {
@@ -14,29 +13,34 @@
 
   // What a reader chose; kept over the reloads of a page that follows its runs.
   const KEY = "edm-comparison:" + location.pathname;
-  const state = { off: [], theme: null, seeds: false, against: "parent", sort: null };
+  const state = { off: [], theme: "", seeds: false, against: "parent", sort: null };
   try {
     Object.assign(state, JSON.parse(sessionStorage.getItem(KEY) || "{}"));
   } catch { /* no storage for files on disk here */ }
   const off = new Set(state.off.filter((i) => i < data.configs.length));
-  const keep = () => {
+  function keep() {
     state.off = [...off];
     try {
       sessionStorage.setItem(KEY, JSON.stringify(state));
     } catch { /* as above */ }
-  };
+  }
 
   // Plotly reads a few tags and %{...} in texts: those of runs are shown as they are.
   const plain = (text) =>
     String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "% {");
   const prose = (text) => plain(text).replaceAll("σ_rel", "σ<sub>rel</sub>");
-  const element = (tag, text, kind) => {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
-  };
-  const press = (button, on) => button.setAttribute("aria-pressed", String(on));
+
+  // The colour of a variable of the style sheet (a number is a config's), as it is now.
+  const probe = document.body.appendChild(document.createElement("i"));
+  const colours = new Map();
+  function colour(name = "ink") {
+    if (!colours.has(name)) {
+      probe.style.color = /^#/.test(name) ? name : `var(--${name >= 0 ? "s" : ""}${name})`;
+      colours.set(name, getComputedStyle(probe).color);
+    }
+    return colours.get(name);
+  }
+  const faded = (name) => colour(name).replace("rgb(", "rgba(").replace(")", ", 0.18)");
 
   // ---- Plots: each drawn when it comes near the window, and again on every change ----
   const drawn = new Set();
@@ -50,103 +54,93 @@
     toImageButtonOptions: { format: "svg" },
   };
   function draw(target) {
-    const [name, chart, panel] = target.dataset.plot.split("/");
-    const made = figure(data.charts[name][chart], panel);
+    const [name, place, panel] = target.dataset.plot.split("/");
+    const chart = data.charts[name][place];
+    const { lines = [], marks = [], ...axes } = chart.panels[panel];
+    const shown = lines.filter((k) => !off.has(k.config) && (state.seeds || !k.seed));
+    const traces = [
+      ...shown.flatMap(lineTraces),
+      ...marks.filter((mark) => !off.has(mark.config)).map(markTrace),
+    ];
+    const ends = endsOf(shown);
     drawn.add(target);
-    Plotly.react(target, made.traces, made.layout, CONFIG).then(() => label(target, made.ends));
+    Plotly.react(target, traces, layout(chart, axes, ends), CONFIG).then(() => label(target, ends));
   }
   const redraw = () => drawn.forEach((target) => { if (target.offsetParent) draw(target); });
 
-  function palette() {
-    const style = getComputedStyle(root);
-    const named = (name) => style.getPropertyValue("--" + name).trim();
-    const colour = (c) => c === undefined || c === "ink" || c === "soft" ? named(c ?? "ink")
-      : typeof c === "number" ? named("s" + c) : c;
-    return { named, colour };
+  function hover(place, ...notes) {
+    const { label: name, title } = data.configs[place] ?? {};
+    const words = [name && `<b>${plain(name)}</b> ${plain(title)}`, ...notes.map((n) => plain(n ?? ""))];
+    return `${words.filter(Boolean).join("<br>")}<br>%{y:.4g} at %{x}<extra></extra>`;
   }
-  function axis(named, title, more) {
-    const font = { size: 12, color: named("soft") };
-    return {
-      gridcolor: named("rule"), linecolor: named("soft"), linewidth: 1, showline: true,
-      zeroline: false, ticks: "outside", ticklen: 4, tickcolor: named("soft"),
-      tickfont: { size: 11.5 }, automargin: true, exponentformat: "none", nticks: 6,
-      title: { text: prose(title ?? ""), font, standoff: 8 }, ...more,
-    };
-  }
-  // Plain numbers, also over less than a decade.
-  const LOG = { type: "log", tickformat: "~g", nticks: 3 };
-  const faded = (hex) =>
-    `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",")},0.18)`;
-  function configName(i) {
-    const config = data.configs[i];
-    return `<b>${plain(config.label)}</b> ${plain(config.title)}`;
-  }
-  const hover = (...words) =>
-    `${words.filter(Boolean).join("<br>")}<br>%{y:.4g} at %{x}<extra></extra>`;
-
-  function lineTraces(line, named, colour) {
+  function lineTraces(line) {
     const x = data.x[line.x];
-    const config = data.configs[line.c];
-    const note = line.seed ?? (line.run ? `${line.run}: ${line.state}`
-      : line.low && config ? `mean of ${config.n} seeds` : "");
-    const drawnLine = {
+    const { n } = data.configs[line.config] ?? {};
+    const note = line.seed ?? (line.aside ? `${line.aside.run}: ${line.aside.state}`
+      : line.low && n && `mean of ${n} seeds`);
+    const middle = {
       x, y: line.y, mode: line.dots ? "lines+markers" : "lines", type: "scatter",
-      name: plain(line.label ?? ""), opacity: line.seed ? 0.55 : line.run ? 0.75 : 1,
+      name: plain(line.label ?? ""), opacity: line.seed ? 0.55 : line.aside ? 0.75 : 1,
       line: {
         color: colour(line.colour), width: line.seed ? 0.8 : 1.7,
-        dash: line.run ? "4px,3px" : DASHES[line.dash ?? 0],
+        dash: line.aside ? "4px,3px" : DASHES[line.dash],
       },
-      hovertemplate: hover(config && configName(line.c), plain(line.label ?? ""), plain(note)),
+      hovertemplate: hover(line.config, line.label, note),
     };
-    if (!line.low) return [drawnLine];
+    if (!line.low) return [middle];
     const side = { x, mode: "lines", type: "scatter", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
-    const fill = { fill: "tonexty", fillcolor: faded(colour(line.colour)) };
-    return [{ ...side, y: line.low }, { ...side, ...fill, y: line.high }, drawnLine];
+    const fill = { fill: "tonexty", fillcolor: faded(line.colour) };
+    return [{ ...side, y: line.low }, { ...side, ...fill, y: line.high }, middle];
   }
-  function markTrace(mark, named, colour) {
+  function markTrace(mark) {
     const open = mark.kind === "ring" || mark.kind === "hollow";
-    const edge = mark.kind === "diamond" ? named("ink") : colour(mark.colour);
     return {
       x: [mark.x], y: [mark.y], mode: "markers", type: "scatter", cliponaxis: false, showlegend: false,
       marker: {
         symbol: SYMBOLS[mark.kind], size: mark.kind === "hollow" ? 7 : 9,
-        color: open ? named("card") : colour(mark.colour), line: { width: 2, color: edge },
+        color: colour(open ? "card" : mark.colour),
+        line: { width: 2, color: colour(mark.kind === "diamond" ? "ink" : mark.colour) },
       },
-      hovertemplate: hover(mark.c !== undefined && configName(mark.c), plain(mark.label ?? "")),
+      hovertemplate: hover(mark.config, mark.label),
     };
   }
-  function figure(chart, place) {
-    const { named, colour } = palette();
-    const panel = chart.panels[place];
-    const lines = panel.lines.filter((k) => !off.has(k.c) && (state.seeds || !k.seed));
-    const marks = (panel.marks ?? []).filter((m) => !off.has(m.c));
-    const traces = [
-      ...lines.flatMap((line) => lineTraces(line, named, colour)),
-      ...marks.map((mark) => markTrace(mark, named, colour)),
-    ];
-    const ends = new Map();
-    for (const line of lines.filter((k) => k.c !== undefined && !k.seed)) {
-      const { label: text } = data.configs[line.c];
-      const end = { x: data.x[line.x].at(-1), y: line.y.at(-1), text, colour: colour(line.colour) };
-      const wanted = !line.run || !ends.has(line.c); // the mean's, where there is one
-      if (end.y !== null && text.length < 12 && wanted) ends.set(line.c, end);
-    }
-    const widest = Math.max(0, ...[...ends.values()].map((end) => end.text.length));
+  // Plain numbers, also over less than a decade.
+  const LOG = { type: "log", tickformat: "~g", nticks: 3 };
+  function axis(title, more) {
+    return {
+      gridcolor: colour("rule"), linecolor: colour("soft"), linewidth: 1, showline: true,
+      zeroline: false, ticks: "outside", ticklen: 4, tickcolor: colour("soft"),
+      tickfont: { size: 11.5 }, automargin: true, exponentformat: "none", nticks: 6,
+      ...(title ? { title: { text: prose(title), font: { size: 12, color: colour("soft") }, standoff: 8 } } : {}), ...more,
+    };
+  }
+  function layout(chart, panel, ends) {
     const scale = panel.top ? { range: [0, panel.top], nticks: 4 }
       : panel.scale === "zero" ? { rangemode: "tozero" } : panel.scale === "log" ? LOG : {};
     const small = !panel.y && !panel.legend;
-    const layout = {
+    const widest = ends.length > MOST_END_LABELS ? 0 : Math.max(0, ...ends.map((end) => end.text.length));
+    return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: !!panel.legend,
-      font: { family: named("sans"), size: 12, color: named("ink") }, hovermode: "closest",
-      hoverlabel: { bgcolor: named("card"), bordercolor: named("soft"), font: { color: named("ink"), size: 12.5 } },
-      margin: { l: small ? 36 : 56, r: ends.size > MOST_END_LABELS ? 14 : 14 + 8 * widest, t: 8, b: small ? 24 : 46 },
+      font: { family: getComputedStyle(byId("theme")).fontFamily, size: 12, color: colour() }, hovermode: "closest",
+      hoverlabel: { bgcolor: colour("card"), bordercolor: colour("soft"), font: { color: colour(), size: 12.5 } },
+      margin: { l: small ? 36 : 56, r: 14 + 8 * widest, t: 8, b: small ? 24 : 46 },
       dragmode: matchMedia("(hover: none)").matches ? false : "zoom",
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: named("soft"), activecolor: named("ink") },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour() },
       legend: { orientation: "h", x: 0, y: -0.26, yanchor: "top", font: { size: 11 }, itemwidth: 30 },
-      xaxis: axis(named, small ? "" : chart.x, { ...(small ? { nticks: 4 } : {}), ...(chart.log ? LOG : { rangemode: "tozero" }) }),
-      yaxis: axis(named, panel.y, scale),
+      xaxis: axis(small ? "" : chart.x, { ...(small ? { nticks: 4 } : {}), ...(chart.log ? LOG : { rangemode: "tozero" }) }),
+      yaxis: axis(panel.y, scale),
     };
-    return { traces, layout, ends: [...ends.values()] };
+  }
+  // Where each config's curve ends: the mean's, where there is one.
+  function endsOf(lines) {
+    const ends = new Map();
+    for (const line of lines.filter((k) => data.configs[k.config] && !k.seed)) {
+      const text = data.configs[line.config].label;
+      const end = { x: data.x[line.x].at(-1), y: line.y.at(-1), text, colour: colour(line.colour) };
+      const wanted = !line.aside || !ends.has(line.config);
+      if (end.y !== null && text.length < 12 && wanted) ends.set(line.config, end);
+    }
+    return [...ends.values()];
   }
   // Each config's label at the end of its curve, pushed apart.
   function label(target, ends) {
@@ -156,21 +150,20 @@
     ends.sort((a, b) => a.height - b.height);
     // Labels that would overlap stand in a group around the mean of their places.
     const groups = [];
+    const mean = (group) => group.sum / group.count;
     ends.forEach((end, i) => {
       let group = { count: 1, sum: end.height - i * LINE };
-      const mean = (g) => g.sum / g.count;
       while (groups.length && mean(groups.at(-1)) > mean(group)) {
         const below = groups.pop();
         group = { count: below.count + group.count, sum: below.sum + group.sum };
       }
       groups.push(group);
     });
-    groups.flatMap((g) => Array(g.count).fill(g.sum / g.count)).forEach((at, i) => {
-      ends[i].at = at + i * LINE;
-    });
-    const annotations = ends.map((end) => ({
+    // None below the axis, where the numbers stand.
+    const places = groups.flatMap((g) => Array(g.count).fill(Math.max(LINE / 2, mean(g))));
+    const annotations = ends.map((end, i) => ({
       x: end.x, y: yaxis.type === "log" ? Math.log10(end.y) : end.y, xanchor: "left", yanchor: "middle",
-      xshift: 3, yshift: end.at - end.height, showarrow: false, text: `<b>${plain(end.text)}</b>`,
+      xshift: 3, yshift: places[i] + i * LINE - end.height, showarrow: false, text: `<b>${plain(end.text)}</b>`,
       font: { size: 12, color: end.colour },
     }));
     Plotly.relayout(target, { annotations });
@@ -178,15 +171,9 @@
 
   // ---- Figures that show one config at a time ----
   for (const select of all("[data-rows]")) {
-    const rows = all(`#${select.dataset.rows} .row`);
-    for (const row of rows) {
-      const option = element("option", row.dataset.name);
-      option.value = row.dataset.config;
-      select.append(option);
-    }
-    const finished = rows.filter((row) => data.configs[row.dataset.config].n);
-    select.value = (finished.at(-1) ?? rows[0]).dataset.config;
-    const choose = () => rows.forEach((row) => { row.hidden = row.dataset.config !== select.value; });
+    const choose = () => {
+      for (const row of all(`#${select.dataset.rows} .row`)) row.hidden = row.dataset.config !== select.value;
+    };
     select.addEventListener("change", choose);
     choose();
   }
@@ -194,7 +181,7 @@
   // ---- Chips: one legend for every figure and table ----
   const chips = all(".chip");
   function showConfigs() {
-    for (const chip of chips) press(chip, !off.has(+chip.dataset.config));
+    for (const chip of chips) chip.setAttribute("aria-pressed", String(!off.has(+chip.dataset.config)));
     for (const part of all("tbody[data-config], .grids [data-config], .run[data-config], .rows:not(.one) > .row")) {
       part.hidden = off.has(+part.dataset.config);
     }
@@ -231,17 +218,21 @@
       showOnly(found);
     }, 200);
   });
-  const seeds = byId("seeds");
-  if (seeds) seeds.checked = state.seeds;
-  seeds?.addEventListener("change", () => {
-    state.seeds = seeds.checked;
-    redraw();
-    keep();
-  });
+  // A box is ticked or not; of the buttons of one name one is, and its value counts.
+  for (const input of all("#seeds, [name=against]")) {
+    const isBox = input.type === "checkbox";
+    input.checked = isBox ? state.seeds : input.value === state.against;
+    input.addEventListener("change", () => {
+      if (isBox) state.seeds = input.checked;
+      else state.against = input.value;
+      if (isBox) redraw();
+      keep();
+    });
+  }
 
   // ---- Tables: sorted by a click on a heading ----
   const headings = (table) => all("thead tr:last-child th", table);
-  const order = (body, column) => {
+  function order(body, column) {
     let at = 0;
     for (const cell of body.rows[0].cells) {
       if (at === column) return cell.dataset.v === undefined ? cell.textContent : +cell.dataset.v;
@@ -249,7 +240,7 @@
       if (at > column) return null; // within a message
     }
     return null;
-  };
+  }
   function sortBy(table, column, direction) {
     const bodies = [...table.tBodies].map((body) => [order(body, column), body]);
     const numbers = bodies.some(([v]) => typeof v === "number");
@@ -261,7 +252,6 @@
     headings(table).forEach((head, i) => head.setAttribute("aria-sort", i === column ? direction : "none"));
   }
   const results = document.querySelector("table.results");
-  const sort = byId("sort");
   for (const table of all("table.sortable")) {
     headings(table).forEach((head, column) => {
       head.querySelector("button").addEventListener("click", () => {
@@ -270,94 +260,18 @@
         if (table === results) state.sort = [column, direction];
         keep();
       });
-      if (!sort || table !== results) return;
-      const option = element("option", head.textContent);
-      option.value = column;
-      sort.append(option);
     });
   }
-  sort?.addEventListener("change", () => sortBy(results, +sort.value, "ascending"));
+  byId("sort").addEventListener("change", (event) => sortBy(results, +event.target.value, "ascending"));
   if (state.sort) sortBy(results, ...state.sort);
-  const against = all("[data-against]");
-  function showAgainst() {
-    for (const button of against) press(button, button.dataset.against === state.against);
-    for (const which of against.length ? ["parent", "baseline"] : []) {
-      for (const part of all(".vs-" + which)) part.hidden = which !== state.against;
-    }
-  }
-  for (const button of against) {
-    button.addEventListener("click", () => {
-      state.against = button.dataset.against;
-      showAgainst();
-      keep();
-    });
-  }
-  showAgainst();
-
-  // ---- Runs: filled in when opened ----
-  let records = null;
-  function fill(target) {
-    if (target.filled) return;
-    target.filled = true;
-    records ??= read("records");
-    const [c, place] = target.id.split("-").slice(1);
-    const run = records.runs[c][place];
-    const whole = (value) => {
-      if (Array.isArray(value)) return value.map(whole);
-      if (value === null || typeof value !== "object") return value;
-      if (Object.keys(value).length === 1 && typeof value.text === "number") return records.texts[value.text];
-      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, whole(v)]));
-    };
-    const block = (heading, text) => {
-      if (text) target.append(element("h4", heading), element("pre", text));
-    };
-    // Texts of several lines, such as a diff, are readable only by themselves.
-    const record = (heading, value) => {
-      const fields = Object.entries(whole(value));
-      const isLong = ([, v]) => typeof v === "string" && v.includes("\n");
-      const rest = Object.fromEntries(fields.filter((field) => !isLong(field)));
-      block(heading, fields.length ? JSON.stringify(rest, null, 2) : "absent");
-      for (const [key, text] of fields.filter(isLong)) block(`${heading}: ${key}`, text);
-    };
-    target.append(element("p", run.path, "note"));
-    if (run.message) target.append(element("p", run.message, run.state === "failed" ? "bad" : ""));
-    if (run.alerts.length) {
-      const list = element("ul");
-      for (const alert of run.alerts) {
-        const at = alert.nimg === undefined ? "" : `${(+alert.nimg).toLocaleString("en")} images: `;
-        list.append(element("li", at + (alert.message || alert.about || "")));
-      }
-      const more = run.more_alerts ? ` (the last ${run.alerts.length} of ${run.alerts.length + run.more_alerts})` : "";
-      target.append(element("h4", "alerts" + more), list);
-    }
-    record("status.json", run.status);
-    record("config.json", { ...records.configs[c], ...run.config });
-    record("provenance.json", run.provenance);
-    block("log.txt, its end", run.log);
-  }
-  for (const target of all("details.run")) {
-    target.addEventListener("toggle", () => { if (target.open) fill(target); });
-  }
-  function openAnchor() {
-    const target = /^#run-\d+-\d+$/.test(location.hash) && byId(location.hash.slice(1));
-    if (!target) return;
-    target.hidden = false;
-    target.open = true;
-    fill(target);
-    target.scrollIntoView();
-  }
-  addEventListener("hashchange", openAnchor);
-  for (const link of all('a[href^="#run-"]')) {
-    link.addEventListener("click", () => { if (link.hash === location.hash) openAnchor(); });
-  }
 
   // ---- Light and dark ----
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = byId("theme");
   function showTheme() {
-    if (state.theme) root.dataset.theme = state.theme;
-    else delete root.dataset.theme;
+    root.style.colorScheme = state.theme;
     theme.textContent = (state.theme ? state.theme === "dark" : dark.matches) ? "light" : "dark";
+    colours.clear();
     redraw();
   }
   theme.addEventListener("click", () => {
@@ -368,7 +282,8 @@
   dark.addEventListener("change", showTheme);
   // On paper it is light, and every figure is drawn.
   addEventListener("beforeprint", () => {
-    root.dataset.theme = "light";
+    root.style.colorScheme = "light";
+    colours.clear();
     all("[data-plot]").filter((target) => target.offsetParent).forEach(draw);
   });
   addEventListener("afterprint", showTheme);
@@ -376,5 +291,4 @@
   showTheme();
   showConfigs();
   for (const target of all("[data-plot]")) near.observe(target);
-  openAnchor();
 })();

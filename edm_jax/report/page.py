@@ -2,24 +2,22 @@
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from edm_jax.report.columns import GROWTH
 from edm_jax.report.curves import Chart
-from edm_jax.report.embedded import charts_data, records
+from edm_jax.report.embedded import charts_json
 from edm_jax.report.figures import Figure
 from edm_jax.report.following import Following
 from edm_jax.report.grids import grids
-from edm_jax.report.grouping import DASHES
 from edm_jax.report.introduction import introduction
 from edm_jax.report.notes import table_notes
+from edm_jax.report.records import records
 from edm_jax.report.results import (
     growth_table,
     has_paper,
@@ -58,18 +56,12 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
 {_as_of(entries, following)}
 {_chip_bar(entries)}
 <section><h2>Results</h2>
-{_table_controls(comparison)}
 {results_table(comparison)}
 {_notes(comparison)}</section>
 {"".join(sections)}
 {growth_table(rows)}
 """
-    after = f"""
-{_runs(entries)}
-</main>
-{_json("data", charts_data(charts, entries))}
-{_json("records", records(entries))}
-"""
+    after = f"{records(entries)}</main>{charts_json(charts, entries)}"
     rest = (before, after, *scripts)
     left = BYTES - sum(len(part.encode(errors="replace")) for part in rest)
     body = before + grids(entries, left) + after
@@ -82,40 +74,47 @@ def _section(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) 
         return ""
     rows = []
     for place, chart in enumerate(charts):
-        head, attributes = "", "panels"
+        head, attributes = "", 'class="panels"'
         if chart.config is not None:
             entry = entries[chart.config]
-            name = f"{entry.title}{'' if entry.measured else ' (not finished)'}"
-            head = f"<h3>{letter(entry)}{escape(name)}</h3>"
-            attributes = f'panels row" data-config="{chart.config}" data-name="'
-            attributes += escape(f"{entry.label}  {name}")
+            head = f"<h3>{letter(entry)}{escape(entry.heading)}</h3>"
+            attributes = f'class="panels row" data-config="{chart.config}"'
         panels = "".join(
             f'<div class="panel"><h4>{prose(panel.title)}</h4><div class="plot" role="img" '
             f'aria-label="{escape(panel.title)}" '
             f'data-plot="{figure.name}/{place}/{number}"></div></div>'
             for number, panel in enumerate(chart.panels)
         )
-        columns = f"--n:{len(chart.panels)}"
-        rows.append(f'<div class="{attributes}" style="{columns}">{head}{panels}</div>')
+        rows.append(
+            f'<div {attributes} style="--n:{len(chart.panels)}">{head}{panels}</div>'
+        )
     key = "".join(
         f'<span style="--c:var(--{f"s{colour}" if isinstance(colour, int) else colour})">'
-        f'<i class="line dash{dash % DASHES}"></i>{escape(text)}</span>'
+        f'<i class="line dash{dash}"></i>{escape(text)}</span>'
         for text, colour, dash in charts[0].key
     )
-    tools, kind = "", "rows"
-    if figure.one_config:
-        kind += " one"
-        tools = (
-            '<div class="tools js"><label>Config <select '
-            f'data-rows="{figure.name}"></select></label></div>'
-        )
+    key = f'<div class="key js">{key}</div>' if key else ""
+    select = _select(figure, charts, entries) if figure.one_config else ""
+    return f"""<section id="{figure.name}"><h2>{figure.title}</h2><figure>{select}{key}
+<div class="rows {"one " if figure.one_config else ""}js">{"".join(rows)}</div>
+<noscript><p class="note">The figures are drawn by a script, which is turned off; they also
+lie beside this page in figures/.</p></noscript>
+<figcaption>{prose(figure.caption)}</figcaption></figure></section>
+"""
+
+
+def _select(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> str:
+    """Which config a figure shows: at first the last one that is finished."""
+    shown = [entries[chart.config or 0] for chart in charts]
+    first = [entry for entry in shown if entry.measured][-1:] or shown
+    options = "".join(
+        f'<option value="{entry.place}"{" selected" if entry is first[0] else ""}>'
+        f"{escape(f'{entry.label}  {entry.heading}')}</option>"
+        for entry in shown
+    )
     return (
-        f'<section id="{figure.name}"><h2>{figure.title}</h2><figure>{tools}'
-        f'{f"""<div class="key js">{key}</div>""" if key else ""}'
-        f'<div class="{kind} js">{"".join(rows)}</div><noscript><p class="note">The '
-        "figures are drawn by a script, which is turned off; they also lie beside this "
-        f"page in figures/.</p></noscript><figcaption>{prose(figure.caption)}"
-        "</figcaption></figure></section>\n"
+        '<div class="tools js"><label>Config '
+        f'<select data-rows="{figure.name}">{options}</select></label></div>'
     )
 
 
@@ -150,13 +149,6 @@ def _document(
 """
 
 
-def _json(name: str, value: Any) -> str:
-    """A value as a script that is no program; a text in it cannot end it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = text.replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'
-
-
 def _hash(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -180,8 +172,7 @@ def _chip_bar(entries: Sequence[Entry]) -> str:
     chips = []
     many = len(entries) > MANY
     for entry in entries:
-        state = "" if entry.measured else f" ({entry.runs[0].state})"
-        name = escape(entry.title + state)
+        name = escape(entry.heading)
         # Of many the labels alone have room.
         title = f' title="{name}"' if many else ""
         chips.append(
@@ -204,21 +195,12 @@ def _chip_bar(entries: Sequence[Entry]) -> str:
     )
 
 
-def _table_controls(comparison: Comparison) -> str:
-    """Which changes the table lists, and what sorts it where it has no headings."""
-    return (
-        '<div class="tools js"><span>Changes against</span>'
-        '<button type="button" data-against="parent" aria-pressed="true">the parent'
-        '</button><button type="button" data-against="baseline" aria-pressed="false">'
-        f"the baseline, {escape(comparison.baseline)}</button>"
-        '<label class="narrow">Sort by <select id="sort"></select></label></div>'
-    )
-
-
 def _notes(comparison: Comparison) -> str:
     """How the results were tested, what is doubtful, and what the columns are."""
     own = "; ".join(
-        f"{c.heading}: {c.about}" for c in comparison.default if c.key not in GROWTH
+        f"{c.heading}: {c.about}"
+        for c in comparison.columns
+        if c.shown and c.key not in GROWTH
     )
     own = f"{own[0].upper()}{own[1:]}. The lowest held-out loss is in bold."
     if has_paper(comparison.rows):
@@ -228,24 +210,3 @@ def _notes(comparison: Comparison) -> str:
         )
     notes = [*table_notes(comparison), own]
     return "".join(f'<p class="note">{prose(note)}</p>' for note in notes)
-
-
-def _runs(entries: Sequence[Entry]) -> str:
-    """A line for each run, which the script fills in when it is opened."""
-    lines = []
-    for entry in entries:
-        states = {id(aside.run): aside.state for aside in entry.aside}
-        for place, run in enumerate(entry.runs):
-            said = escape(states.get(id(run), run.state))
-            if alerts := len(run.alerts):
-                said += f" · {alerts} alert{'s' * (alerts > 1)}"
-            lines.append(
-                f'<details class="run" id="run-{entry.place}-{place}" '
-                f'data-config="{entry.place}"><summary><b>{escape(run.name)}</b> {said}'
-                "</summary></details>"
-            )
-    notice = (
-        '<noscript><p class="note">Configs, provenance, alerts and logs of the runs are '
-        "shown by a script, which is turned off.</p></noscript>"
-    )
-    return f"<section><h2>Runs</h2>{notice}{''.join(lines)}</section>"

@@ -1,16 +1,16 @@
 """The tables of the page: results by config, and how magnitudes grew."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from edm_jax.report.columns import COLUMNS, GROWTH
-from edm_jax.report.export import short_names
-from edm_jax.report.grouping import compact
-from edm_jax.report.runs import Entry, Run
-from edm_jax.report.tables import Comparison, Row, paper_text, reference_text
+from edm_jax.report.runs import Entry
+from edm_jax.report.tables import Cell, Comparison, Row, reference_text
 
 BAD = ("failed", "preempted", "unknown", "other data", "same seed", "not evaluated")
+LEFT = ("config", "line", "state", "paper says they")  # columns of words
 # What Fig. 3 and 15 say of magnitudes (Sec. 2.2 and 2.3): weights, activations.
 PAPER_SAYS = {
     "c": ("grow", "grow"),
@@ -19,8 +19,6 @@ PAPER_SAYS = {
     "f": ("stand still", "—"),
     "g": ("stand still", "—"),
 }
-# (heading, text, what sorts it, class) of a table's cell.
-Cell = tuple[str, str, float | None, str]
 
 
 def letter(entry: Entry) -> str:
@@ -41,92 +39,79 @@ def has_paper(rows: Sequence[Row]) -> bool:
 
 def results_table(comparison: Comparison) -> str:
     """The main table: a body of two lines per config, its numbers and its changes."""
-    rows = comparison.rows
-    losses = [row.mean("heldout_loss") for row in rows]
-    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
-    lowest = min(finite, default=None)
-    groups = _groups(comparison, rows[0], None)
+    rows, baseline = comparison.rows, comparison.baseline
+    asked = [column for column in comparison.columns if column.shown]
+    columns = dict.fromkeys([*asked, *comparison.shown])
+    shown = [column for column in columns if column.key not in GROWTH]
+    lines = [comparison.cells(row, shown) for row in rows]
+    if not has_paper(rows):
+        lines = [[cell for cell in line if cell.group != "paper"] for line in lines]
+    names = {"paper": "paper,<br>ImageNet-512", "config": "config"}
+    names["measured"] = "measured here"
+    names["difference"] = f"difference<br>to {escape(baseline)}"
+    groups = Counter(cell.group for cell in lines[0])
     over = "".join(
-        f'<th class="group" colspan="{len(cells)}">{name}</th>' if name else "<th></th>"
-        for name, cells in groups
+        f'<th class="group" colspan="{count}">{names[group]}</th>'
+        for group, count in groups.items()
     )
-    heads = "".join(
-        _sorter(head, kind) for _, cells in groups for head, *_, kind in cells
-    )
-    columns = 2 + sum(len(cells) for _, cells in groups)
-    bodies = []
-    left_out = {id(row.entry): iter(row.entry.aside) for row in rows}
-    for row in rows:
-        # Rows of runs that are left out come in their order.
-        runs = row.runs or [next(left_out[id(row.entry)]).run]
-        cells = [cell for _, each in _groups(comparison, row, lowest) for cell in each]
-        if not row.has_numbers:
-            before = len(groups[0][1]) if groups[0][0] else 0
-            before += len(comparison.fields)
-            message = escape(row.message or "no numbers yet")
-            span = (
-                f'<td class="message" colspan="{columns - 2 - before}">{message}</td>'
-            )
-            numbers = "".join(map(_cell, cells[:before])) + span
-        else:
-            numbers = "".join(map(_cell, cells))
-        bad = " bad" if row.state in BAD else ""
-        state = _cell(("state", row.state, None, f"left state{bad}"))
-        bodies.append(
-            f'<tbody data-config="{row.entry.place}"><tr>{_name(row)}'
-            f"{numbers}{state}</tr>{_changes(row, runs, columns)}</tbody>"
-        )
-    # Many metrics are wider than a page.
-    return (
-        '<div class="wide"><table class="results sortable"><thead><tr><th></th>'
-        f"{over}<th></th></tr><tr>{_sorter('config', 'left')}{heads}"
-        f"{_sorter('state', 'left')}</tr></thead>{''.join(bodies)}</table></div>"
-    )
-
-
-def _groups(
-    comparison: Comparison, row: Row, lowest: float | None
-) -> list[tuple[str, list[Cell]]]:
-    """The cells of a row between its name and its state, by group of columns."""
-    groups: list[tuple[str, list[Cell]]] = []
-    if has_paper(comparison.rows):
-        labels = "FID, paper", "best σ_rel, paper"
-        texts = zip(labels, paper_text(row), row.paper, strict=True)
-        groups.append(("paper,<br>ImageNet-512", [(*each, "") for each in texts]))
-    if fields := comparison.fields:
-        cells = []
-        for name, heading in zip(fields, short_names(fields), strict=True):
-            value = row.field(name)
-            number = value if isinstance(value, int | float) else None
-            text = "—" if value is None else compact(value)
-            cells.append((heading, text, number, ""))
-        groups.append(("config", cells))
-    shown = list(dict.fromkeys([*comparison.default, *comparison.shown]))
-    measured: list[Cell] = [("n", str(len(row.runs)), len(row.runs), "")]
-    for column in [column for column in shown if column.key not in GROWTH]:
-        value = row.mean(column.key)
-        best = column.key == "heldout_loss" and value is not None and value == lowest
-        mark = "best" if best else ""
-        measured.append((column.heading, row.text(column), value, mark))
-    groups.append(("measured here", measured))
-    cells = []
-    for column in comparison.compared:
-        found = row.differences[column.key]
-        mark = "significant" if found and found.significant else ""
-        label = f"{column.heading}: difference"
-        text = row.difference_text(column)
-        cells.append((label, text, found.mean if found else None, mark))
-    if cells:
-        groups.append((f"difference<br>to {escape(comparison.baseline)}", cells))
-    return groups
-
-
-def _sorter(heading: str, kind: str = "") -> str:
     # The group above says the rest.
-    text = prose(heading.removesuffix(", paper").removesuffix(": difference"))
-    button = f'<button type="button">{text}</button>'
-    kind = kind if kind == "left" else ""
-    return f'<th scope="col" class="{kind}" aria-sort="none">{button}</th>'
+    heads = [
+        cell.heading.removesuffix(", paper").removesuffix(f", against {baseline}")
+        for cell in lines[0]
+    ]
+    heads = ["config", *heads, "state"]
+    bodies = []
+    for row, cells in zip(rows, lines, strict=True):
+        first = groups["paper"] + groups["config"]
+        numbers = "".join(map(_cell, cells if row.has_numbers else cells[:first]))
+        if not row.has_numbers:
+            message = escape(row.message or "no numbers yet")
+            span = f'colspan="{len(cells) - first}"'
+            numbers += f'<td class="message" {span}>{message}</td>'
+        bad = " bad" if row.state in BAD else ""
+        state = _cell(Cell("", "state", row.state, mark=f"left state{bad}"))
+        changes = f'<td colspan="{len(heads)}">{_changes(row)}</td>'
+        body = f"{_name(row)}{numbers}{state}</tr><tr class='changes'>{changes}"
+        bodies.append(_body(body, row.entry))
+    options = "".join(
+        f'<option value="{place}">{escape(head)}</option>'
+        for place, head in enumerate(heads)
+    )
+    # Many metrics are wider than a page.
+    return f"""<div class="tools js"><span>Changes against</span>
+<label><input type="radio" name="against" value="parent" checked> the parent</label>
+<label><input type="radio" name="against" value="baseline"> the baseline,
+{escape(baseline)}</label>
+<label class="narrow">Sort by <select id="sort">{options}</select></label></div>
+<div class="wide">{table("results", heads, bodies, f"<th></th>{over}<th></th>")}</div>"""
+
+
+def table(
+    kind: str, heads: Sequence[str], bodies: Iterable[str], over: str = ""
+) -> str:
+    """A table that a click on a heading sorts.
+
+    Args:
+        kind: its class.
+        heads: the headings of its columns.
+        bodies: of _body.
+        over: a line above the headings.
+    """
+    line = "".join(
+        f'<th scope="col" class="{"left" if head in LEFT else ""}" aria-sort="none">'
+        f'<button type="button">{prose(head)}</button></th>'
+        for head in heads
+    )
+    over = f"<tr>{over}</tr>" if over else ""
+    return (
+        f'<table class="{kind} sortable"><thead>{over}<tr>{line}</tr></thead>'
+        f"{''.join(bodies)}</table>"
+    )
+
+
+def _body(cells: str, entry: Entry | None = None) -> str:
+    config = f' data-config="{entry.place}"' if entry else ""
+    return f"<tbody{config}><tr>{cells}</tr></tbody>"
 
 
 def _name(row: Row) -> str:
@@ -137,33 +122,33 @@ def _name(row: Row) -> str:
 
 def _cell(cell: Cell) -> str:
     """A cell; an interval after the number stands apart, and a value sorts it."""
-    label, text, value, kind = cell
-    number, plus_minus, interval = escape(text).partition(" ± ")
+    number, plus_minus, interval = escape(cell.text).partition(" ± ")
     if plus_minus:
         width, of, p = interval.partition(" (")
         number += f' <span class="pm">± {width}</span>'
         number += f' <span class="pm">({p}</span>' if of else ""
-    kind = f' class="{kind}"' if kind else ""
-    finite = value is not None and math.isfinite(value)
-    sort = f' data-v="{value:.9g}"' if finite else ""
-    return f'<td{kind}{sort} data-label="{escape(label)}">{number}</td>'
+    kind = f' class="{cell.mark}"' if cell.mark else ""
+    finite = cell.value is not None and math.isfinite(cell.value)
+    sort = f' data-v="{cell.value:.9g}"' if finite else ""
+    return f'<td{kind}{sort} data-label="{escape(cell.heading)}">{number}</td>'
 
 
-def _changes(row: Row, runs: Sequence[Run], columns: int) -> str:
+def _changes(row: Row) -> str:
     """What changed against the parent and the baseline, and the runs to look into."""
-    parent = _chips(row.changed, reference_text(row).strip(), row.entry.reference)
-    base = _chips(row.changed_from_baseline, "", not row.entry.is_baseline)
-    inside = f'<div class="vs-parent">{parent}</div>'
-    inside += f'<div class="vs-baseline" hidden>{base}</div>'
+    entry = row.entry
+    parent = _chips(row.changed, reference_text(row).strip(), entry.reference)
+    base = _chips(row.changed_from_baseline, "", not entry.is_baseline)
+    inside = (
+        f'<div class="vs-parent">{parent}</div><div class="vs-baseline">{base}</div>'
+    )
     if row.has_numbers and row.message:
         inside += f'<div class="bad">{escape(row.message)}</div>'
     links = " ".join(
-        f'<a href="#run-{row.entry.place}-{place}">{escape(run.name)}</a>'
-        for place, run in enumerate(row.entry.runs)
-        if any(run is each for each in runs)
+        f'<a href="#run-{entry.place}-{place}">{escape(run.name)}</a>'
+        for place, run in enumerate(entry.runs)
+        if any(run is each for each in row.about)
     )
-    inside += f'<div class="runs js">{links}</div>'
-    return f'<tr class="changes"><td colspan="{columns}">{inside}</td></tr>'
+    return f'{inside}<div class="runs">{links}</div>'
 
 
 def _chips(changed: Sequence[str], against: str, has: object) -> str:
@@ -178,43 +163,36 @@ def _chips(changed: Sequence[str], against: str, has: object) -> str:
 
 def plain_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table of texts, the first column on the left."""
-    over = "".join(_sorter(head, "" if i else "left") for i, head in enumerate(heads))
-    bodies = [
-        "<tbody><tr>"
-        + f'<th scope="row">{escape(name)}</th>'
-        + "".join(_cell((head, text, None, "")) for head, text in zip(heads[1:], texts))
-        + "</tr></tbody>"
-        for name, *texts in lines
-    ]
-    return (
-        f'<table class="growth sortable"><thead><tr>{over}</tr></thead>'
-        f"{''.join(bodies)}</table>"
-    )
+    bodies = []
+    for name, *texts in lines:
+        cells = [Cell("", *each) for each in zip(heads[1:], texts, strict=True)]
+        head = f'<th scope="row">{escape(name)}</th>'
+        bodies.append(_body(head + "".join(map(_cell, cells))))
+    return table("growth", heads, bodies)
 
 
 def growth_table(rows: Sequence[Row]) -> str:
     """The paper's claim about magnitudes beside what the runs did."""
-    measured = [row for row in rows if row.mean("weight_growth") is not None]
-    if not measured:
-        return ""
     bodies = []
-    for row in measured:
+    for row in rows:
+        if row.mean("weight_growth") is None:
+            continue
         known = "" if row.entry.variant else row.entry.letter
-        cells = ""
+        cells = []
         for key, claim in zip(GROWTH, PAPER_SAYS.get(known, "——"), strict=True):
             column, text = COLUMNS[key], row.text(COLUMNS[key])
             factor = text if text == "—" else f"× {text}"
-            cells += _cell((column.heading, factor, row.mean(key), ""))
             says = f"paper says {column.heading.split()[0]}"
-            cells += _cell((says, claim, None, "left"))
-        place = row.entry.place
-        line = f"<tr>{_name(row)}{cells}</tr>"
-        bodies.append(f'<tbody data-config="{place}">{line}</tbody>')
-    claim = _sorter("paper says they", "left")
-    heads = "".join(f"{_sorter(COLUMNS[key].heading)}{claim}" for key in GROWTH)
+            cells.append(Cell("", column.heading, factor, row.mean(key)))
+            cells.append(Cell("", says, claim, mark="left"))
+        bodies.append(_body(_name(row) + "".join(map(_cell, cells)), row.entry))
+    if not bodies:
+        return ""
+    heads = ["config"]
+    for key in GROWTH:
+        heads += [COLUMNS[key].heading, "paper says they"]
     return (
-        '<section><h2>Do magnitudes grow?</h2><table class="growth sortable"><thead><tr>'
-        f"{_sorter('config', 'left')}{heads}</tr></thead>{''.join(bodies)}</table>"
+        f"<section><h2>Do magnitudes grow?</h2>{table('growth', heads, bodies)}"
         '<p class="note">Mean magnitude at the end over that at the start, or for '
         "activations at a quarter of the training, in the encoder or decoder group and "
         "resolution where the factor is largest: 1 is standing still. What the paper "

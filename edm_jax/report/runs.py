@@ -232,6 +232,11 @@ class Entry:
         """The runs whose numbers may be shown, one for each seed."""
         return [r for r in self.runs if all(aside.run is not r for aside in self.aside)]
 
+    @property
+    def heading(self) -> str:
+        """Its title, and its state where it has no numbers."""
+        return self.title if self.measured else f"{self.title} ({self.runs[0].state})"
+
 
 def with_samples(entries: Sequence[Entry]) -> list[tuple[Entry, Run]]:
     """The first finished run of each config, where it has samples."""

@@ -1,28 +1,25 @@
 """The results of a comparison: what changed, what it did, and how sure that is."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edm_jax.report.by_field import ByField
 from edm_jax.report.columns import COLUMNS, Column, format_number, pick
 from edm_jax.report.figures import FIGURES, Figure
 from edm_jax.report.grouping import (
+    compact,
     config_diff,
     field_of,
     ladder,
+    short_names,
     varying_fields,
 )
 from edm_jax.report.read import identity
 from edm_jax.report.runs import Entry, Run
-from edm_jax.report.statistics import (
-    Difference,
-    Estimate,
-    difference,
-    estimate,
-    holm,
-)
+from edm_jax.report.statistics import Difference, Estimate, difference, estimate, holm
 
 # FID and best sigma_rel of ImageNet-512 at size S: Table 1 and Fig. 5a.
 PAPER = {
@@ -40,15 +37,27 @@ MOST_FIELDS = 6  # of the config as columns
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A value as every table shows it."""
+
+    group: str  # of columns: paper, config, measured or difference
+    heading: str
+    text: str
+    value: float | None = None  # what sorts it
+    mark: str = ""  # best or significant
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the results: a config's finished runs, or one run left out."""
 
     entry: Entry
-    changed: list[str]  # against the reference
-    changed_from_baseline: list[str]
     state: str
     message: str
-    runs: list[Run]
+    runs: list[Run]  # whose numbers it has
+    about: list[Run]  # the same, or the one that is left out
+    changed: list[str]  # against the reference
+    changed_from_baseline: list[str]
     estimates: dict[str, Estimate | None]
     # Against the baseline's runs; None for the baseline, and for what is not compared.
     differences: dict[str, Difference | None]
@@ -73,10 +82,6 @@ class Row:
     def said(self) -> str:
         """Its state, and why."""
         return f"{self.state}: {self.message}" if self.message else self.state
-
-    def field(self, name: str) -> Any:
-        """A field of the config by its dotted name; None where there is none."""
-        return field_of(self.entry, name)
 
     def mean(self, key: str) -> float | None:
         """The mean of a column over seeds; None where no run has a value."""
@@ -148,11 +153,6 @@ class Comparison:
         return [c for c in self.columns if any(r.differences[c.key] for r in self.rows)]
 
     @property
-    def default(self) -> list[Column]:
-        """The columns that tables show unasked."""
-        return [column for column in self.columns if column.shown]
-
-    @property
     def baseline(self) -> str:
         """The label of what the others are compared with."""
         return next((e.label for e in self.entries if e.is_baseline), "—")
@@ -163,6 +163,35 @@ class Comparison:
         asked = [self.by_field.x, *self.by_field.by] if self.by_field else []
         found = dict.fromkeys([*asked, *varying_fields(self.entries)])
         return [name for name in found if name != "letter"][:MOST_FIELDS]
+
+    def cells(self, row: Row, columns: Sequence[Column]) -> list[Cell]:
+        """What every table shows of a row between its name and its state."""
+        fid, sigma_rel = row.paper
+        cells = [
+            Cell("paper", "FID, paper", format_number(fid, ".2f"), fid),
+            Cell("paper", "σ_rel, paper", format_number(sigma_rel, ".3f"), sigma_rel),
+        ]
+        for name, heading in zip(self.fields, short_names(self.fields), strict=True):
+            value = field_of(row.entry, name)
+            number = value if isinstance(value, int | float) else None
+            text = "—" if value is None else compact(value)
+            cells.append(Cell("config", heading, text, number))
+        n = len(row.runs)
+        cells.append(Cell("measured", "n", str(n), n))
+        losses = [r.mean("heldout_loss") for r in self.rows]
+        lowest = min(filter(_is_finite, losses), default=None)
+        for c in columns:
+            value = row.mean(c.key)
+            best = c.key == "heldout_loss" and value is not None and value == lowest
+            text, mark = row.text(c), "best" if best else ""
+            cells.append(Cell("measured", c.heading, text, value, mark))
+        for c in self.compared:
+            found, text = row.differences[c.key], row.difference_text(c)
+            mark = "significant" if found and found.significant else ""
+            heading = f"{c.heading}, against {self.baseline}"
+            value = found.mean if found else None
+            cells.append(Cell("difference", heading, text, value, mark))
+        return cells
 
 
 def compare(
@@ -201,6 +230,10 @@ def compare(
     return Comparison(runs[0].parent, entries, rows, every, shown, by_field)
 
 
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def results_rows(
     entries: Sequence[Entry],
     metrics: Sequence[str] = METRICS,
@@ -214,42 +247,30 @@ def results_rows(
         columns: those to read.
     """
     baseline = next((entry for entry in entries if entry.is_baseline), None)
-
-    def row(entry: Entry, state: str, message: str, runs: list[Run]) -> Row:
-        against = None if baseline is entry else baseline
-        return Row(
-            entry=entry,
-            changed=_changes(entry.reference, entry),
-            changed_from_baseline=_changes(against, entry),
-            state=state,
-            message=message,
-            runs=runs,
-            estimates={
-                c.key: estimate(list(_values_by_seed(runs, c).values()))
-                for c in columns
-            },
-            differences=dict.fromkeys(c.key for c in columns),
-        )
-
     rows = []
+
+    def add(entry: Entry, state: str, message: str, runs: list[Run], about: list[Run]):
+        against = None if baseline is entry else baseline
+        changes = [_changes(before, entry) for before in (entry.reference, against)]
+        each = {c.key: list(_values_by_seed(runs, c).values()) for c in columns}
+        estimates = {key: estimate(values) for key, values in each.items()}
+        none = dict.fromkeys(each)
+        rows.append(Row(entry, state, message, runs, about, *changes, estimates, none))
+
     for entry in entries:
-        if entry.measured:
-            said = [entry.other_data]
-            said += [f"{r.name}: {r.damaged}" for r in entry.measured if r.damage]
-            state = "other data" if entry.other_data else "done"
-            message = "; ".join(filter(None, said))
-            rows.append(row(entry, state, message, entry.measured))
+        if runs := entry.measured:
+            damaged = [f"{run.name}: {run.damaged}" for run in runs if run.damage]
+            message = "; ".join(filter(None, [entry.other_data, *damaged]))
+            add(
+                entry, "other data" if entry.other_data else "done", message, runs, runs
+            )
         for aside in entry.aside:
-            rows.append(row(entry, aside.state, aside.message, []))
+            add(entry, aside.state, aside.message, [], [aside.run])
             if aside.logged is not None:
                 rows[-1].estimates["logged_loss"] = estimate([aside.logged])
-    if baseline is None or not baseline.measured:
-        return rows
-    chosen = [column for column in columns if column.key in metrics]
-    for each in rows:
-        if not each.is_baseline and each.state == "done":
-            _compare(each, baseline.measured, chosen)
-    _correct(rows)
+    if baseline is not None and baseline.measured:
+        chosen = [column for column in columns if column.key in metrics]
+        _compare([r for r in rows if r.state == "done"], baseline, chosen)
     return rows
 
 
@@ -266,27 +287,24 @@ def _values_by_seed(runs: Sequence[Run], column: Column) -> dict[Hashable, float
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _compare(row: Row, baseline: Sequence[Run], columns: Sequence[Column]) -> None:
-    """Enters a row's differences, before they are corrected for their number."""
-    for column in columns:
-        sides = (_values_by_seed(runs, column) for runs in (row.runs, baseline))
-        if found := difference(*sides):
-            of = len(row.runs), len(baseline)
-            untested = {} if column.measured else {"half_width": None, "p": None}
-            row.differences[column.key] = dataclasses.replace(found, of=of, **untested)
-
-
-def _correct(rows: Sequence[Row]) -> None:
-    """Corrects the p-values for the number of them all."""
-    tested = [
-        (row.differences, key, found)
-        for row in rows
-        for key, found in row.differences.items()
-        if found and found.p is not None
-    ]
-    corrected = holm([found.p for *_, found in tested if found.p is not None])
-    for (differences, key, found), p in zip(tested, corrected, strict=True):
-        differences[key] = dataclasses.replace(found, p_corrected=p)
+def _compare(rows: Sequence[Row], baseline: Entry, columns: Sequence[Column]) -> None:
+    """Enters the differences, their p-values corrected for the number of them all."""
+    tested: list[tuple[Row, str, float]] = []
+    for row, column in itertools.product(rows, columns):
+        of = row.runs, baseline.measured
+        found = difference(*(_values_by_seed(runs, column) for runs in of))
+        if found is None or row.is_baseline:
+            continue
+        untested = {} if column.measured else {"half_width": None, "p": None}
+        sizes = len(of[0]), len(of[1])
+        found = dataclasses.replace(found, of=sizes, **untested)
+        row.differences[column.key] = found
+        if found.p is not None:
+            tested.append((row, column.key, found.p))
+    corrected = holm([p for *_, p in tested])
+    for (row, key, _), p in zip(tested, corrected, strict=True):
+        found = row.differences[key]
+        row.differences[key] = found and dataclasses.replace(found, p_corrected=p)
 
 
 def change_text(row: Row) -> str:
@@ -303,9 +321,3 @@ def reference_text(row: Row) -> str:
         return ""
     follows = ord(row.entry.letter[0]) == ord(reference.letter[0]) + 1
     return "" if follows else f"against {reference.label}: "
-
-
-def paper_text(row: Row) -> list[str]:
-    """The paper's FID and best sigma_rel as tables show them."""
-    fid, sigma_rel = row.paper
-    return [format_number(fid, ".2f"), format_number(sigma_rel, ".3f")]

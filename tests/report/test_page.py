@@ -6,7 +6,7 @@ import datetime
 import itertools
 import json
 import re
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,10 @@ def load(study: Path) -> list:
     return [report.load_run(run) for run in report.find_runs([study])]
 
 
-def embedded(path: Path, name: str) -> dict:
+def embedded(path: Path) -> dict:
     """What a page holds for its script."""
     text = path.read_text(encoding="utf-8")
-    found = re.search(
-        rf'<script type="application/json" id="{name}">(.*?)</script>', text
-    )
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert found
     return json.loads(found[1], parse_constant=pytest.fail)
 
@@ -84,7 +82,7 @@ def test_the_page_loads_nothing_from_elsewhere(out):
 
 def test_ids_in_the_page_are_unique_and_every_reference_finds_one(out):
     text = (out / "index.html").read_text()
-    text = text[: text.index('<script type="application/json"')]
+    text = text[: text.index("</main>")]
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     references = set(re.findall(r'href="#([^")]+)', text))
@@ -137,11 +135,11 @@ def test_texts_from_runs_are_escaped(tmp_path):
     )
     text = path.read_text()
     tags = Page(path).tags
-    assert tags.count("script") == 4  # Plotly, the page's own, and two of data
+    assert tags.count("script") == 3  # Plotly, the page's own, and one of data
     assert '<script>alert("1")' in unescape(text)
     assert '<script>alert("1")' not in text
     assert "<!--" not in text
-    assert embedded(path, "records")["runs"][0][0]["provenance"]["command"] == [evil]
+    assert json.dumps(evil, ensure_ascii=False) in record_of(path.parent, run.name)
     assert "<script" not in (tmp_path / "out/results.md").read_text()
 
 
@@ -158,21 +156,25 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed():
 
 
 def test_only_finished_runs_are_averaged_and_others_are_lines_of_their_own(out):
-    data = embedded(out / "index.html", "data")
+    data = embedded(out / "index.html")
     heldout = data["charts"]["loss"][0]["panels"][0]["lines"]
     labels = [config["label"] for config in data["configs"]]
     assert [config["n"] for config in data["configs"]] == [1, 1, 1, 1, 2, 2, 3]
-    others = {c["run"]: (labels[c["c"]], c["state"]) for c in heldout if "run" in c}
+    others = {
+        c["aside"]["run"]: (labels[c["config"]], c["aside"]["state"])
+        for c in heldout
+        if "aside" in c
+    }
     assert others == {"e-seed2": ("E", "running"), "f-seed1": ("F", "failed")}
-    (e,) = [c for c in heldout if labels[c["c"]] == "E" and "low" in c]
+    (e,) = [c for c in heldout if labels[c["config"]] == "E" and "low" in c]
     # Two seeds a percent apart; the third, which trains, would be in the highest.
     assert e["high"][-1] / e["low"][-1] == pytest.approx(1.01, rel=1e-4)
-    (f,) = [c for c in heldout if labels[c["c"]] == "F" and "low" in c]
+    (f,) = [c for c in heldout if labels[c["config"]] == "F" and "low" in c]
     assert f["high"][-1] / f["low"][-1] == pytest.approx(1.02, rel=1e-4)
 
 
 def test_ranges_of_sigma_stand_with_u_and_a_range_without_images_is_empty(out):
-    data = embedded(out / "index.html", "data")
+    data = embedded(out / "index.html")
     losses, logvars, rates = (p["lines"] for p in data["charts"]["sigma"][0]["panels"])
     assert [line["label"] for line in losses[:2]] == ["σ < 0.05", "0.05 to 0.1"]
     assert losses[-1]["label"] == "σ > 5"
@@ -183,15 +185,30 @@ def test_ranges_of_sigma_stand_with_u_and_a_range_without_images_is_empty(out):
     assert {line["label"] for line in rates} >= {"all", "enc 8x8"}
 
 
-def test_what_runs_share_is_in_the_page_once(out):
-    facts = embedded(out / "index.html", "records")
-    runs = {Path(run["path"]).name: run for each in facts["runs"] for run in each}
-    assert len(facts["configs"]) == 7
-    assert facts["texts"] == ["-old\n+new\n" * 99]
-    assert runs["g-seed1"]["provenance"]["diff"] == {"text": 0}
-    assert runs["g-seed1"]["config"] == {"seed": 1}
-    assert runs["g-seed1"]["log"] == "its last line"
-    assert runs["f-seed1"]["alerts"] == [{"nimg": "9", "message": "the loss leapt"}]
+def record_of(out: Path, name: str) -> str:
+    """What the page says of a run when its line is opened."""
+    text = (out / "index.html").read_text()
+    records = re.findall(r'<details class="run".*?</details>', text, re.DOTALL)
+    (found,) = [record for record in records if f"<b>{escape(name)}</b>" in record]
+    return unescape(found)
+
+
+def test_a_long_text_of_several_runs_is_in_the_page_once(out):
+    assert (out / "index.html").read_text().count("-old\n+new\n" * 99) == 1
+    first, second = record_of(out, "g-seed1"), record_of(out, "g-seed2")
+    (place,) = re.findall(r'id="(run-[\d-]+)"', first)
+    assert "<h4>provenance.json: diff</h4><pre>-old\n+new\n" in first
+    assert f'diff</h4><p>as of <a href="#{place}">g-seed1</a></p>' in second
+
+
+def test_a_run_shows_its_config_its_alerts_and_the_end_of_its_log(out):
+    assert '"seed": 1' in record_of(out, "g-seed1")
+    assert "<h4>log.txt, its end</h4><pre>its last line</pre>" in record_of(
+        out, "g-seed1"
+    )
+    failed = record_of(out, "f-seed1")
+    assert "<li>9 images: the loss leapt</li>" in failed
+    assert "failed · 1 alert" in failed
 
 
 @pytest.mark.slow
@@ -431,10 +448,10 @@ def test_in_a_browser_chips_hide_a_config_headings_sort_and_runs_open(out, tmp_p
         assert browser.evaluate(FIRST_LETTERS) == "GFDCBAF"
         browser.evaluate(f"{heading}.querySelector('button').click()")
         assert browser.evaluate(FIRST_LETTERS) == "ABCDFGF"
-        shown = "document.querySelector('.vs-baseline').hidden"
-        assert browser.evaluate(shown) is True
-        browser.evaluate("document.querySelector('[data-against=baseline]').click()")
+        shown = "document.querySelector('.vs-baseline').offsetParent !== null"
         assert browser.evaluate(shown) is False
+        browser.evaluate("document.querySelector('[value=baseline]').click()")
+        assert browser.evaluate(shown) is True
         link = "[...document.querySelectorAll('a')].find((a) => a.text === 'g-seed1')"
         browser.evaluate(f"{link}.click()")
         browser.evaluate("new Promise((done) => setTimeout(done, 200))")
@@ -473,8 +490,8 @@ def test_in_a_browser_the_button_turns_the_page_and_its_figures_dark(out, tmp_pa
         light = json.loads(browser.evaluate(colours))
         browser.evaluate("document.getElementById('theme').click()")
         dark = json.loads(browser.evaluate(colours))
-        assert light == ["rgb(251, 251, 250)", "#24262b"]
-        assert dark == ["rgb(21, 23, 26)", "#dfe1e5"]
+        assert light == ["rgb(251, 251, 250)", "rgb(36, 38, 43)"]
+        assert dark == ["rgb(21, 23, 26)", "rgb(223, 225, 229)"]
 
 
 @pytest.mark.slow
