@@ -179,7 +179,8 @@ class Comparison:
         n = len(row.runs)
         cells.append(Cell("measured", "n", str(n), n))
         losses = [r.mean("heldout_loss") for r in self.rows]
-        lowest = min(filter(_is_finite, losses), default=None)
+        finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+        lowest = min(finite, default=None)
         for c in columns:
             value = row.mean(c.key)
             best = c.key == "heldout_loss" and value is not None and value == lowest
@@ -230,10 +231,6 @@ def compare(
     return Comparison(runs[0].parent, entries, rows, every, shown, by_field)
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
 def results_rows(
     entries: Sequence[Entry],
     metrics: Sequence[str] = METRICS,
@@ -251,11 +248,14 @@ def results_rows(
 
     def add(entry: Entry, state: str, message: str, runs: list[Run], about: list[Run]):
         against = None if baseline is entry else baseline
-        changes = [_changes(before, entry) for before in (entry.reference, against)]
+        changed = _changes(entry.reference, entry)
+        since = _changes(against, entry)
         each = {c.key: list(_values_by_seed(runs, c).values()) for c in columns}
         estimates = {key: estimate(values) for key, values in each.items()}
         none = dict.fromkeys(each)
-        rows.append(Row(entry, state, message, runs, about, *changes, estimates, none))
+        rows.append(
+            Row(entry, state, message, runs, about, changed, since, estimates, none)
+        )
 
     for entry in entries:
         if runs := entry.measured:
