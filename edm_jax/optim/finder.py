@@ -38,15 +38,20 @@ class Curve(NamedTuple):
     def limit(self) -> float | None:
         """The divergence point: from the next rate on every step raised the loss.
 
-        None where it did not diverge. For gradient descent on a quadratic of curvature
-        lambda, this is 2 / lambda.
+        None where it did not diverge. For gradient descent on a quadratic of largest
+        curvature lambda, this is 2 / lambda: where its direction had died out and the
+        loss rises late, it is told by the last rise, of (rate lambda - 1)^2.
         """
         if not self.diverged or not len(self.rates):
             return None
         last = len(self.losses) - 1
         while last > 0 and self.losses[last] > self.losses[last - 1]:
             last -= 1
-        return float(self.rates[last])
+        limit = float(self.rates[last])
+        if last < len(self.losses) - 1 and self.losses[-2] > 0:
+            rise = float(self.losses[-1] / self.losses[-2])
+            limit = min(limit, 2 * float(self.rates[-1]) / (1 + math.sqrt(rise)))
+        return limit
 
 
 @dataclasses.dataclass(frozen=True)

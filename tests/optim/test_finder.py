@@ -46,6 +46,16 @@ def test_the_largest_curvature_of_many_sets_the_limit(seed):
     assert curve.diverged and 1 / 1.5 < curve.limit / 2 < 1.5
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_direction_that_had_died_out_sets_the_limit_all_the_same(seed):
+    """Without noise nothing of it is left when the rate reaches 2 / lambda."""
+    rng = np.random.default_rng(seed)
+    least, most = 10 ** rng.uniform(-3, 0), 10 ** rng.uniform(0.5, 3)
+    spectrum = np.geomspace(least, most, rng.integers(2, 60))
+    curve = finder.search(descent(spectrum), finder.grid(1e-6, 10.0, 100))
+    assert curve.diverged and 1 / 1.5 < curve.limit * most / 2 < 1.5
+
+
 def test_the_average_of_equal_losses_is_that_loss_from_the_first_on():
     np.testing.assert_allclose(finder.smooth([3.0] * 30), 3.0, rtol=1e-12)
 
