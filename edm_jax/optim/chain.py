@@ -32,9 +32,9 @@ from edm_jax.fields import Count, Positive, Settings
 from edm_jax.models.unet import Params
 from edm_jax.optim import plateau, weight_norm
 from edm_jax.optim.by_images import by_images
-from edm_jax.optim.clipping import CLIPS, Clip
-from edm_jax.optim.links import links
-from edm_jax.optim.noise import NOISES, Noise
+from edm_jax.optim.clipping import CLIPS
+from edm_jax.optim.links import Link, links
+from edm_jax.optim.noise import NOISES
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
 from edm_jax.optim.penalties import PENALTIES, Penalty
@@ -52,8 +52,8 @@ class OptimizerConfig(Settings):
     schedule: Annotated[Schedule, menu.Entry(SCHEDULES)]
     warmup: Annotated[Warmup, menu.Entry(WARMUPS)]
     method: Annotated[Optimizer, menu.Entry(OPTIMIZERS, "optimizer")]
-    clip: Annotated[Clip, menu.Entry(CLIPS)]
-    noise: Annotated[Noise, menu.Entry(NOISES)]
+    clip: Annotated[Link, menu.Entry(CLIPS)]
+    noise: Annotated[Link, menu.Entry(NOISES)]
     penalty: Annotated[Penalty, menu.Entry(PENALTIES)]
     loss_scale: Positive  # for float16; divided out of the gradient again
     forced_weight_norm: bool

@@ -4,7 +4,7 @@ After the loss scale was divided out and elements that are not finite were repla
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +13,7 @@ import optax
 from edm_jax.fields import Count, Fraction, Positive, Settings
 from edm_jax.models.unet import Params
 from edm_jax.optim import leaves
-
-
-@runtime_checkable
-class Clip(Protocol):
-    """An entry of CLIPS."""
-
-    def link(self) -> optax.GradientTransformation | None:
-        """What the gradients go through; None leaves them as they are."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class NoClip(Settings):
-    """None."""
-
-    def link(self) -> optax.GradientTransformation | None:
-        """None."""
-        return None
+from edm_jax.optim.links import NoLink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +151,7 @@ class ZClip(Settings):
 
 
 CLIPS = {
-    "none": NoClip,
+    "none": NoLink,
     "value": ByValue,
     "global_norm": GlobalNorm,
     "block_rms": BlockRms,

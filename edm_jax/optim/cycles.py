@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.fields import Fraction, NotNegative, Range, Settings, Share
-from edm_jax.optim.timing import Ending, Part, Run
+from edm_jax.optim.timing import Ending, Part, Run, Timed
 
 AtLeast1 = Annotated[float, Range(1, np.inf, "[)", "at least 1 and finite")]
 
@@ -118,7 +118,7 @@ class Cyclical(Cycled):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneCycle(Cycled):
+class OneCycle(Cycled, Timed):
     """From 1 / initial_div up to 1 at `rise`, then down to 1 / (initial_div final_div).
 
     arXiv 1708.07120. Each phase is a cosine or a line. With three phases the rate falls
@@ -136,7 +136,6 @@ class OneCycle(Cycled):
     final_div: AtLeast1 = 1e4
     shape: Literal["cosine", "linear"] = "cosine"
     three_phase: bool = False
-    end_mimg: NotNegative = 0.0  # million images; 0: the run's own duration
 
     def faults(self) -> Iterator[str]:
         """Phases that do not fit into the run."""
@@ -156,7 +155,7 @@ class OneCycle(Cycled):
         return self._through([0.0, 1.0, *([0.0] * self.three_phase), 0.0], nimg, run)
 
     def _through(self, values: list[float], nimg: jax.Array, run: Run) -> jax.Array:
-        t = Ending(0.0, self.end_mimg).done(nimg, run)
+        t = self.done(nimg, run)
         knots = [0.0, self.rise, *([2 * self.rise] * self.three_phase), 1.0]
         found = jnp.full_like(t, values[0])
         for a, b, start, stop in zip(

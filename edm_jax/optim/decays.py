@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from edm_jax.fields import Bound, NotNegative, Positive, Settings, Share
-from edm_jax.optim.timing import Ending, Part, Run
+from edm_jax.optim.timing import Ending, Part, Run, Timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +44,17 @@ class InverseSqrt(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class InverseSqrtCooldown(InverseSqrt):
+class InverseSqrtCooldown(InverseSqrt, Timed):
     """inverse_sqrt times min((1 - t) / cooldown, 1) (arXiv 2106.04560, Sec. 3.5).
 
     First value 1, last value 0.
     """
 
     cooldown: Part = 0.2  # the last part of the run
-    end_mimg: NotNegative = 0.0  # million images; 0: the run's own duration
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor after `nimg` images."""
-        left = 1 - Ending(0.0, self.end_mimg).done(nimg, run)
+        left = 1 - self.done(nimg, run)
         return super().factor(nimg, run) * jnp.minimum(left / self.cooldown, 1.0)
 
 

@@ -1,7 +1,7 @@
 """Noise on the gradients."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,7 @@ import optax
 from edm_jax.fields import Index, NotNegative, Positive, Settings
 from edm_jax.models.unet import Params
 from edm_jax.optim import leaves
-
-
-@runtime_checkable
-class Noise(Protocol):
-    """An entry of NOISES."""
-
-    def link(self) -> optax.GradientTransformation | None:
-        """What the gradients go through; None leaves them as they are."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class NoNoise(Settings):
-    """None."""
-
-    def link(self) -> optax.GradientTransformation | None:
-        """None."""
-        return None
+from edm_jax.optim.links import NoLink
 
 
 class NoiseState(NamedTuple):
@@ -74,4 +57,4 @@ class Annealed(Settings):
         return optax.GradientTransformation(init, update)
 
 
-NOISES = {"none": NoNoise, "annealed": Annealed}
+NOISES = {"none": NoLink, "annealed": Annealed}

@@ -14,28 +14,14 @@ import optax
 from edm_jax.fields import Positive, Settings
 from edm_jax.models.unet import Params
 from edm_jax.optim import leaves
+from edm_jax.optim.links import Link, NoLink
 
 
 @runtime_checkable
-class Penalty(Protocol):
+class Penalty(Link, Protocol):
     """An entry of PENALTIES."""
 
     decoupled: ClassVar[bool]  # added behind the update rule rather than before it
-
-    def link(self) -> optax.GradientTransformation | None:
-        """What is added to the gradients or updates; None adds nothing."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class NoPenalty(Settings):
-    """None."""
-
-    decoupled: ClassVar[bool] = False
-
-    def link(self) -> optax.GradientTransformation | None:
-        """None."""
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +82,7 @@ class L1(_Masked):
         return optax.masked(optax.stateless_with_tree_map(add), self.mask)
 
 
-PENALTIES = {"none": NoPenalty, "weight_decay": WeightDecay, "l1": L1, "l2": L2}
+PENALTIES = {"none": NoLink, "weight_decay": WeightDecay, "l1": L1, "l2": L2}
 
 
 def decay(strength: float) -> list[optax.GradientTransformation]:

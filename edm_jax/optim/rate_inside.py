@@ -2,18 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from edm_jax.fields import Fraction, NotNegative, Positive, Range, Settings
+from edm_jax.fields import Fraction, NotNegative, Positive, Settings
 from edm_jax.models.unet import Params
 from edm_jax.optim import leaves, optax_calls, penalties
+from edm_jax.optim.timing import Inside
 
-_Open = Annotated[float, Range(0, 1, "()", "above 0 and below 1")]
 _MOVED = (
     "recovers its averages from the weights, which forced weight normalization moves"
 )
@@ -43,7 +43,7 @@ class ScheduleFree(_RateInside):
     """
 
     unforced: ClassVar[str] = _MOVED
-    beta1: _Open = 0.9
+    beta1: Inside = 0.9
     beta2: Fraction = 0.999
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 0.0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from edm_jax.fields import NotNegative, Range, Settings, Share
 
+Inside = Annotated[float, Range(0, 1, "()", "above 0 and below 1")]
 Part = Annotated[float, Range(0, 1, "(]", "in (0, 1]")]
 
 
@@ -19,10 +20,9 @@ class Run(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending(Settings):
-    """A schedule that reaches a final factor, which then stays."""
+class Timed(Settings):
+    """A schedule that comes to an end."""
 
-    final: Share = 0.0  # fraction of alpha_ref at the end
     end_mimg: NotNegative = 0.0  # million images; 0: the run's own duration
 
     def end_nimg(self, run: Run) -> float:
@@ -32,3 +32,10 @@ class Ending(Settings):
     def done(self, nimg: jax.Array, run: Run) -> jax.Array:
         """t = min(nimg / end, 1)."""
         return jnp.minimum(nimg / self.end_nimg(run), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending(Timed):
+    """A schedule that reaches a final factor, which then stays."""
+
+    final: Share = 0.0  # fraction of alpha_ref at the end

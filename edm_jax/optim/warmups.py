@@ -7,15 +7,13 @@ total's start and so jumps where a warm-up ends, which a product cannot do.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from edm_jax.fields import Fraction, Positive, Range, Settings
-from edm_jax.optim.timing import Run
-
-_Open = Annotated[float, Range(0, 1, "()", "above 0 and below 1")]
+from edm_jax.fields import Fraction, Positive, Settings
+from edm_jax.optim.timing import Inside, Run
 
 
 @runtime_checkable
@@ -84,7 +82,7 @@ class CosineWarmup(_Ramp):
 class ExponentialWarmup(_Ramp):
     """start^(1 - p): grows by the same factor over equal numbers of images."""
 
-    start: _Open = 0.01
+    start: Inside = 0.01
 
     def factor(self, nimg: jax.Array) -> jax.Array:
         """The factor after `nimg` images."""
