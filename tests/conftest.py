@@ -11,11 +11,20 @@ import pytest
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-# Before JAX is imported. Fewer threads than devices can deadlock a collective.
-os.environ["NPROC"] = "16"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before JAX is imported, and for the processes that tests start. Most of a cold run is
+# compiling, which takes a quarter of the time where the programs may be slow.
+COMPILE_FAST = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), *COMPILE_FAST]
+    + ["--xla_force_host_platform_device_count=8"]
+)
+# Fewer threads than devices can deadlock a collective.
+os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

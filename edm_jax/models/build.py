@@ -39,7 +39,7 @@ class Model:
             return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
 
         return jax.tree_util.tree_map_with_path(
-            draw, self._undrawn(), is_leaf=lambda x: isinstance(x, Undrawn)
+            draw, self._undrawn, is_leaf=lambda x: isinstance(x, Undrawn)
         )
 
     def apply(
@@ -61,7 +61,7 @@ class Model:
     @property
     def shapes(self) -> Params:
         """The shapes of the parameters; allocates nothing."""
-        return nn.meta.unbox(self._undrawn())
+        return nn.meta.unbox(self._undrawn)
 
     def inputs(self, batch: int = 1) -> tuple[Any, ...]:
         """Shapes of (x, c_noise, label) for a batch."""
@@ -92,6 +92,7 @@ class Model:
         """The same without rematerialization, which hides the layers' outputs."""
         return Model(dataclasses.replace(self.spec, remat=False))
 
+    @functools.cached_property  # several ask, and each time is a trace
     def _undrawn(self) -> Params:
         init = functools.partial(Network(self.spec).init, jax.random.key(0))
         return jax.eval_shape(init, *self.inputs())["params"]

@@ -303,6 +303,7 @@ def _checksum(leaves: list[jax.Array]) -> list[jax.Array]:
         x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
         return x ^ (x >> 16)
 
+    @jax.jit  # traced once for each shape: moments and averages repeat the parameters'
     def words(x: jax.Array) -> jax.Array:
         place = jnp.zeros(x.shape, jnp.uint32)
         for axis, size in enumerate(x.shape):

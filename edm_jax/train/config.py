@@ -1,6 +1,7 @@
 """The config of a whole run: every room's settings, and what they ask of one another."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -112,6 +113,10 @@ class RunConfig(Settings):
     @property
     def model(self) -> Model:
         """The network, with its u(sigma) head where the loss has one."""
+        return self._model
+
+    @functools.cached_property
+    def _model(self) -> Model:
         return build(self.network, self.loss.uncertainty, self.training.remat)
 
     @property

@@ -2,14 +2,11 @@
 
 import argparse
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from driven_run import ROOT
+from driven_run import Driven
 
 import configs
 from edm_jax import data
@@ -18,9 +15,6 @@ from edm_jax.runs.directory import RunDir, read_json
 from experiments import cli
 
 pytestmark = pytest.mark.slow
-
-STEPS = 60
-DRIVER = str(ROOT / "tests" / "helpers" / "driven_run.py")
 
 
 @pytest.fixture(scope="module")
@@ -31,25 +25,9 @@ def data_dir(tmp_path_factory):
     return directory
 
 
-def start(run, data_dir, *options, steps=STEPS):
-    return subprocess.Popen(
-        [sys.executable, DRIVER, str(run), str(data_dir), str(steps), *options],
-        env=os.environ | {"XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    """Its exit status, standard output and standard error."""
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
 def wait_for(condition, process):
     while not condition():
-        assert process.poll() is None, finish(process)
+        assert process.poll() is None, process.finish()
         time.sleep(0.005)
 
 
@@ -62,10 +40,10 @@ def test_a_run_is_trained_by_one_process_and_taken_over_once_that_is_killed(
     data_dir, tmp_path
 ):
     run = tmp_path / "run"
-    first = start(run, data_dir, steps=3000)
+    first = Driven(run, data_dir, 3000)
     wait_for((run / "config.json").exists, first)
     first.send_signal(signal.SIGSTOP)  # so that it is not done before it is killed
-    status, out, err = finish(start(run, data_dir, steps=3000))
+    status, out, err = Driven(run, data_dir, 3000).finish()
     assert (status, out) == (2, "") and err.count("\n") == 1
     assert err.startswith(
         f"train: {run} is being run by train.py (process {first.pid})"
@@ -73,9 +51,9 @@ def test_a_run_is_trained_by_one_process_and_taken_over_once_that_is_killed(
     first.send_signal(signal.SIGCONT)
     wait_for(lambda: list(run.glob("checkpoints/*/commit_success.txt")), first)
     first.send_signal(signal.SIGKILL)
-    finish(first)
+    first.finish()
     allow = "--allow=training.duration_mimg"
-    status, out, err = finish(start(run, data_dir, allow, steps=120))
+    status, _, err = Driven(run, data_dir, 120, allow).finish()
     assert status == 0, err
     assert train_steps(run) == list(range(5, 121, 5))
 

@@ -2,7 +2,7 @@
 
     python tests/helpers/killed_run.py DIRECTORY DATA_DIR KILLS STEPS
 
-Of the kills, two in five come while a snapshot or a checkpoint is being written.
+Of the kills, half come while a snapshot or a checkpoint is being written.
 
 Prints where each kill came: the step of the last line logged before it.
 """
@@ -83,7 +83,7 @@ def main():
         run = directory / name
         for turn in range(kills if name == "killed" else 0):
             pid = start(run, data_dir, steps)
-            what = {1: "snapshot", 3: "checkpoint"}.get(turn % 5, "")
+            what = {1: "snapshot", 3: "checkpoint"}.get(turn % 4, "")
             if not what:
                 kill_somewhere(pid, run, rng, steps, kills)
             elif not kill_in_write(pid, run, what):

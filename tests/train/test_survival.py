@@ -1,6 +1,7 @@
 """A run that is killed again and again ends as one that never was."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from driven_run import BATCH, ROOT
+from driven_run import BATCH, ROOT, Driven, one_device
 
 import configs
 from edm_jax import data, files
@@ -18,7 +19,7 @@ from edm_jax.ema import snapshots
 from edm_jax.train import trainer
 from edm_jax.train.checkpoint import Checkpoints
 
-KILLS, STEPS = 10, 120
+KILLS, STEPS = 8, 120
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def runs(tmp_path_factory):
     script = str(ROOT / "tests" / "helpers" / "killed_run.py")
     done = subprocess.run(
         [sys.executable, script, directory, data_dir, str(KILLS), str(STEPS)],
-        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        env=one_device() | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -42,6 +43,7 @@ def runs(tmp_path_factory):
     return directory / "undisturbed", directory / "killed", places, kinds
 
 
+@functools.cache
 def checkpoint(run):
     """The last state, and what JSON holds beside it."""
     config = configs.from_json(files.read_json(run / "config.json"), run)
@@ -112,25 +114,17 @@ def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_to_the_same_end(runs, mo
     disk = mount(megabytes=8)
     whole, run = runs[0], disk / "run"
     recorded = json.loads((whole / "config.json").read_text())
-    driver = str(ROOT / "tests" / "helpers" / "driven_run.py")
-    place = recorded["data"]["data_dir"]
-    command = [sys.executable, driver, run, place, str(STEPS)]
-    environ = os.environ | {"XLA_FLAGS": ""}
-    process = subprocess.Popen(
-        command,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = run, recorded["data"]["data_dir"], STEPS
+    process = Driven(*command)
     log, filler = run / "metrics.jsonl", disk / "filler"
     while not (log.exists() and log.stat().st_size) and process.poll() is None:
         time.sleep(0.005)
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 2, output
+    status, *printed = process.finish()
+    output = "".join(printed)
+    assert status == 2, output
     assert "Traceback" not in output
     # By a checkpoint, or by a file of the run directory.
     assert "o space left on device" in output or "The disk is full at" in output
@@ -139,10 +133,8 @@ def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_to_the_same_end(runs, mo
     for path in run.rglob("*.json"):
         json.loads(path.read_text())
     filler.unlink()
-    again = subprocess.run(
-        command, env=environ, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
+    status, *printed = Driven(*command).finish()
+    assert status == 0, printed
     ended, expected = checkpoint(run), checkpoint(whole)
     jax.tree.map(np.testing.assert_array_equal, ended.state, expected.state)
     names = [sorted(p.name for p in (r / "snapshots").iterdir()) for r in (run, whole)]
