@@ -10,7 +10,6 @@ import functools
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import rich.live
 import rich.text
@@ -35,66 +34,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Wrote {files.printable(str(options.out / 'index.html'))}")
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+OPTIONS = (  # name, metavar, default, type, what it is
+    ("--out", "FOLDER", "report", user_path, "where to write (%(default)s)"),
+    ("--baseline", "CONFIG", None, str,
+     "what all are compared with: a letter, a label or a run (the first)"),
+    ("--x", "FIELD", "", str,
+     ("draw a result against this field of the config, such as optimizer.alpha_ref: "
+      "by_field.csv, figures/by_field.*, and on the page")),
+    ("--y", "KEY", "heldout_loss", str,
+     "the column that is drawn against --x (%(default)s)"),
+    ("--by", "FIELD,...", "letter", _words,
+     "a line of that figure for each value of these fields (%(default)s)"),
+    ("--metric", "KEY,...", ",".join(report.METRICS), _words,
+     "columns of results.csv to compare (%(default)s)"),
+    ("--columns", "KEY,...", (), _words,
+     ("those that results.md and results.tex show, and the page besides its own, among "
+      "`describe.py --menu=column` or FILE.py:NAME (all)")),
+)  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare runs of a study.")
-    parser.add_argument(
-        "directories", nargs="+", type=user_path, help="a study, or run directories"
-    )
-    parser.add_argument(
-        "--out",
-        type=user_path,
-        default=Path("report"),
-        help="where to write (%(default)s)",
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="CONFIG",
-        help="what all are compared with: a letter, a label or a run (the first)",
-    )
-    parser.add_argument(
-        "--x",
-        default="",
-        metavar="FIELD",
-        help="draw a result against this field of the config, such as "
-        "optimizer.alpha_ref: by_field.csv, figures/by_field.*, and on the page",
-    )
-    parser.add_argument(
-        "--y",
-        default="heldout_loss",
-        metavar="KEY",
-        help="the column that is drawn against --x (%(default)s)",
-    )
-    parser.add_argument(
-        "--by",
-        type=_words,
-        default="letter",
-        metavar="FIELD,...",
-        help="a line of that figure for each value of these fields (%(default)s)",
-    )
-    parser.add_argument(
-        "--metric",
-        type=_words,
-        default=",".join(report.METRICS),
-        metavar="KEY,...",
-        help="columns of results.csv to compare (%(default)s)",
-    )
-    parser.add_argument(
-        "--columns",
-        type=_words,
-        default=(),
-        metavar="KEY,...",
-        help="those that results.md and results.tex show, and the page besides its "
-        "own, among `describe.py --menu=column` or FILE.py:NAME (all)",
-    )
-    parser.add_argument(
-        "--follow",
-        nargs="?",
-        type=_seconds,
-        const=10.0,
-        metavar="SECONDS",
-        help="write again when files of the runs change, until all have ended "
-        "(looking every %(const)g seconds)",
-    )
+    add = parser.add_argument
+    add("directories", nargs="+", type=user_path, help="a study, or run directories")
+    for name, metavar, default, kind, about in OPTIONS:
+        add(name, metavar=metavar, default=default, type=kind, help=about)
+    about = "write again when files of the runs change, until all have ended "
+    about += "(looking every %(const)g seconds)"
+    add("--follow", nargs="?", type=_seconds, const=10.0, metavar="SECONDS", help=about)
     return parser
 
 
@@ -149,17 +127,6 @@ def _follow(options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             print("compare: stopped following.", file=sys.stderr)
             sys.exit(130)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError
-    return seconds
 
 
 def _warn(warning: str) -> None:

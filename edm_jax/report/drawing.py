@@ -1,6 +1,7 @@
 """Charts on paper: PNG, PDF and SVG files by matplotlib."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ WIDTH = 10.4  # inches
 PALETTE = ["#6f7680", "#0a6cb3", "#27a3d9", "#0b8f68", "#c28e06", "#cb4f0f", "#8c45a8"]
 INK, SOFT, RULE, CARD = "#24262b", "#62666f", "#dcdee3", "#fefefe"
 MOST_NAMED = 20  # configs in a legend
+NAME = 46  # characters of a name in it: three columns are as wide as the figure
+MOST_ENDS = 12  # curves with a label at their end
 MOST_ROWS = 8  # charts below one another: more fit no sheet of paper
 LABEL = 9  # points from one end label to the next
 MOST_GRIDS = 24
@@ -35,30 +38,21 @@ MARKS: dict[str, dict[str, Any]] = {
     "cross": {"marker": "x", "ms": 6, "mew": 1.4},
     "triangle": {"marker": ">", "ms": 5},
 }
+_THIN = ("axes.linewidth", "grid.linewidth", "xtick.major.width", "ytick.major.width")
 STYLE: dict[Any, Any] = {
+    **{f"{name}.color": INK for name in ("text", "xtick", "ytick")},
+    **{f"axes.{name}color": INK for name in ("label", "title", "edge")},
+    **dict.fromkeys(_THIN, 0.6),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "font.size": 9.0,
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.6,
     "axes.facecolor": "none",
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "lines.linewidth": 1.5,
-    "legend.frameon": False,
     "legend.fontsize": 8.5,
     "legend.handlelength": 1.6,
     "legend.columnspacing": 1.6,
@@ -132,8 +126,7 @@ def _title(chart: Chart, panel: Panel, entries: Sequence[Entry]) -> str:
     if chart.config is None or panel is not chart.panels[0]:
         return panel.title
     entry = entries[chart.config]
-    state = "" if entry.measured else f" ({entry.runs[0].state})"
-    return f"{entry.label}   {entry.title}{state}\n{panel.title}"
+    return f"{entry.label}   {entry.heading}\n{panel.title}"
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
@@ -190,11 +183,10 @@ def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -
     """What the lines are, above the panels, if there are few enough of them."""
     lines = [line for chart in charts for panel in chart.panels for line in panel.lines]
     shown = {line.config for line in lines}
-    key = list(charts[0].key)
+    key = [*charts[0].key]
     for entry in (entry for entry in entries if entry.place in shown):
-        state = "" if entry.measured else f" ({entry.runs[0].state})"
-        name = f"{entry.label}  {entry.title}{state}"
-        name = name if len(name) <= 52 else f"{name[:51]}…"
+        name = f"{entry.label}  {entry.heading}"
+        name = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
         key.append((name, entry.look.slot, entry.look.dash))
     if len(key) > MOST_NAMED:
         said = f"{len(key)} configs, without a legend: the page beside names them"
@@ -220,16 +212,19 @@ def _end_labels(row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]) -> 
         # The mean's, where there is one.
         ends = {n.config or 0: n for n in sorted(lines, key=lambda n: n.aside is None)}
         texts = {config: entries[config].label for config in ends}
-        if len(ends) > MOST_NAMED or any(len(text) > 12 for text in texts.values()):
+        # A longer one would reach into the panel beside.
+        if len(ends) > MOST_ENDS or any(len(text) > 3 for text in texts.values()):
             continue
-        to_points = 72 / axes.figure.dpi
+        points = 72 / axes.figure.dpi
         at = {
-            c: axes.transData.transform((n.x[-1], n.y[-1]))[1] * to_points
+            c: axes.transData.transform((n.x[-1], n.y[-1]))[1] * points
             for c, n in ends.items()
         }
         order = sorted(at, key=lambda c: at[c])
         steps = LABEL * np.arange(len(order))
-        apart = isotonic_regression([at[c] for c in order] - steps).x + steps
+        apart = isotonic_regression([at[c] for c in order] - steps).x
+        # None below the axis, where the numbers stand.
+        apart = np.maximum(apart, axes.bbox.y0 * points + LABEL / 2) + steps
         for config, above in zip(order, apart, strict=True):
             line = ends[config]
             axes.annotate(
@@ -263,6 +258,7 @@ def samples(entries: Sequence[Entry]) -> Drawing | None:
                 grid = image.convert("RGB")
             grid.thumbnail((MOST_PIXELS, MOST_PIXELS))
             axes.imshow(np.asarray(grid), interpolation="nearest")
-            name = plain(f"{entry.label}   {entry.title}")
-            axes.set_title(name[:60], fontweight="bold", fontsize=7)
+            name = f"{entry.label}   {entry.title}"
+            lines = textwrap.wrap(name, 160 // columns, max_lines=3, placeholder=" …")
+            axes.set_title(plain("\n".join(lines)), fontweight="bold", fontsize=7)
     return Drawing("samples", figure, ("png", "pdf"))

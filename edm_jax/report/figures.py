@@ -170,27 +170,6 @@ def group_sides(log: Log) -> dict[str, tuple[str, int]]:
     return {name: (m[1], int(m[2])) for name, m in sorted(found.items()) if m}
 
 
-def _shared_tops(rows: Sequence[list[Panel]]) -> list[list[Panel]]:
-    """Gives a column one axis from zero, or each of its rows if they differ."""
-
-    def top(panel: Panel) -> float:
-        values = [line.y[np.isfinite(line.y)] for line in panel.lines]
-        return max((float(v.max()) for v in values if len(v)), default=0.0)
-
-    tops = np.array([[top(panel) for panel in row] for row in rows if row])
-    made = []
-    for row in rows:
-        panels = []
-        for place, panel in enumerate(row):
-            positive = tops[:, place][tops[:, place] > 0]
-            own = top(panel) or 1.0
-            if len(positive) and positive.max() <= SHARED_RANGE * positive.min():
-                own = float(positive.max())
-            panels.append(dataclasses.replace(panel, top=1.08 * own))
-        made.append(panels)
-    return made
-
-
 def ranges(entries: Sequence[Entry]) -> list[Chart]:
     """Loss and u by range of σ, and effective learning rates, |dw| / |w| of a step."""
     unit, label = curves.image_unit(run for entry in entries for run in entry.runs)

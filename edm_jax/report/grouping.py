@@ -1,7 +1,6 @@
 """The runs of a comparison as configs: which belong together, and which do not."""
 
 import collections
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -37,37 +36,23 @@ def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
         first = min(1, altered) if letter else 0
         variant = first + sum(e.letter == letter for e in entries if e.variant >= first)
         label = group[0].variant if altered else letter.upper()
-        title = group[0].title
+        title, place = group[0].title, len(entries)
         reference = _reference(entries, letter, altered) if group[0].config else None
-        entries.append(Entry(letter, title, label, variant, group, reference))
-    return _sorted_out(entries, baseline)
-
-
-def _sorted_out(entries: list[Entry], baseline: str | None) -> list[Entry]:
-    """The entries with unlike labels, and with what is in no mean put aside."""
+        found = Entry(letter, title, label, variant, group, reference, place=place)
+        entries.append(found)
     labels = collections.Counter(entry.label.lower() for entry in entries)
-    named = []
     for entry in entries:
         if entry.label != entry.letter.upper() and labels[entry.label.lower()] > 1:
-            study = entry.runs[0].study
-            entry = dataclasses.replace(entry, label=f"{study}/{entry.label}")
-        named.append(entry)
-    chosen = named[find_entry(named, baseline)] if named else None
-    data = _fingerprint(chosen.runs, None) if chosen else None
-    finished: list[Entry] = []
-    places = {id(entry): place for place, entry in enumerate(entries)}
-    for old, entry, look in zip(entries, named, _looks(entries), strict=True):
-        entry = dataclasses.replace(
-            entry,
-            reference=finished[places[id(old.reference)]] if old.reference else None,
-            is_baseline=entry is chosen,
-            aside=_aside(entry.runs, data),
-            place=len(finished),
-            look=look,
-        )
-        other = _other_data(chosen.runs[0], data, entry) if chosen else ""
-        finished.append(dataclasses.replace(entry, other_data=other))
-    return finished
+            entry.label = f"{entry.runs[0].study}/{entry.label}"
+    if entries:
+        chosen = entries[find_entry(entries, baseline)]
+        chosen.is_baseline = True
+        data = _fingerprint(chosen.runs, None)
+        for entry, look in zip(entries, _looks(entries), strict=True):
+            entry.look = look
+            entry.aside = _aside(entry.runs, data)
+            entry.other_data = _other_data(chosen.runs[0], data, entry)
+    return entries
 
 
 def _looks(entries: Sequence[Entry]) -> list[Look]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from edm_jax.report.runs import Run
 from edm_jax.report.statistics import CONFIDENCE, LEVEL, Difference
 from edm_jax.report.tables import Comparison, Row
 
@@ -37,24 +36,32 @@ def table_warnings(comparison: Comparison) -> list[str]:
     rows = comparison.rows
     measured = [row for row in rows if row.runs]
     runs = [run for row in measured for run in row.runs]
-    return [
-        *_few_seeds(measured),
-        *_not_finite(comparison, measured),
-        *_left_out(comparison),
-        *_other_code(measured),
-        *_unknown_data(runs),
-        *(
-            f"{run.name} changed while it trained: {_listed(run.changed_fields)}."
-            for run in runs
-            if run.changed_fields
-        ),
-        # Files of runs that count all the same; the others are told as left out.
-        *(
-            f"{run.name}: {run.damaged}."
-            for run in {id(r): r for row in rows for r in row.entry.runs}.values()
-            if run.damage and run.state != "damaged"
-        ),
+    every = {id(run): run for row in rows for run in row.entry.runs}.values()
+    few = [row for row in measured if len(row.runs) < ENOUGH_SEEDS]
+    unknown = [run.name for run in runs if run.data is None]
+    notes = []
+    if few:
+        said = _listed(f"{row.entry.label}: {len(row.runs)}" for row in few)
+        notes.append(
+            f"Fewer than {ENOUGH_SEEDS} seeds ({said}) say little about the spread: one "
+            "has no interval, and that of two is wide."
+        )
+    notes += _not_finite(comparison, measured)
+    notes += _left_out(comparison)
+    notes += _other_code(measured)
+    if 0 < len(unknown) < len(runs):
+        notes.append(
+            "These runs do not record their data, which are taken to be the same: "
+            f"{_listed(unknown)}."
+        )
+    notes += [
+        f"{run.name} changed while it trained: {_listed(run.changed_fields)}."
+        for run in runs
+        if run.changed_fields
     ]
+    # Files of runs that count all the same; the others are told as left out.
+    damaged = [run for run in every if run.damage and run.state != "damaged"]
+    return notes + [f"{run.name}: {run.damaged}." for run in damaged]
 
 
 def _tests(comparison: Comparison) -> Iterator[str]:
@@ -112,16 +119,6 @@ def _why_untested(row: Row, found: Difference | None) -> str:
     return "the values have no spread"
 
 
-def _few_seeds(measured: Sequence[Row]) -> Iterator[str]:
-    few = [(r.entry.label, len(r.runs)) for r in measured]
-    few = [f"{label}: {n}" for label, n in few if n < ENOUGH_SEEDS]
-    if few:
-        yield (
-            f"Fewer than {ENOUGH_SEEDS} seeds ({_listed(few)}) say little about the "
-            "spread: one has no interval, and that of two is wide."
-        )
-
-
 def _not_finite(comparison: Comparison, measured: Sequence[Row]) -> Iterator[str]:
     for row in measured:
         for run in row.runs:
@@ -158,15 +155,6 @@ def _other_code(measured: Sequence[Row]) -> Iterator[str]:
     if len(by_code) > 1:
         said = [f"{code} ({_listed(who)})" for code, who in by_code.items()]
         yield f"The code is not the same for all runs: {_listed(said)}."
-
-
-def _unknown_data(runs: Sequence[Run]) -> Iterator[str]:
-    unknown = [run.name for run in runs if run.data is None]
-    if unknown and len(unknown) < len(runs):
-        yield (
-            "These runs do not record their data, which are taken to be the same: "
-            f"{_listed(unknown)}."
-        )
 
 
 def _listed(words: Iterable[str]) -> str:

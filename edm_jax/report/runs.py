@@ -211,7 +211,7 @@ class Look:
     dash: int = 0  # a solid line
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Entry:
     """One config of the comparison and its runs, which differ in seed alone."""
 
