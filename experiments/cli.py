@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from etils import epath
 
 import configs
 from edm_jax import files, menu
-from edm_jax.platform import prepare
+from edm_jax.platform import INSTALL, prepare
 from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 from edm_jax.train.config import RunConfig
@@ -294,16 +295,6 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(status)
 
 
-_CUDA = (
-    "pip install -U 'jax[cuda12]' installs it, and needs an NVIDIA driver from 525 on"
-)
-_INSTALL = {
-    "cuda": _CUDA,
-    "gpu": _CUDA,
-    "tpu": "pip install -U 'jax[tpu]' installs it, on a TPU machine",
-}
-
-
 def _device_failure(error: Exception) -> str:
     """What to do if a device cannot be started or ran out of memory; else ''."""
     said = str(error)
@@ -336,7 +327,7 @@ def jax_start_sentence(why: str) -> str:
         if why
         else ": its plugin is not installed, or finds no device"
     )
-    install = [text for name, text in _INSTALL.items() if name in asked]
+    install = [text for name, text in INSTALL.items() if name in asked]
     return ". ".join([said, *install, "JAX_PLATFORMS=cpu uses the processor instead."])
 
 
@@ -357,10 +348,30 @@ def prepare_jax() -> None:
     """
     prepare()
     if jax.config.jax_compilation_cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        # By machine: what is compiled for one CPU may not run on another.
-        cache = home / "edm_jax" / f"xla-{platform.node()}"
+        cache = cache_home() / f"xla-{_kind_of_cpu()}"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def cache_home() -> Path:
+    """Where what can be made again is kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return home / "edm_jax"
+
+
+def _kind_of_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The same on all hosts whose CPUs run the same programs.
+
+    Not a host's name: of a run on many hosts only the first writes to the cache, and the
+    others must find it there.
+    """
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return platform.node()
+    found = {re.split(r"\s*:\s*", line)[0]: line for line in reversed(lines)}
+    features = [found.get(name, "") for name in ("model name", "flags", "Features")]
+    digest = zlib.crc32(" ".join([platform.machine(), *features]).encode())
+    return f"{platform.machine()}-{digest:08x}"
 
 
 def report_to(bar: rich.progress.Progress) -> Callable[[str, int, int], None]:

@@ -2,7 +2,9 @@
 
     python experiments/describe.py --config=configs/config_g.py:imagenet512-s
 
---devices=8 adds the memory of the state on each of 8 devices, for each
+--topology=v5e:4x4 adds what the step takes on those TPUs, which need not be there:
+memory of each device against what it has, the largest number of images at a time that
+fits, what devices exchange, and the time of the run. --devices=8 adds the memory of the state on each of 8 devices, for each
 training.sharding; --compile adds what the compiler of this machine says the step takes.
 gflops is per image, forward: the multiply-accumulates of the convolutions and matrix
 products, padding included, as in the paper's Table 1. note names the fields that were
@@ -11,13 +13,15 @@ chosen for another duration than the run's.
 
 import json
 import math
+import sys
 from typing import Any
 
 import jax
+import rich.console
 
 import configs
 from edm_jax import menu
-from edm_jax.cost import disk, memory
+from edm_jax.cost import disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.models.build import count_params
 from edm_jax.optim import chain
@@ -92,6 +96,20 @@ def describe_memory(config: RunConfig, devices: int, compiled: bool) -> dict[str
     return found
 
 
+def describe_topology(config: RunConfig, name: str) -> dict[str, Any]:
+    """What the step takes on TPUs, with a line on stderr while it is compiled."""
+    stages = set()
+    with rich.console.Console(stderr=True).status("") as status:
+
+        def on_progress(stage: str, seconds: float) -> None:
+            status.update(f"{name}: {stage} ({seconds:.0f} s)")
+            if stage not in stages and not status.console.is_terminal:
+                print(f"{name}: {stage}.", file=sys.stderr, flush=True)
+            stages.add(stage)
+
+        return topology.plan(config, name, cli.cache_home() / "plans", on_progress)
+
+
 def describe_menus(name: str) -> str:
     """The entries of a menu, or of all, with their fields; raises ValueError."""
     from edm_jax.report import COLUMNS  # here: figures take long to import
@@ -127,11 +145,20 @@ def main() -> None:
         action="store_true",
         help="also the activations, from the compiled step (minutes for large nets)",
     )
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="also memory, traffic and time on TPUs, such as v5e:4x4, v5p:2x2x1, "
+        "v6e:2x2 or tpu7x:2x2x1 (a minute or two; pip install -e '.[plan]')",
+    )
     options, rest = parser.parse_known_args()
     if options.menu is not None:
         print(describe_menus(options.menu))
         return
     config = cli.load_config(options, cli.overrides(rest))
+    if options.topology is not None:
+        topology.check_name(options.topology)
+        jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips here
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices={options.devices}, but must be at least 1.")
     if options.devices:
@@ -141,6 +168,8 @@ def main() -> None:
     if options.devices or options.compile:
         devices = options.devices or jax.device_count()
         described["memory"] = describe_memory(config, devices, options.compile)
+    if options.topology is not None:
+        described["plan"] = describe_topology(config, options.topology)
     print(json.dumps(described, indent=1))
 
 

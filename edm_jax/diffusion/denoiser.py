@@ -154,7 +154,8 @@ def _by_sigma(sigma: Array, per_element: Array, logvar: Array) -> Metrics:
     So that they can be averaged over devices and steps like any other metric: the loss
     of a range is then loss / share.
     """
-    place = jnp.searchsorted(jnp.asarray(SIGMA_EDGES), sigma)
+    # Not jnp.searchsorted, which is a loop. What is no number comes last.
+    place = jnp.sum(~(sigma[:, None] <= jnp.asarray(SIGMA_EDGES)[None]), axis=1)
     member = place[:, None] == jnp.arange(len(SIGMA_EDGES) + 1)[None]
 
     def share(value: Array) -> Array:

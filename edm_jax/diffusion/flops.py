@@ -39,6 +39,7 @@ _PEAKS: dict[str, tuple[float | None, ...]] = {
     r"TPU v5 ?(lite|e)": (197, None, None),
     r"TPU v5p?": (459, None, None),
     r"TPU v6 ?(lite|e)": (918, None, None),
+    r"TPU7x": (1153.5, None, None),  # a device is one of a chip's two
 }
 _DTYPES = "bfloat16", "float16", "float32"
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from edm_jax import platform
 from edm_jax.diffusion import Denoiser, samplers
 from edm_jax.diffusion.guidance import EVERYWHERE, guided
 from edm_jax.diffusion.noise_levels import NoiseLevels
+from edm_jax.evals.devices import Devices
 from edm_jax.models.unet import Params
 
 OnProgress = Callable[[int, int], None]  # (images done, total)
@@ -58,22 +58,19 @@ class Generator:
         devices: Sequence[Any] | None = None,
     ):
         platform.prepare()
-        devices = devices or jax.local_devices()
-        mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-        self._whole = NamedSharding(mesh, PartitionSpec())
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
-        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        self._devices = Devices(devices)
+        self.batch_size = self._devices.batch_size(batch_size)
         spec = denoiser.model.spec
         self._shape = (spec.resolution, spec.resolution, spec.channels)
         self._sample = jax.jit(
             _make_sample(denoiser, recipe, guide),
-            out_shardings=self._rows,
-            compiler_options=platform.compiler_options(devices[0].platform),
+            out_shardings=self._devices.rows,
+            compiler_options=platform.compiler_options(self._devices.platform),
         )
 
     def place(self, tree: Any) -> Any:
         """Weights and numbers on all devices; nothing is moved that is there."""
-        return jax.device_put(tree, self._whole)
+        return self._devices.place(tree)
 
     def batches(
         self,
@@ -96,8 +93,7 @@ class Generator:
             count = min(self.batch_size, len(numbers) - start)
             rows = start + np.arange(self.batch_size) % count
             noise = samplers.initial_noise(numbers[rows].tolist(), self._shape)
-            inputs = noise, numbers[rows], labels[rows]
-            inputs = jax.device_put(inputs, self._rows)
+            inputs = self._devices.spread(noise, numbers[rows], labels[rows])
             yield np.asarray(self._sample(params, guidance, *inputs))[:count]
 
     def __call__(

@@ -1,5 +1,6 @@
 """A denoiser in use: batched inference, the held-out loss, and the magnitudes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,34 +10,58 @@ from scipy.special import ndtri
 from edm_jax import data, diffusion, platform
 from edm_jax.evals import dynamics
 from edm_jax.evals.config import Config
+from edm_jax.evals.devices import Devices
 from edm_jax.models.unet import Params
 
 
 class Inference:
-    """A denoiser compiled once, for one batch shape, with its layer statistics."""
+    """A denoiser compiled once, for one batch shape, on all devices of this process.
 
-    def __init__(self, denoiser: diffusion.Denoiser, batch_size: int):
+    Args:
+        denoiser: the network.
+        batch_size: images at a time; the next multiple of the number of devices.
+        devices: those that share a batch, all local ones by default.
+    """
+
+    def __init__(
+        self,
+        denoiser: diffusion.Denoiser,
+        batch_size: int,
+        devices: Sequence[Any] | None = None,
+    ):
         platform.prepare()
-        self.batch_size = batch_size
+        self._devices = Devices(devices)
+        self.batch_size = self._devices.batch_size(batch_size)
+        options = platform.compiler_options(self._devices.platform)
         self._forward = jax.jit(
-            lambda *inputs: denoiser(*inputs, statistics=True),
-            compiler_options=platform.compiler_options(jax.default_backend()),
+            lambda *inputs: denoiser(*inputs).image,
+            out_shardings=self._devices.rows,
+            compiler_options=options,
+        )
+        # By itself: it keeps the outputs of all layers.
+        self._statistics = jax.jit(
+            lambda *inputs: denoiser(*inputs, statistics=True).mean_squares,
+            compiler_options=options,
         )
 
     def denoise(self, params: Params, x: Any, sigma: Any, label: Any) -> np.ndarray:
         """D of any number of images (N, H, W, C); NumPy float32."""
         outputs = []
+        params = self._devices.place(params)
         for start in range(0, len(x), self.batch_size):
-            # The last batch is filled up with rows from the start.
-            rows = np.arange(start, start + self.batch_size) % len(x)
-            inputs = (np.asarray(a)[rows] for a in (x, sigma, label))
-            outputs.append(np.asarray(self._forward(params, *inputs).image))
+            inputs = self._batch(start, x, sigma, label)
+            outputs.append(np.asarray(self._forward(params, *inputs)))
         return np.concatenate(outputs)[: len(x)]
 
     def mean_squares(self, params: Params, x: Any, sigma: Any, label: Any) -> Params:
         """Mean squares of every layer's features over the first batch of the images."""
-        rows = np.arange(self.batch_size) % len(x)
-        return self._forward(params, x[rows], sigma[rows], label[rows]).mean_squares
+        inputs = self._batch(0, x, sigma, label)
+        return self._statistics(self._devices.place(params), *inputs)
+
+    def _batch(self, start: int, *inputs: Any) -> Any:
+        # The last batch is filled up with rows from the start.
+        rows = np.arange(start, start + self.batch_size) % len(inputs[0])
+        return self._devices.spread(*(np.asarray(each)[rows] for each in inputs))
 
 
 class HeldOut:

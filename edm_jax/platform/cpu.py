@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from edm_jax.platform import accelerators
+
 Array = jax.Array
 
 
@@ -17,11 +19,12 @@ def prepare() -> None:
 
     XLA allocates its buffers anew at each step. To the main thread glibc returns the same
     memory again, once told to keep what is freed; to the threads that JAX would dispatch
-    from it gives fresh pages, and each of them must be zeroed.
+    from it gives fresh pages, and each of them must be zeroed. Where an accelerator
+    computes, memory that is freed after each snapshot is returned as usual.
     """
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if platform.libc_ver()[0] == "glibc":
+    if accelerators.uses_cpu_only() and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from edm_jax import platform
-from edm_jax.train.step import Batch, TrainState
+from edm_jax.train.step import Batch, Gradient, TrainState
 
 # Below this a leaf is repeated on every device: to gather it would cost more.
 _SMALLEST_SHARDED = 2**12
@@ -50,16 +50,9 @@ class JitStep:
         if sharding != "full":
             self._state = self._state._replace(params=whole.params)
         if sharding == "none":
-            self._state = whole
-        constrain = jax.lax.with_sharding_constraint
+            self._state = spread = whole
         self._step = jax.jit(
-            make_step(
-                axis_name=None,
-                gather=lambda params: constrain(params, whole.params),
-                scatter=lambda grads: constrain(
-                    grads, whole.params if sharding == "none" else spread.params
-                ),
-            ),
+            make_step(over_devices=_mean_over_mesh(mesh, spread.params)),
             donate_argnums=0,
             out_shardings=(self._state, self._whole),
             compiler_options=platform.compiler_options(devices[0].platform),
@@ -120,7 +113,7 @@ class PmapStep:
         self._here = [d for d in self._devices if d.process_index == here]
         self._whole = NamedSharding(make_mesh(devices), PartitionSpec())
         self._step = jax.pmap(
-            make_step(axis_name="data"),
+            make_step(over_devices=_mean_over_pmap),
             axis_name="data",
             devices=self._devices,
             donate_argnums=0,
@@ -182,6 +175,45 @@ class PmapStep:
         """One whole copy, on a device of this process."""
         # x[0] would gather from every device.
         return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
+
+
+def _mean_over_pmap(gradient: Gradient) -> Gradient:
+    return lambda *inputs: jax.lax.pmean(gradient(*inputs), "data")
+
+
+def _mean_over_mesh(mesh: Mesh, spread: Any) -> Callable[[Gradient], Gradient]:
+    """Each device computes its rows by itself; then one mean, in float32.
+
+    Without shard_map the compiler would place the collectives: once for each
+    micro-batch, and in the dtype of the activations. spread: the layout of the mean; of
+    a leaf that is sharded every device gets its part alone.
+    """
+    if mesh.size == 1:
+        return lambda gradient: gradient
+    specs = jax.tree.map(lambda sharding: sharding.spec, spread)
+
+    def mean(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "data" not in spec:
+            return jax.lax.pmean(x, "data")
+        axis = spec.index("data")
+        total = jax.lax.psum_scatter(x, "data", scatter_dimension=axis, tiled=True)
+        return total / mesh.size
+
+    def over_devices(gradient: Gradient) -> Gradient:
+        def of_device(*inputs: Any) -> Any:
+            grads, metrics = gradient(*inputs)
+            return jax.tree.map(mean, grads, specs), jax.lax.pmean(metrics, "data")
+
+        whole, rows = PartitionSpec(), PartitionSpec("data")
+        return jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(whole, rows, rows),
+            out_specs=(specs, whole),
+            check_vma=False,  # else JAX would sum the gradients before this mean
+        )
+
+    return over_devices
 
 
 FORMS = {"jit": JitStep, "pmap": PmapStep}

@@ -19,7 +19,8 @@ Batch = dict[str, Any]
 # new parameters, 0 between updates.
 EmaWeight = Callable[..., jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, Any]]]
-Layout = Callable[[Params], Params]
+# (params, batch, keys) -> (gradients, metrics): means over the rows.
+Gradient = Callable[[Params, Batch, jax.Array], tuple[Params, dict[str, Any]]]
 
 
 class TrainState(NamedTuple):
@@ -83,9 +84,7 @@ def make_train_step(
     emas: Mapping[str, EmaWeight],
     loss_scale: float = 1.0,
     microbatches: int = 1,
-    axis_name: str | None = None,
-    gather: Layout = lambda params: params,
-    scatter: Layout = lambda grads: grads,
+    over_devices: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """step(state, batch) -> (state, metrics).
 
@@ -93,25 +92,24 @@ def make_train_step(
     each example's place in the global batch, to which its randomness belongs. loss_fn
     takes (params, batch, keys); its loss and metrics are means over the batch.
     loss_scale multiplies the loss before the gradient; `tx` divides it out.
-    microbatches: parts of the batch that are computed one after the other. axis_name:
-    the mapped axis to average over under pmap. gather, scatter: how sharded parameters
-    are laid out for the loss, and its gradients for the optimizer.
+    microbatches: parts of the batch that are computed one after the other.
+    over_devices: makes of the gradient of one device's rows that of all rows, with one
+    mean over the devices for all micro-batches together.
     """
+
+    def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
+        loss, metrics = loss_fn(params, batch, keys)
+        return loss * loss_scale, metrics
+
+    def gradient(params: Params, batch: Batch, keys: jax.Array):
+        of_part = functools.partial(jax.grad(scaled_loss, has_aux=True), params)
+        return _mean_over_parts(of_part, microbatches, batch, keys)
+
+    mean_gradient = over_devices(gradient)
 
     def step(state: TrainState, batch: Batch):
         keys = diffusion.example_keys(state.key, state.step, batch["index"])
-
-        def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
-            loss, metrics = loss_fn(params, batch, keys)
-            return loss * loss_scale, metrics
-
-        gradient = functools.partial(
-            jax.grad(scaled_loss, has_aux=True), gather(state.params)
-        )
-        grads, metrics = _mean_over_parts(gradient, microbatches, batch, keys)
-        if axis_name is not None:
-            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-        grads = scatter(grads)
+        grads, metrics = mean_gradient(state.params, batch, keys)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The EMA sees the weights as Adam left them (Alg. 1, 2).

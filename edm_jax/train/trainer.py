@@ -65,6 +65,7 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
     """
     platform.prepare()
     devices = devices or jax.devices()
+    platform.warn_if_idle(devices[0].platform)
     loss, opt, training = config.loss, config.optimizer, config.training
     parts = len(devices) * training.microbatches
     if opt.batch_size % parts:

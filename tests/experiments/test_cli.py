@@ -98,3 +98,15 @@ def test_a_device_that_fails_is_one_sentence(said, sentence, monkeypatch, capsys
     err = capsys.readouterr().err
     assert exit_status.value.code == 2
     assert err.startswith(sentence) and err.count("\n") == 1
+
+
+def test_hosts_of_one_kind_of_cpu_share_a_compilation_cache(tmp_path):
+    def kind(text):
+        (tmp_path / "cpuinfo").write_text(text)
+        return cli._kind_of_cpu(tmp_path / "cpuinfo")
+
+    first = (
+        "processor\t: 0\nmodel name\t: Xeon\ncpu MHz\t: {}\nflags\t\t: fpu avx2 {}\n"
+    )
+    assert kind(first.format(2000, "")) == kind(first.format(3100, ""))
+    assert kind(first.format(2000, "")) != kind(first.format(2000, "avx512f"))

@@ -282,8 +282,8 @@ def share_what_is_compiled() -> None:
     @functools.wraps(begin)
     def same_forward(self, denoiser, batch_size):
         begin(self, denoiser, batch_size)
-        key = repr(denoiser), batch_size
-        self._forward = forwards.setdefault(key, self._forward)
+        key, made = (repr(denoiser), batch_size), (self._forward, self._statistics)
+        self._forward, self._statistics = forwards.setdefault(key, made)
 
     @functools.wraps(build)
     def same_sample(self, *arguments):

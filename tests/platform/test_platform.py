@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 import configs
 from edm_jax import diffusion, platform
 from edm_jax.models import activations, inits, layers
-from edm_jax.platform import operations, options
+from edm_jax.platform import accelerators, cpu, operations, options
 
 mp_silu = activations.resolve(activations.SiLU(), preserving=True)
 
@@ -185,6 +186,59 @@ def test_a_training_loss_exported_for_accelerators_has_no_form_of_the_cpu(letter
         exported = jax.export.export(gradient, platforms=[target])(params)
         barriers = exported.mlir_module().count("optimization_barrier")
         assert (barriers > 100) == (target == "cpu")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with these device files, where JAX was asked for a platform."""
+
+    def machine(files, asked):
+        monkeypatch.setattr(accelerators.os.path, "exists", lambda name: name in files)
+        monkeypatch.setattr(
+            accelerators.jax, "config", types.SimpleNamespace(jax_platforms=asked)
+        )
+        accelerators.warn_if_idle.cache_clear()
+
+    yield machine
+    accelerators.warn_if_idle.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("files", "used", "asked", "says"),
+    [
+        (["/dev/nvidia0"], "cpu", None, r"has a GPU.*jax\[cuda12\]"),
+        (["/dev/accel0"], "cpu", "", r"has a TPU.*jax\[tpu\]"),
+        (["/dev/nvidia0"], "cpu", "cpu", ""),
+        (["/dev/nvidia0"], "gpu", None, ""),
+        ([], "cpu", None, ""),
+    ],
+)
+def test_an_accelerator_that_is_left_idle_is_named_once(
+    machine, caplog, files, used, asked, says
+):
+    machine(files, asked)
+    for _ in range(2):
+        platform.warn_if_idle(used)
+    assert len(caplog.messages) == bool(says)
+    assert re.search(says, "".join(caplog.messages))
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "kept"),
+    [([], None, True), (["/dev/nvidia0"], "cpu", True), (["/dev/nvidia0"], None, False),
+     (["/dev/accel0"], "tpu", False), ([], "cuda", False)],
+)  # fmt: skip
+def test_freed_memory_is_kept_only_where_the_cpu_computes(
+    machine, monkeypatch, files, asked, kept
+):
+    machine(files, asked)
+    set_to = []
+    libc = types.SimpleNamespace(mallopt=lambda *option: set_to.append(option))
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setenv("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+    platform.prepare()
+    assert bool(set_to) == kept
 
 
 # 64 MiB of scratch: 16,384 pages of 4 KiB.

@@ -1,10 +1,13 @@
 """However the step is spread over devices, its numbers are the same."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 import configs
+from edm_jax.cost import hlo
 from edm_jax.train import parallel, trainer
 
 BATCH, STEPS = 32, 20
@@ -30,9 +33,10 @@ FORMS = {
 FAST = ["8 devices", "8 devices, 4 micro-batches", "state sharded over 8"]
 
 
-def load(**training):
+def load(others=None, **training):
     fields = {f"training.{name}": str(value) for name, value in training.items()}
-    return configs.load(f"{configs.letter_path('g')}:digits-tiny", TINY | fields)
+    path = f"{configs.letter_path('g')}:digits-tiny"
+    return configs.load(path, TINY | (others or {}) | fields)
 
 
 def make_batch(step):
@@ -42,9 +46,9 @@ def make_batch(step):
     return {"image": image, "label": label, "index": np.arange(BATCH, dtype=np.int32)}
 
 
-def run(devices, **training):
+def run(devices, others=None, **training):
     """(metrics of every step, the last state as global arrays, its form)."""
-    made = trainer.make_trainer(load(**training), jax.devices()[:devices])
+    made = trainer.make_trainer(load(others, **training), jax.devices()[:devices])
     state, metrics = made.initial_state(), []
     for step in range(STEPS):
         state, reported = made.step(state, make_batch(step))
@@ -91,6 +95,19 @@ def test_every_form_gives_the_numbers_of_one_device(one_device, name):
             np.testing.assert_allclose(w, v, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_in_bfloat16_losses_are_those_of_one_device_to_a_thousandth():
+    bfloat16 = {"network.compute_dtype": "bfloat16"}
+
+    def losses(devices, **training):
+        return [m["loss"] for m in run(devices, bfloat16, **training)[0]]
+
+    # Every device rounds the gradient of its own rows; jit and pmap do so alike.
+    jit, pmap = losses(8), losses(8, parallel="pmap")
+    np.testing.assert_allclose(pmap, jit, rtol=1e-4)
+    np.testing.assert_allclose(jit, losses(1), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("sharding", "spread"),
     [
@@ -116,6 +133,55 @@ def test_a_step_leaves_the_state_sharded_as_it_was():
     before = jax.tree.map(lambda x: x.sharding, state)
     state, _ = made.step(state, make_batch(0))
     assert jax.tree.map(lambda x: x.sharding, state) == before
+
+
+# Wide enough for its weights to matter beside its activations.
+WIDE = {
+    "network.model_channels": "32",
+    "network.compute_dtype": "bfloat16",
+    "optimizer.batch_size": "128",
+}
+
+
+@functools.cache
+def compiled_step(**training):
+    """The step in bfloat16 on 8 devices, compiled but not run."""
+    made = trainer.make_trainer(load(WIDE, **training))
+    batch = trainer.abstract_batch(made.config)
+    return made, made.step.lower(made.shapes, batch).compile()
+
+
+@pytest.mark.parametrize(
+    "microbatches",
+    [pytest.param(n, marks=() if n == 4 else pytest.mark.slow) for n in (1, 4, 16)],
+)
+def test_gradients_are_averaged_once_a_step_in_float32(microbatches):
+    made, compiled = compiled_step(microbatches=microbatches)
+    found = hlo.collectives(compiled.as_text())
+    assert {c.kind for c in found} == {"all-reduce"}
+    assert not any(c.in_loop for c in found)
+    assert set().union(*(c.dtypes for c in found)) == {"f32"}
+    gradients = sum(4 * x.size for x in jax.tree.leaves(made.shapes.params))
+    assert sum(c.bytes for c in found) == pytest.approx(gradients, rel=0.01)
+
+
+def step_bytes(sharding):
+    """(arguments, all) of the step on each device."""
+    _, compiled = compiled_step(microbatches=4, sharding=sharding)
+    analysis = compiled.memory_analysis()
+    arguments = analysis.argument_size_in_bytes
+    return arguments, arguments + analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("sharding", ["state", "full"])
+def test_a_sharded_state_reaches_the_loss_in_no_loop(sharding):
+    made, compiled = compiled_step(microbatches=4, sharding=sharding)
+    found = hlo.collectives(compiled.as_text())
+    assert not any(c.in_loop for c in found)
+    assert not any("bf16" in c.dtypes for c in found)
+    gradients = sum(4 * x.size for x in jax.tree.leaves(made.shapes.params))
+    scattered = sum(c.bytes for c in found if c.kind == "reduce-scatter")
+    assert 0.95 * gradients < scattered <= gradients
 
 
 @pytest.mark.slow

@@ -1,0 +1,54 @@
+"""Which accelerator this machine has, whether or not JAX can use it."""
+
+import functools
+import logging
+import os
+
+import jax
+
+_log = logging.getLogger(__name__)
+
+_CUDA = (
+    "pip install -U 'jax[cuda12]' installs it, and needs an NVIDIA driver from 525 on"
+)
+# What to do where JAX lacks the plugin for a platform.
+INSTALL = {
+    "cuda": _CUDA,
+    "gpu": _CUDA,
+    "tpu": "pip install -U 'jax[tpu]' installs it, on a TPU machine",
+}
+# Device files that a driver makes.
+_DEVICE_FILES = {
+    "gpu": ("/dev/nvidiactl", "/dev/nvidia0"),
+    "tpu": ("/dev/accel0", "/dev/vfio/0"),
+}
+
+
+def present() -> str | None:
+    """'gpu', 'tpu' or None, by the files of their drivers; does not start JAX."""
+    for kind, names in _DEVICE_FILES.items():
+        if any(map(os.path.exists, names)):
+            return kind
+    return None
+
+
+def uses_cpu_only() -> bool:
+    """Whether JAX computes on the CPU because it was told to, or finds nothing else."""
+    asked = jax.config.jax_platforms
+    return asked == "cpu" if asked else present() is None
+
+
+@functools.cache
+def warn_if_idle(used: str) -> None:
+    """Warns, once, where the CPU computes though nobody asked for it.
+
+    used: the platform of the devices that compute.
+    """
+    kind = present()
+    if used == "cpu" and kind and not jax.config.jax_platforms:
+        _log.warning(
+            "This machine has a %s, but JAX computes on the CPU: its plugin is not "
+            "installed, or cannot start. %s. JAX_PLATFORMS=cpu silences this.",
+            kind.upper(),
+            INSTALL[kind],
+        )

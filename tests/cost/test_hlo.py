@@ -1,0 +1,40 @@
+"""The collectives of a program's text, by kind, size and loop."""
+
+from edm_jax.cost.hlo import Collective, collectives
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[]{:T(128)} add(%a, %b)
+}
+
+%inner (p: bf16[8]) -> bf16[8] {
+  ROOT %all-reduce.1 = bf16[8]{0:T(8,128)} all-reduce(%p), replica_groups=[1,4]<=[4], to_apply=%sum
+}
+
+%body (state: (s32[], bf16[8])) -> (s32[], bf16[8]) {
+  ROOT %fusion = (s32[], bf16[8]) fusion(%state), kind=kCustom, calls=%inner
+}
+
+%condition (state: (s32[], bf16[8])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: f32[4,3]) -> f32[4,3] {
+  %while = (s32[], bf16[8]) while(%start), condition=%condition, body=%body
+  %all-reduce.2 = (f32[4,3]{1,0:T(8,128)S(1)}, /*index=1*/s32[2]{0}) all-reduce(%x, %y), to_apply=%sum
+  %reduce-scatter = f32[1,3]{1,0} reduce-scatter(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  %all-gather-start = (f32[1,3]{1,0:T(8,128)}, f32[4,3]{1,0}) all-gather-start(%z), dimensions={0}
+  ROOT %all-gather-done = f32[4,3]{1,0} all-gather-done(%all-gather-start)
+}
+"""
+
+
+def test_collectives_are_found_once_with_their_bytes_and_loops():
+    f32 = frozenset({"f32"})
+    assert collectives(TEXT) == [
+        Collective("all-reduce", frozenset({"bf16"}), 16, in_loop=True),
+        Collective("all-reduce", frozenset({"f32", "s32"}), 48 + 8, in_loop=False),
+        Collective("reduce-scatter", f32, 4 * 12, in_loop=False),
+        Collective("all-gather", f32, 48, in_loop=False),
+    ]
