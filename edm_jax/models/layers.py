@@ -158,11 +158,18 @@ def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
+def effective_kernel(kernel: Array, gain: Array | float, normalized: bool) -> Array:
+    """What a layer multiplies by: normalize(w) * gain / sqrt(fan_in) (Eq. 47)."""
+    if normalized:
+        kernel = normalize_units(kernel) / math.sqrt(math.prod(kernel.shape[:-1]))
+    return kernel * gain
+
+
 class Layer(nn.Module):
     """Convolution (kernel_size 3) or linear map over the last axis (kernel_size 1).
 
-    With `normalized`, weights are used as normalize(w) * gain / sqrt(fan_in), so that
-    unit-RMS inputs give unit-RMS outputs (Eq. 47). `gain` adds a learned scalar that
+    With `normalized`, weights are used as `effective_kernel`, so that unit-RMS inputs
+    give unit-RMS outputs (Eq. 47). `gain` adds a learned scalar that
     starts at zero (App. B.7). A convolution can `resample` its input first; its padding
     is zero and 'same'.
     """
@@ -184,9 +191,7 @@ class Layer(nn.Module):
         fan_in = math.prod(shape[:-1])
         kernel = declare(self, "kernel", self.draw, shape, fan_in)
         gain = declare(self, "gain", zeros, ()) if self.gain else 1.0
-        if self.normalized:
-            kernel = normalize_units(kernel) / math.sqrt(fan_in)
-        kernel = (kernel * gain).astype(x.dtype)
+        kernel = effective_kernel(kernel, gain, self.normalized).astype(x.dtype)
         precision = float32_precision(x, self.precision)
         if window and self.resample == "up":
             conv = functools.partial(convolve, precision=precision)

@@ -31,7 +31,7 @@ class JitStep:
     make_step: `train_step.make_train_step` but for its last arguments. abstract: the
     shapes of the state. sharding: what is spread over the devices, a word of
     `training.sharding`: 'none', 'state' (moments and averages) or 'full' (parameters,
-    too, which are gathered for each step).
+    too). dtypes: in which parameters that are sharded are gathered for each step.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class JitStep:
         devices: list[Any],
         abstract: TrainState,
         sharding: str = "none",
+        dtypes: Any = None,
     ):
         mesh = make_mesh(devices)
         self._whole = NamedSharding(mesh, PartitionSpec())
@@ -52,7 +53,11 @@ class JitStep:
         if sharding == "none":
             self._state = spread = whole
         self._step = jax.jit(
-            make_step(over_devices=_mean_over_mesh(mesh, spread.params)),
+            make_step(
+                over_devices=_mean_over_mesh(
+                    mesh, spread.params, dtypes if sharding == "full" else None
+                )
+            ),
             donate_argnums=0,
             out_shardings=(self._state, self._whole),
             compiler_options=platform.compiler_options(devices[0].platform),
@@ -104,8 +109,9 @@ class PmapStep:
         devices: list[Any],
         abstract: TrainState,
         sharding: str = "none",
+        dtypes: Any = None,
     ):
-        del abstract
+        del abstract, dtypes
         if sharding != "none":
             raise ValueError(f"pmap has no sharding={sharding!r}: use jit.")
         self._devices = list(make_mesh(devices).devices)
@@ -181,12 +187,15 @@ def _mean_over_pmap(gradient: Gradient) -> Gradient:
     return lambda *inputs: jax.lax.pmean(gradient(*inputs), "data")
 
 
-def _mean_over_mesh(mesh: Mesh, spread: Any) -> Callable[[Gradient], Gradient]:
+def _mean_over_mesh(
+    mesh: Mesh, spread: Any, dtypes: Any = None
+) -> Callable[[Gradient], Gradient]:
     """Each device computes its rows by itself; then one mean, in float32.
 
     Without shard_map the compiler would place the collectives: once for each
     micro-batch, and in the dtype of the activations. spread: the layout of the mean; of
-    a leaf that is sharded every device gets its part alone.
+    a leaf that is sharded every device gets its part alone. dtypes: where the weights
+    are laid out like that, too, in which they are gathered before the first micro-batch.
     """
     if mesh.size == 1:
         return lambda gradient: gradient
@@ -199,16 +208,24 @@ def _mean_over_mesh(mesh: Mesh, spread: Any) -> Callable[[Gradient], Gradient]:
         total = jax.lax.psum_scatter(x, "data", scatter_dimension=axis, tiled=True)
         return total / mesh.size
 
+    def gathered(x: jax.Array, spec: PartitionSpec, dtype: Any) -> jax.Array:
+        x = x.astype(dtype)
+        if "data" not in spec:
+            return x
+        return jax.lax.all_gather(x, "data", axis=spec.index("data"), tiled=True)
+
     def over_devices(gradient: Gradient) -> Gradient:
-        def of_device(*inputs: Any) -> Any:
-            grads, metrics = gradient(*inputs)
+        def of_device(weights: Any, *rows: Any) -> Any:
+            if dtypes is not None:
+                weights = jax.tree.map(gathered, weights, specs, dtypes)
+            grads, metrics = gradient(weights, *rows)
             return jax.tree.map(mean, grads, specs), jax.lax.pmean(metrics, "data")
 
         whole, rows = PartitionSpec(), PartitionSpec("data")
         return jax.shard_map(
             of_device,
             mesh=mesh,
-            in_specs=(whole, rows, rows),
+            in_specs=(whole if dtypes is None else specs, rows, rows),
             out_specs=(specs, whole),
             check_vma=False,  # else JAX would sum the gradients before this mean
         )

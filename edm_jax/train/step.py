@@ -1,6 +1,5 @@
 """One pure training step: gradient, update, averages, and what is logged of them."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -84,6 +83,7 @@ def make_train_step(
     emas: Mapping[str, EmaWeight],
     loss_scale: float = 1.0,
     microbatches: int = 1,
+    weights: Callable[[Params], Params] = lambda params: params,
     over_devices: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """step(state, batch) -> (state, metrics).
@@ -92,8 +92,8 @@ def make_train_step(
     each example's place in the global batch, to which its randomness belongs. loss_fn
     takes (params, batch, keys); its loss and metrics are means over the batch.
     loss_scale multiplies the loss before the gradient; `tx` divides it out.
-    microbatches: parts of the batch that are computed one after the other.
-    over_devices: makes of the gradient of one device's rows that of all rows, with one
+    microbatches: parts of the batch that are computed one after the other. weights:
+    makes of the parameters what loss_fn takes, once a step. over_devices: makes of the gradient of one device's rows that of all rows, with one
     mean over the devices for all micro-batches together.
     """
 
@@ -102,14 +102,19 @@ def make_train_step(
         return loss * loss_scale, metrics
 
     def gradient(params: Params, batch: Batch, keys: jax.Array):
-        of_part = functools.partial(jax.grad(scaled_loss, has_aux=True), params)
+        def of_part(*rows: Any):
+            grads, metrics = jax.grad(scaled_loss, has_aux=True)(params, *rows)
+            return jax.tree.map(jnp.float32, grads), metrics
+
         return _mean_over_parts(of_part, microbatches, batch, keys)
 
     mean_gradient = over_devices(gradient)
 
     def step(state: TrainState, batch: Batch):
         keys = diffusion.example_keys(state.key, state.step, batch["index"])
-        grads, metrics = mean_gradient(state.params, batch, keys)
+        used, pull_back = jax.vjp(weights, state.params)
+        grads, metrics = mean_gradient(used, batch, keys)
+        (grads,) = pull_back(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The EMA sees the weights as Adam left them (Alg. 1, 2).

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from edm_jax import diffusion, ema, platform
+from edm_jax.models.effective import effective
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain, weight_norm
 from edm_jax.train import parallel
@@ -77,17 +78,23 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
     denoiser = diffusion.Denoiser(config.model, loss.sigma_data)
     profiles = config.ema.profiles()
     weights = {name: _weight(profile, config) for name, profile in profiles.items()}
+    trained, kernels = denoiser, None
+    if training.sharding == "full":
+        kernels = effective(config.model)
+        trained = dataclasses.replace(denoiser, model=kernels.model)
     make_step = functools.partial(
         train_step.make_train_step,
-        diffusion.make_loss(denoiser, loss.P_mean, loss.P_std),
+        diffusion.make_loss(trained, loss.P_mean, loss.P_std),
         chain.make_optimizer(opt, training.duration_mimg),
         weights,
         opt.loss_scale,
         training.microbatches,
+        *([kernels.weights] if kernels else []),
     )
     shapes = abstract_state(config)
     form = parallel.FORMS[training.parallel]
-    step = form(make_step, devices, shapes, training.sharding)
+    dtypes = kernels.dtypes if kernels else None
+    step = form(make_step, devices, shapes, training.sharding, dtypes)
     current_averages = jax.jit(train_step.make_current_averages(weights))
     return Trainer(config, denoiser, profiles, shapes, step, current_averages)
 
