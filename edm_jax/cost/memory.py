@@ -40,18 +40,25 @@ def state_bytes(config: RunConfig, devices: int, sharding: str) -> dict[str, int
 def compiled_bytes(config: RunConfig) -> dict[str, Any]:
     """What the compiled step itself says, for the devices at hand.
 
-    'temporary' are activations, gradients and scratch at their peak; 'total' has the
-    state, too, which the step overwrites. Compiles: a minute and more for large nets.
+    'temporary' are activations, gradients and scratch; 'total' is the peak, with the
+    state, which the step overwrites. Compiles: a minute and more for large nets.
     """
     made = trainer.make_trainer(config)
     lowered = made.step.lower(made.shapes, trainer.abstract_batch(config))
     analysis: Any = lowered.compile().memory_analysis()
-    temporary, state = analysis.temp_size_in_bytes, analysis.argument_size_in_bytes
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return {
         "platform": jax.default_backend(),
         "devices": jax.device_count(),
-        "state_and_batch": state,
-        "temporary": temporary,
-        "total": state + temporary + new,
+        "state_and_batch": analysis.argument_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
+        "total": peak_bytes(analysis, jax.default_backend()),
     }
+
+
+def peak_bytes(analysis: Any, platform: str) -> int:
+    """The most that is there at once, of a compiled program's memory_analysis()."""
+    # That of a CPU leaves out what is temporary.
+    if platform != "cpu" and analysis.peak_memory_in_bytes:
+        return analysis.peak_memory_in_bytes
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new

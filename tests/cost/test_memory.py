@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -43,6 +44,18 @@ def test_xxl_on_8_devices_takes_an_eighth_when_sharded():
     assert full["total"] == pytest.approx(none["total"] / 8, rel=1e-3)
     assert state["params"] == none["params"]
     assert state["total"] == pytest.approx(none["total"] * (1 + 4 / 8) / 5, rel=1e-3)
+
+
+def test_the_total_of_a_compiled_step_is_its_peak_where_the_compiler_states_it():
+    analysis = types.SimpleNamespace(
+        argument_size_in_bytes=200,
+        temp_size_in_bytes=400,
+        output_size_in_bytes=205,
+        alias_size_in_bytes=200,
+        peak_memory_in_bytes=540,
+    )
+    assert memory.peak_bytes(analysis, "tpu") == 540
+    assert memory.peak_bytes(analysis, "cpu") == 200 + 400 + 5
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 import configs
 from edm_jax import diffusion
+from edm_jax.diffusion import denoiser as denoising
 
 SIGMAS = np.geomspace(0.002, 80, 25)
 SIGMA_DATA = 0.5
@@ -182,3 +183,14 @@ def test_an_example_has_the_same_noise_in_any_batch():
     np.testing.assert_allclose(seen["sigma"], whole["sigma"][order], rtol=1e-6)
     given, wanted = seen["dropout_keys"], whole["dropout_keys"][order]
     np.testing.assert_array_equal(*map(jax.random.key_data, (given, wanted)))
+
+
+def test_ranges_of_sigma_are_found_without_a_loop():
+    edges = np.asarray(denoising.SIGMA_EDGES, np.float32)
+    sigma = np.float32([1e-3, *edges, *(edges * 1.01), 80, np.nan])
+    ones = jnp.ones_like(sigma)
+    found = denoising._by_sigma(sigma, ones, ones)["share"] * len(sigma)
+    place = np.searchsorted(edges, sigma)
+    np.testing.assert_allclose(found, np.bincount(place, minlength=len(edges) + 1))
+    primitives = str(jax.make_jaxpr(denoising._by_sigma)(sigma, ones, ones))
+    assert "scan" not in primitives and "while" not in primitives
