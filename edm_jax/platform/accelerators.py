@@ -34,8 +34,13 @@ def present() -> str | None:
 
 def uses_cpu_only() -> bool:
     """Whether JAX computes on the CPU because it was told to, or finds nothing else."""
-    asked = jax.config.read("jax_platforms")
+    asked = _asked()
     return asked == "cpu" if asked else present() is None
+
+
+def _asked() -> str | None:
+    """JAX_PLATFORMS, or what was set in its place."""
+    return jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
@@ -45,7 +50,7 @@ def warn_if_idle(used: str) -> None:
     used: the platform of the devices that compute.
     """
     kind = present()
-    if used == "cpu" and kind and not jax.config.read("jax_platforms"):
+    if used == "cpu" and kind and not _asked():
         _log.warning(
             "This machine has a %s, but JAX computes on the CPU: its plugin is not "
             "installed, or cannot start. %s. JAX_PLATFORMS=cpu silences this.",

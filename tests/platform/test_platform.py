@@ -195,7 +195,7 @@ def machine(monkeypatch):
     def machine(files, asked):
         monkeypatch.setattr(accelerators.os.path, "exists", lambda name: name in files)
         monkeypatch.setattr(
-            accelerators.jax, "config", types.SimpleNamespace(read=lambda _: asked)
+            accelerators.jax, "config", types.SimpleNamespace(jax_platforms=asked)
         )
         accelerators.warn_if_idle.cache_clear()
 
