@@ -107,6 +107,9 @@ def _groups(runs: Sequence[Run]) -> list[tuple[bool, list[Run]]]:
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.name):
         same = identity(run.config)
+        # Each run of one config has found its own rate.
+        if same and run.files["provenance"].get("learning_rate"):
+            same = tree.flatten(same, ".") | {"optimizer.alpha_ref": "auto"}
         key = json.dumps(same, sort_keys=True) if same else str(run.path)
         groups.setdefault(key, []).append(run)
     found = []

@@ -339,6 +339,19 @@ def test_a_name_or_the_command_line_tells_an_altered_config_from_its_letters(tmp
     assert [row.entry.label for row in rows_of(tmp_path / "3")] == ["g-no-cat"]
 
 
+def test_seeds_that_found_their_own_rates_are_one_config(tmp_path):
+    for seed, rate in enumerate((0.02, 0.03)):
+        write_run(
+            tmp_path / "study",
+            f"g-seed{seed}",
+            seed=seed,
+            config={"optimizer": {"alpha_ref": rate}},
+            provenance={"learning_rate": {"alpha_ref": rate}},
+        )
+    (row,) = rows_of(tmp_path / "study")
+    assert len(row.entry.runs) == 2
+
+
 def test_unlike_configs_of_one_name_are_told_apart_by_their_studies(tmp_path):
     for study, level in (("short", 1), ("long", 2), ("older", 3)):
         write_run(tmp_path / study, "g-cat", config={"level": level})
