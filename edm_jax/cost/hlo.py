@@ -1,4 +1,4 @@
-"""What a compiled program moves between its devices, read from its text."""
+"""What a compiled program moves between its devices and takes, read from its text."""
 
 import math
 import re
@@ -38,6 +38,20 @@ def collectives(text: str) -> list[Collective]:
                     size *= _group_size(line)
                 found.append(Collective(kind, dtypes, size, name in looped))
     return found
+
+
+def cycles(text: str) -> tuple[int, int]:
+    """A TPU's estimated cycles outside loops, and of one turn of all loops.
+
+    Of computation, not of collectives; text: of a program whose code is generated.
+    """
+    lines = dict(_computations(text))
+    looped = _in_loops(lines)
+    total = [0, 0]
+    for name, body in lines.items():
+        found = re.findall(r'"estimated_cycles":"(\d+)"', "\n".join(body))
+        total[name in looped] += sum(map(int, found))
+    return total[0], total[1]
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -39,14 +39,15 @@ class Chip(NamedTuple):
     hbm_gib: float  # that programs can use, of all its devices
     dimensions: int
     example: str
+    clock_ghz: float | None  # None where the vendor does not state it
 
 
 CHIPS = {
-    "v4": Chip(32.0, 3, "v4:2x2x1"),
-    "v5e": Chip(15.75, 2, "v5e:4x4"),
-    "v5p": Chip(95.0, 3, "v5p:2x2x1"),
-    "v6e": Chip(31.25, 2, "v6e:2x2"),
-    "tpu7x": Chip(192.0, 3, "tpu7x:2x2x1"),
+    "v4": Chip(32.0, 3, "v4:2x2x1", 1.05),
+    "v5e": Chip(15.75, 2, "v5e:4x4", 1.5),
+    "v5p": Chip(95.0, 3, "v5p:2x2x1", 1.75),
+    "v6e": Chip(31.25, 2, "v6e:2x2", None),
+    "tpu7x": Chip(192.0, 3, "tpu7x:2x2x1", None),
 }
 
 
@@ -59,6 +60,7 @@ class Compiled(NamedTuple):
     hosts: int
     hbm_bytes: dict[str, int]  # by kind, on a device
     collectives: list[dict[str, Any]]
+    cycles: int | None  # of a step, where code was generated
     seconds: float
 
 
@@ -84,6 +86,7 @@ def plan(
     name: str,
     cache: Path,
     on_progress: OnProgress = lambda *_: None,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Memory, traffic and time of a run's step on a topology.
 
@@ -92,6 +95,8 @@ def plan(
         name: such as 'v5e:4x4'.
         cache: the directory where compilations are kept.
         on_progress: takes the stage, and the seconds since the start.
+        full: also generate code, which takes many times as long and as much memory, for
+            the compiler's estimate of the time.
 
     Returns:
         What `describe.py --topology` prints.
@@ -103,7 +108,7 @@ def plan(
     chip = check_name(name)
     if name.startswith("7x:"):
         name = f"tpu{name}"
-    compiled = _compiled(config, name, cache, on_progress)
+    compiled = _compiled(config, name, cache, on_progress, full)
     per_chip = compiled.devices // compiled.chips
     memory = {k: round(v / GIB, 3) for k, v in compiled.hbm_bytes.items()}
     batch, parts = config.optimizer.batch_size, config.training.microbatches
@@ -129,11 +134,17 @@ def plan(
         "largest_rows_estimate": _largest_rows(config, compiled, limit * GIB),
         "collectives": compiled.collectives,
         "compile_seconds": round(compiled.seconds, 1),
-    } | _time(config, compiled)
+    } | _time(config, compiled, chip.clock_ghz)
 
 
-def _time(config: RunConfig, compiled: Compiled) -> dict[str, Any]:
-    """FLOPs by our own count, and the time that follows at an assumed utilization."""
+def _time(
+    config: RunConfig, compiled: Compiled, clock_ghz: float | None
+) -> dict[str, Any]:
+    """FLOPs by our own count, and the run's time.
+
+    From the compiler's cycles where they and the clock are known, without what devices
+    wait for one another; else at an assumed share of the peak.
+    """
     per_image = flops.train_flops(config.model)
     peak = flops.peak_flops(compiled.device_kind, "bfloat16")
     found: dict[str, Any] = {
@@ -143,10 +154,16 @@ def _time(config: RunConfig, compiled: Compiled) -> dict[str, Any]:
         return found
     # A v4's two devices are one to JAX on the machine itself.
     of_chip = peak * (2 if compiled.device_kind == "TPU7x" else 1)
-    rate = UTILIZATION * of_chip * compiled.chips / per_image
+    most = of_chip * compiled.chips / per_image
+    rate = UTILIZATION * most
+    found["assumed_utilization"] = UTILIZATION
+    if compiled.cycles and clock_ghz:
+        rate = config.optimizer.batch_size * clock_ghz * 1e9 / compiled.cycles
+        del found["assumed_utilization"]
+        found["cycles_per_step"] = compiled.cycles
+        found["utilization_by_cycles"] = round(rate / most, 3)
     hours = config.total_steps * config.optimizer.batch_size / rate / 3600
     return found | {
-        "assumed_utilization": UTILIZATION,
         "images_per_s": round(rate, 1),
         "days": round(hours / 24, 2),
         "chip_hours": round(hours * compiled.chips, 1),
@@ -178,19 +195,19 @@ def _largest_rows(config: RunConfig, compiled: Compiled, limit: float) -> int:
 
 
 def _compiled(
-    config: RunConfig, name: str, cache: Path, on_progress: OnProgress
+    config: RunConfig, name: str, cache: Path, on_progress: OnProgress, full: bool
 ) -> Compiled:
     """Compiles, or reads what was compiled before."""
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             "libtpu is not installed, which compiles for TPUs: pip install -e '.[plan]'."
         )
-    place = cache / f"{_key(config, name)}.json"
+    key = _key(config, name)
+    place = cache / f"{key}{'-full' if full else ''}.json"
     if place.exists():
-        fields = json.loads(place.read_text())
-        return Compiled(**fields)
+        return Compiled(**json.loads(place.read_text()))
     with tempfile.TemporaryDirectory() as dump:
-        compiled = _compile(config, name, Path(dump), on_progress)
+        compiled = _compile(config, name, Path(dump), on_progress, full)
     cache.mkdir(parents=True, exist_ok=True)
     files.write_text(place, json.dumps(compiled._asdict()))
     return compiled
@@ -207,7 +224,7 @@ def _key(config: RunConfig, name: str) -> str:
 
 
 def _compile(
-    config: RunConfig, name: str, dump: Path, on_progress: OnProgress
+    config: RunConfig, name: str, dump: Path, on_progress: OnProgress, full: bool
 ) -> Compiled:
     start = time.monotonic()
     said, wrong = dump / "stdout", dump / "stderr"
@@ -228,23 +245,25 @@ def _compile(
             process.stdin.write(json.dumps(config.to_dict()))
             process.stdin.close()
             # Written after the buffer assignment, and before code is generated.
-            while not (report := [*dump.glob("*memory-usage-report.txt")]):
+            report = "*memory-usage-report.txt"
+            while process.poll() is None and (full or not any(dump.glob(report))):
                 lines = said.read_text().splitlines()
                 stage = ("starting", "tracing", "compiling")[min(len(lines), 2)]
                 on_progress(stage, time.monotonic() - start)
-                if process.poll() is not None:
-                    break
                 time.sleep(0.5)
         finally:
             process.kill()
-    if not report:
+    if not any(dump.glob(report)) or (full and process.returncode):
         raise ValueError(_failure(wrong.read_text(), name))
     (assignment,) = dump.glob("*after_optimizations-buffer-assignment.txt")
     (program,) = dump.glob("*after_optimizations.txt")
+    parts = config.training.microbatches
+    timed = [hlo.cycles(path.read_text()) for path in dump.glob("*after_codegen.txt")]
     return Compiled(
         **json.loads(said.read_text().splitlines()[0]),
         hbm_bytes=hbm_bytes(assignment.read_text()),
-        collectives=_traffic(program.read_text(), config.training.microbatches),
+        collectives=_traffic(program.read_text(), parts),
+        cycles=timed[0][0] + parts * timed[0][1] if timed else None,
         seconds=time.monotonic() - start,
     )
 

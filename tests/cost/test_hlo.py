@@ -1,6 +1,6 @@
 """The collectives of a program's text, by kind, size and loop."""
 
-from edm_jax.cost.hlo import Collective, collectives
+from edm_jax.cost.hlo import Collective, collectives, cycles
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -13,7 +13,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
 }
 
 %body (state: (s32[], bf16[8])) -> (s32[], bf16[8]) {
-  ROOT %fusion = (s32[], bf16[8]) fusion(%state), kind=kCustom, calls=%inner
+  ROOT %fusion = (s32[], bf16[8]) fusion(%state), kind=kCustom, calls=%inner, backend_config={"estimated_cycles":"70"}
 }
 
 %condition (state: (s32[], bf16[8])) -> pred[] {
@@ -25,6 +25,7 @@ ENTRY %main (x: f32[4,3]) -> f32[4,3] {
   %all-reduce.2 = (f32[4,3]{1,0:T(8,128)S(1)}, /*index=1*/s32[2]{0}) all-reduce(%x, %y), to_apply=%sum
   %reduce-scatter = f32[1,3]{1,0} reduce-scatter(%x), replica_groups={{0,1,2,3}}, dimensions={0}
   %all-gather-start = (f32[1,3]{1,0:T(8,128)}, f32[4,3]{1,0}) all-gather-start(%z), dimensions={0}
+  %fusion.2 = f32[4,3]{1,0} fusion(%x), kind=kLoop, backend_config={"estimated_cycles":"5"}
   ROOT %all-gather-done = f32[4,3]{1,0} all-gather-done(%all-gather-start)
 }
 """
@@ -38,3 +39,7 @@ def test_collectives_are_found_once_with_their_bytes_and_loops():
         Collective("reduce-scatter", f32, 4 * 12, in_loop=False),
         Collective("all-gather", f32, 48, in_loop=False),
     ]
+
+
+def test_cycles_of_a_loop_are_told_from_those_outside():
+    assert cycles(TEXT) == (5, 70)
