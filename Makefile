@@ -13,12 +13,14 @@ ablation: .venv/installed
 	$(BIN)/python experiments/launch.py --study=ladder --workload=$(WORKLOAD) --seeds=$(SEEDS) --runs=$(RUNS)
 	$(BIN)/python experiments/compare.py $(RUNS) --out=report
 
-# A file at a time in each of two processes: most of a cold run is compiling.
+# A file at a time in each of two processes, in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 fast: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Every command of README.md and docs/, on the smallest workload: many minutes.
 docs: .venv/installed-dev

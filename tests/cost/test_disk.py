@@ -106,7 +106,7 @@ def test_the_estimate_is_within_a_tenth_above_what_a_real_run_takes(tmp_path):
     steps |= {"training.snapshot_mimg": 12, "training.probe_mimg": 12}
     dotted = {name: str(count * 64 / 1e6) for name, count in steps.items()}
     dotted |= {"data.data_dir": str(tmp_path / "data"), "evaluation.num_sigmas": "1"}
-    dotted |= {"optimizer.warmup.name": "none"}
+    dotted |= {"optimizer.warmup.name": "none", "network.channel_mult": "(1,)"}
     config = configs.load(G + "digits", dotted)
     run, seen, done = RunDir(tmp_path / "run", config), [], threading.Event()
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from shared_steps import shared_steps
 
 import configs
 from edm_jax import data, diffusion, ema
@@ -41,6 +42,12 @@ TINY = {
     "evaluation.num_steps": "3",
     "evaluation.sigma_rels": "(0.05, 0.08, 0.1, 0.12)",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_are_shared():
+    with shared_steps():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """A number that is not finite is survived as the config says, and its layer is named."""
 
 import dataclasses
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared_steps import cached, shared_steps
 
 import configs
 from edm_jax import data, diffusion
@@ -33,6 +35,12 @@ TINY = {
     "evaluation.num_heldout": "40",
     "evaluation.batch_size": "40",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_are_shared():
+    with shared_steps():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +97,10 @@ class SpoiledStep:
 
 
 def spoil_kernel(patch, layer):
+    shared = loop.make_trainer
+
     def spoiled(config):
-        trainer = make_trainer(config)
+        trainer = shared(config)
         step = SpoiledStep(trainer.step, f"{layer}/kernel")
         return dataclasses.replace(trainer, step=step)
 
@@ -122,7 +132,9 @@ def spoil_batch(patch, change):
     patch.setattr(data, "train_batches", spoiled)
 
 
-def spoil_gradient(patch, layer):
+@functools.cache
+def trainer_with_bad_gradient(layer):
+    """`make_trainer`, with a loss whose gradient is spoiled in batches that hold MARK."""
     make_loss = diffusion.make_loss
 
     def spoiled(*args):
@@ -137,12 +149,21 @@ def spoil_gradient(patch, layer):
 
         return with_spoiled_gradient
 
+    def spoiled_trainer(config):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(diffusion, "make_loss", spoiled)
+            return make_trainer(config)
+
+    return cached(spoiled_trainer)
+
+
+def spoil_gradient(patch, layer):
     def mark(image):
         marked = image.copy()
         marked[-1, 0, 0, 0] = MARK
         return marked
 
-    patch.setattr(diffusion, "make_loss", spoiled)
+    patch.setattr(loop, "make_trainer", trainer_with_bad_gradient(layer))
     spoil_batch(patch, mark)
 
 
