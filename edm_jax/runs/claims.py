@@ -11,6 +11,7 @@ and when, stays on record.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import socket
 import threading
@@ -209,9 +210,11 @@ def who(claim: dict[str, Any]) -> str:
 
 
 def _held(path: Path, now: float) -> dict[str, Any]:
-    fields = _UNREADABLE | read_state(path)
+    fields = _UNREADABLE | read_state(path, _KINDS)
     if "outcome" in fields:
         return {}
+    if not 0 < fields["expiry_s"] < math.inf:
+        fields["expiry_s"] = EXPIRY_S
     if fields["machine"] and fields["machine"] == _machine():
         # Here it is known, whatever the clock does meanwhile.
         lives = _process_start(fields["pid"]) == fields["process_start"] != ""
@@ -222,6 +225,11 @@ def _held(path: Path, now: float) -> dict[str, Any]:
 
 # A claim that is being written, or is damaged, holds until it expires.
 _UNREADABLE = {"expiry_s": EXPIRY_S, "machine": "", "pid": 0, "process_start": ""}
+_KINDS = {
+    "expiry_s": (int, float),
+    "pid": int,
+    **dict.fromkeys(("machine", "process_start", "by", "host"), str),
+}
 
 
 def last_file(run: Path) -> Path | None:

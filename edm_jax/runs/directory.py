@@ -407,12 +407,17 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """A JSON object that another process writes; {} if it cannot be read now."""
+def read_state(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object that another process writes; {} if it cannot be read now.
+
+    A field that is not of its type in `kinds` is left out.
+    """
     try:
-        return read_json(path)
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
+    kinds = kinds or {}
+    return {k: v for k, v in found.items() if isinstance(v, kinds.get(k, object))}
 
 
 _STATUS = {
@@ -428,11 +433,7 @@ _STATUS = {
 
 def read_status(run: Path) -> dict[str, Any]:
     """A run's status.json, without fields that are of a wrong type."""
-    return {
-        name: value
-        for name, value in read_state(run / "status.json").items()
-        if isinstance(value, _STATUS.get(name, object))
-    }
+    return read_state(run / "status.json", _STATUS)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ import damage_ways
 from damage_base import BEGUN, DONE
 from damage_ways import Damage
 
-PATIENCE_S = 100.0  # with a process that does not answer
+PATIENCE_S = 600.0  # with a process that does not answer
 TOGETHER = 30  # damaged runs of one comparison
 
 

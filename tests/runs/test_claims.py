@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -186,6 +187,17 @@ def test_a_damaged_claim_holds_until_it_expires(tmp_path, damage):
     (tmp_path / "claims" / "0001 (copy).json").write_text("{}")
     claim.path.write_text(damage)
     assert isinstance(claims.take(tmp_path, "you"), dict)
+    os.utime(claim.path, (time.time() - 1000,) * 2)
+    mine(tmp_path)
+
+
+@pytest.mark.parametrize("expiry_s", ["text", None, [], math.nan, math.inf, -1])
+def test_a_claim_with_damaged_fields_holds_as_long_as_any(tmp_path, expiry_s):
+    claim = mine(tmp_path)
+    damaged = {"machine": "elsewhere", "expiry_s": expiry_s, "by": [], "host": {}}
+    claim.path.write_text(json.dumps(claim.fields | damaged))
+    with pytest.raises(ValueError, match="by another process on another host"):
+        hold(tmp_path).__enter__()
     os.utime(claim.path, (time.time() - 1000,) * 2)
     mine(tmp_path)
 
