@@ -220,8 +220,12 @@ def write_json(
     value: Mapping[str, Any],
     default: Callable[[Any], Any] | None = None,
 ) -> None:
-    """`write_bytes` of a JSON object; `default` converts what JSON has no form for."""
-    write_text(path, json.dumps(value, indent=1, default=default) + "\n")
+    """`write_bytes` of a JSON object; `default` converts what JSON has no form for.
+
+    A name of a file that is not UTF-8 has ? there: `read_json` takes Unicode alone.
+    """
+    text = json.dumps(value, indent=1, default=default, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode(errors="replace"))
 
 
 def is_full(error: OSError) -> bool:

@@ -89,7 +89,7 @@ class Local(Settings):
             )
         if any(outcome == "preempted" for outcome in outcomes.values()):
             sys.exit("launch: some runs were preempted; the same command resumes them.")
-        print(
+        cli.say(
             f"{len(tasks)} runs in {live.duration(time.monotonic() - start)}; next: "
             f"{cli.command('compare.py', tasks[0].path.parent)}"
         )

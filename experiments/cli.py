@@ -1,6 +1,7 @@
 """What the commands share: config arguments, one-sentence errors, progress bars."""
 
 import argparse
+import io
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import rich.console
@@ -255,12 +257,20 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Not a stream of its own: a bar takes the place of sys.stderr.
-        print(files.printable(record.getMessage()), file=sys.stderr, flush=True)
+        say(record.getMessage(), file=sys.stderr)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints one line, in which names of files act on no terminal."""
+    print(files.printable(text), file=file or sys.stdout, flush=True)
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command; an expected error is one sentence and exit status 2."""
     name = Path(sys.argv[0]).stem
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold any bytes
+            stream.reconfigure(errors="backslashreplace")
     library = logging.getLogger("edm_jax")
     library.addHandler(_Warnings())
     library.propagate = False

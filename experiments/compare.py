@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import rich.live
 import rich.text
 
-from edm_jax import files, report
+from edm_jax import report
 from edm_jax.files import user_path
 from experiments import cli
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gc.disable()
         found = report.find_runs(options.directories)
         _write(options, [report.load_run(path) for path in found], _warn)
-    print(f"Wrote {files.printable(str(options.out / 'index.html'))}")
+    cli.say(f"Wrote {options.out / 'index.html'}")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _follow(options: argparse.Namespace) -> None:
 
 
 def _warn(warning: str) -> None:
-    print(f"compare: warning: {files.printable(warning)}", file=sys.stderr)
+    cli.say(f"compare: warning: {warning}", sys.stderr)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main() -> None:
     was = "" if untrained is None else f" (untrained {untrained:.4f})"
     if best_nimg:
         print(f"It stopped early, and is evaluated at its best: {best_nimg:,} images.")
-    print(
+    cli.say(
         f"{run.path}: held-out loss {best['loss']:.4f} at sigma_rel "
         f"{best['sigma_rel']:.3f}{was}; see evaluation.json there"
     )

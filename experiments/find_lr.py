@@ -47,7 +47,7 @@ def main() -> None:
     _print(config, found)
     out = options.out or Path("find_lr.png")
     files.write_bytes(out, draw(config, found).render(out.suffix[1:]))
-    print(f"Drawn in {out}. To train at it, add:")
+    cli.say(f"Drawn in {out}. To train at it, add:")
     print(f"  --config.optimizer.alpha_ref={found.advised.rate:.3g}")
 
 

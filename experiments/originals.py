@@ -79,7 +79,7 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
     ]
     if missing:
         _check_space(run, missing)
-        print(f"Copying snapshots of the original code to {run.path}", file=sys.stderr)
+        cli.say(f"Copying snapshots of the original code to {run.path}", sys.stderr)
         with cli.progress_bar() as bar:
             for file in bar.track(missing, description="snapshots"):
                 _store(run, file, settings)
@@ -106,7 +106,7 @@ def _averages(path: Path, files: list[Path]) -> list[Path]:
         if left_out:
             names = ", ".join(file.name for file in left_out[:4])
             more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
-            print(f"Left out: {names}{more} ({reason}).", file=sys.stderr)
+            cli.say(f"Left out: {names}{more} ({reason}).", sys.stderr)
     found = [file for file in named if file not in empty]
     if not found:
         raise ValueError(
@@ -211,8 +211,8 @@ def _check_space(run: RunDir, files: list[Path]) -> None:
 
 def _tell_what_is_kept(run: RunDir) -> None:
     copies = [path.stat().length for path in run.snapshots.iterdir()]
-    print(
+    cli.say(
         f"Kept for later commands: {len(copies)} snapshots, {human(sum(copies))}, in "
         f"{run.path}; to remove them: rm -r {shlex.quote(str(run.path))}",
-        file=sys.stderr,
+        sys.stderr,
     )

@@ -136,7 +136,7 @@ def main() -> None:
         return
     with matplotlib.rc_context({"text.usetex": False, "savefig.dpi": 150}):
         draw(curves).savefig(options.output)
-    print(options.output)
+    cli.say(str(options.output))
 
 
 if __name__ == "__main__":

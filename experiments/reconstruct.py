@@ -50,7 +50,7 @@ def main() -> None:
     out = epath.Path(options.out or run / "reconstructed")
     job = rebuild.prepare(stored, request)
     for reason in (*job.left_out, *job.plan.refused):
-        print(f"Left out: {files.printable(str(reason))}", file=sys.stderr)
+        cli.say(f"Left out: {reason}", sys.stderr)
     if options.dry_run:
         _print_plan(job, out)
         return
@@ -67,13 +67,13 @@ def main() -> None:
             bar.update(task, completed=done, total=total)
 
         def on_damage(error: ema.Damaged, again: rebuild.Job) -> None:
-            print(f"Left out, and solved again: {error}", file=sys.stderr)
+            cli.say(f"Left out, and solved again: {error}", sys.stderr)
             bar.update(task, completed=0, total=again.plan.bytes_to_read)
 
         job, paths = rebuild.run(stored, request, out, on_progress, on_damage, job)
         bar.update(task, completed=job.plan.bytes_to_read)
     for path, solution in zip(paths, job.plan.solutions, strict=True):
-        print(f"{files.printable(str(path))}: {_errors(solution)}")
+        cli.say(f"{path}: {_errors(solution)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,7 +206,7 @@ def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
     plan, paths = job.plan, job.paths(out)
     print(f"{len(paths)} targets:")
     for k, (path, solution) in enumerate(zip(paths, plan.solutions, strict=True)):
-        print(f"  [{k}] {files.printable(str(path))}: {_errors(solution)}")
+        cli.say(f"  [{k}] {path}: {_errors(solution)}")
     print(f"{len(plan.sources)} inputs, and the coefficient of each for every target:")
     heads = "".join(f"{f'[{k}]':>13}" for k in range(len(paths)))
     print(f"  {'':40} {'dtype':>9}{heads}")

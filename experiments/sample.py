@@ -79,7 +79,7 @@ def main() -> None:
         kept.write_pictures(seeds, options.subdirs)
     before = f", {len(seeds) - len(missing)} of them from before" * (missing != seeds)
     count = "An image is" if len(seeds) == 1 else f"{len(seeds)} images are"
-    print(f"{count} in {out}{before}.")
+    cli.say(f"{count} in {out}{before}.")
 
 
 def _parser() -> argparse.ArgumentParser:

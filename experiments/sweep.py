@@ -50,7 +50,7 @@ def main() -> None:
     ):
         files.write_bytes(out / f"{drawing.name}.png", drawing.render("png"))
     _print(found)
-    print(f"Drawn in {out}")
+    cli.say(f"Drawn in {out}")
 
 
 def _measure(

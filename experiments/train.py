@@ -73,7 +73,7 @@ def _origin(
 
 def _say(sentence: str) -> None:
     if sentence:
-        print(f"train: {sentence}", file=sys.stderr)
+        cli.say(f"train: {sentence}", sys.stderr)
 
 
 def _train(
@@ -104,7 +104,7 @@ def _train(
                 allow_data="data" in allow,
             )
     except loop.Preempted as stop:
-        print(f"train: {stop} The same command resumes it.", file=sys.stderr)
+        cli.say(f"train: {stop} The same command resumes it.", sys.stderr)
         sys.exit(PREEMPTED)
     except Exception as error:
         # A full disk takes no status either, and must not hide what went wrong.
@@ -112,12 +112,12 @@ def _train(
             run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
         raise
     if hosts.is_first():
-        print(f"Trained {path}; next: {cli.command('evaluate.py', f'--run={path}')}")
+        cli.say(f"Trained {path}; next: {cli.command('evaluate.py', f'--run={path}')}")
 
 
 def _lost(sentence: str) -> None:
     """Ends the process at once: another writes to the run now."""
-    print(f"train: {sentence}", file=sys.stderr, flush=True)
+    cli.say(f"train: {sentence}", sys.stderr)
     os._exit(2)
 
 

@@ -40,6 +40,11 @@ def test_valid_json_reads_as_it_was_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_file_name_that_is_not_unicode_leaves_the_json_readable(tmp_path):
+    files.write_json(tmp_path / "a.json", {"data_dir": os.fsdecode(b"/a/\xff")})
+    assert files.read_json(tmp_path / "a.json") == {"data_dir": "/a/?"}
+
+
 def test_a_pipe_or_a_directory_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

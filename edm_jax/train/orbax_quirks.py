@@ -6,6 +6,7 @@ import gc
 import hashlib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-# Orbax takes a directory whose name holds one of these for a pattern, and TensorStore
-# the last for a slash.
-_SPECIAL = frozenset("*?[]\\")
+# Orbax takes a directory whose name holds one of these for a pattern, TensorStore the
+# last for a slash; and it opens no name that is not UTF-8.
+_SPECIAL = re.compile(r"[*?\[\]\\\ud800-\udfff]")
 
 
 def write_small_arrays_once() -> None:
@@ -38,7 +39,7 @@ def write_small_arrays_once() -> None:
 
 def plain_path(directory: Path) -> Path:
     """The directory, or a link to it where Orbax would misread its name."""
-    if not _SPECIAL & set(os.fspath(directory)):
+    if not _SPECIAL.search(os.fspath(directory)):
         return directory
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     link = Path(tempfile.gettempdir()) / f"edm_jax-{os.getuid()}-{digest}"

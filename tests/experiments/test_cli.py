@@ -1,5 +1,6 @@
 """The command line: overrides as absl and ml_collections take them, and JAX's start."""
 
+import io
 import os
 import subprocess
 import sys
@@ -110,3 +111,17 @@ def test_hosts_of_one_kind_of_cpu_share_a_compilation_cache(tmp_path):
     )
     assert kind(first.format(2000, "")) == kind(first.format(3100, ""))
     assert kind(first.format(2000, "")) != kind(first.format(2000, "avx512f"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_of_files_neither_act_on_a_terminal_nor_stop_a_command(
+    encoding, monkeypatch
+):
+    printed = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", printed)
+    name = os.fsdecode(b"a\x1b[2J\xff")
+    cli.run(lambda: cli.say(f"Drawn in {name}"))
+    cli.run(lambda: print(name[-1], "━"))
+    lines = printed.buffer.getvalue().decode().splitlines()
+    assert lines[0] == r"Drawn in a\x1b[2J\udcff"
+    assert lines[1] in (r"\udcff \u2501", r"\udcff ━")

@@ -278,7 +278,9 @@ def test_a_bit_flipped_in_an_array_is_always_noticed(tmp_path, caplog):
     assert any(reasons)
 
 
-@pytest.mark.parametrize("name", ["lr=0.1 [big]", "a*b", "what?", "[a]", "a\\b", "50%"])
+@pytest.mark.parametrize(
+    "name", ["lr=0.1 [big]", "a*b", "what?", "[a]", "a\\b", "50%", "\udcff (no UTF-8)"]
+)
 def test_the_name_of_a_directory_is_not_a_pattern(tmp_path, caplog, name):
     store(tmp_path / "aXb" / "checkpoints", 30)  # what 'a*b' would match
     path = tmp_path / name / "checkpoints"
