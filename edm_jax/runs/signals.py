@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -37,8 +38,9 @@ def leave_terminal() -> None:
 def interruptible() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, the last of them once.
 
-    The first two do so even if a shell had them ignored. Outside the main thread, which
-    alone may say so, nothing changes.
+    The first two do so even if a shell had them ignored, and in callbacks too, where
+    Python drops what is raised. Outside the main thread, which alone may say so, nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,9 +52,24 @@ def interruptible() -> Iterator[None]:
             leave_terminal()
         raise KeyboardInterrupt
 
+    def again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            # It came in a callback, which lets nothing through.
+            timer = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGTERM])
+            timers.append(timer)
+            timer.start()
+        else:
+            hook(unraisable)
+
+    timers: list[threading.Timer] = []
+    hook, sys.unraisablehook = sys.unraisablehook, again
     previous = {s: signal.signal(s, interrupt) for s in stop_numbers()}
     try:
         yield
     finally:
+        if sys.unraisablehook is again:
+            sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
         for each, handler in previous.items():
             signal.signal(each, handler)
