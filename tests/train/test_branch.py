@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import configs
 from edm_jax import data
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import PowerProfile
-from edm_jax.optim import chain
+from edm_jax.train import branch
 from experiments import cli, train
 
 SCHEDULE = "--config.optimizer.schedule"
@@ -121,17 +123,20 @@ def test_a_branch_that_cannot_be_is_one_sentence_and_makes_nothing(
     assert not (path / "config.json").exists() and not (path / "checkpoints").exists()
 
 
-@pytest.mark.slow
-def test_a_branch_whose_schedule_was_another_before_says_so(
-    monkeypatch, capsys, stable, tmp_path
-):
-    path = tmp_path / "branch"
-    change = [f"{SCHEDULE}.name=cosine", "--config.training.duration_mimg=0.000784"]
-    run_train(monkeypatch, *branched(path, stable, *change, at=""))
-    said = capsys.readouterr().err
-    assert "no run could have been trained so from the start" in said
-    config = configs.from_json(
-        json.loads((path / "config.json").read_text()), path / "config.json"
+@pytest.mark.parametrize(
+    ("schedule", "fits"), [("warmup_stable_decay", True), ("cosine", False)]
+)
+def test_a_branch_whose_schedule_was_another_before_says_so(schedule, fits):
+    """A late decay is constant up to 80% of the run; a cosine is not."""
+    constant, decaying = (
+        configs.load(
+            f"{configs.letter_path('c')}:digits", {"optimizer.schedule.name": name}
+        )
+        for name in ("constant", schedule)
     )
-    rate = chain.learning_rate(config.optimizer, config.training.duration_mimg)
-    assert metrics(path)[-1]["nimg"] == 784 and float(rate(784.0)) < 1e-6
+    # 469 steps of 64 are 30,016 of 40,000 images.
+    said = branch._note(decaying, Path("runs/stable"), constant, 469)
+    assert (said == "") == fits
+    if not fits:
+        late = 0.001 * (1 + math.cos(math.pi * 468 * 64 / 40_000)) / 2
+        assert f"was 0.001 there rather than {late:.3g}" in said
