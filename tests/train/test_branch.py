@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driven_run import BATCH, arguments
+from shared_steps import shared_steps
 
 import configs
 from edm_jax import data
@@ -34,6 +35,12 @@ AT = 24 * BATCH
 def run_train(monkeypatch, *command):
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command)])
     train.main()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_are_shared():
+    with shared_steps():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from driven_run import BATCH, arguments
+from shared_steps import shared_steps
 
 import configs
 from edm_jax import data
@@ -19,6 +20,12 @@ from experiments import auto_rate, cli, find_lr, train
 
 TINY = {"network.channel_mult": "(1,)", "evaluation.num_heldout": "40"}
 FEW = curves.grid(1e-8, 1.0, 12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_are_shared():
+    with shared_steps():
+        yield
 
 
 @pytest.fixture(scope="module")
