@@ -173,15 +173,16 @@ def _time(
 def _largest_rows(config: RunConfig, compiled: Compiled, limit: float) -> int:
     """Rows of a micro-batch on a device that would fit, if activations are linear.
 
-    What is there for any number of rows is the state and the gradients: their sum over
-    the micro-batches, and those of one.
+    What is there for any number of rows is the state, the gradients (their sum over the
+    micro-batches, and those of one), and weights that were gathered.
     """
     parts, batch = config.training.microbatches, config.optimizer.batch_size
     rows = batch // compiled.devices // parts
     leaves = jax.tree.leaves(trainer.abstract_state(config).params)
     gradient = 4 * sum(x.size for x in leaves)
     total = sum(compiled.hbm_bytes.values())
-    gathered = config.training.sharding == "full"
+    half = config.network.compute_dtype != "float32"
+    gathered = (0.5 if half else 1.0) * (config.training.sharding == "full")
     fixed = compiled.hbm_bytes["state and batch"] + gradient * (
         (2 if parts > 1 else 1) + gathered
     )
