@@ -107,9 +107,7 @@ class Checkpoints:
         are damaged, and for the state of another network or optimizer; OSError where
         something else keeps one from being read: then nothing is renamed.
         """
-        with orbax_quirks.hushed():
-            self._manager.reload()
-            steps = self._manager.all_steps()
+        steps = self._whole_steps()
         # Orbax sees directories alone.
         inside = [path for path in self._directory.iterdir() if not path.is_dir()]
         files = [int(path.name) for path in inside if path.name.isdecimal()]
@@ -252,10 +250,16 @@ class Checkpoints:
         line = lines[0].replace(os.fspath(self._place), os.fspath(self._directory))
         return f"{type(error).__name__}: {line[:200]}"
 
+    def _whole_steps(self) -> Sequence[int]:
+        """The steps that Orbax takes for whole, looked up anew."""
+        with orbax_quirks.hushed():
+            self._manager.reload()
+            return self._manager.all_steps()
+
     def _set_aside(self, step: int, reason: str) -> None:
         self._rename(step, reason)
         self._agree(0.0)  # until it is done
-        self._manager.reload()
+        self._whole_steps()
 
     def _rename(self, step: int, reason: str) -> None:
         place = self._directory / str(step)
@@ -278,8 +282,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._manager.reload()
-            whole = self._manager.all_steps()
+            whole = self._whole_steps()
             last = f"step {max(whole)}" if whole else "none"
             raise OSError(
                 f"A checkpoint could not be written to {self._directory} "

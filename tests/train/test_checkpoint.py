@@ -378,6 +378,7 @@ for step in (10, 20):
     for place in (path / str(step) / "state").rglob("*"):
         if place.is_file() and "METADATA" not in place.name:
             place.write_bytes(b"")
+    (path / str(step) / "_CHECKPOINT_METADATA").write_bytes(b'{"custom": "' + bytes(99))
 try:
     Checkpoints(path).restore(shapes_of(state))
 except ValueError as error:
