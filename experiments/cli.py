@@ -346,6 +346,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and files.is_full(error):
         place = f" at {error.filename}" if error.filename else ""
         text = f"The disk is full{place}: make room, then run the same command again."
+    elif isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}."
     else:
         text = str(error)
     return files.printable(" ".join(text.split()))

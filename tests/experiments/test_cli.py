@@ -1,5 +1,6 @@
 """The command line: overrides as absl and ml_collections take them, and JAX's start."""
 
+import errno
 import io
 import os
 import subprocess
@@ -125,3 +126,9 @@ def test_names_of_files_neither_act_on_a_terminal_nor_stop_a_command(
     lines = printed.buffer.getvalue().decode().splitlines()
     assert lines[0] == r"Drawn in a\x1b[2J\udcff"
     assert lines[1] in (r"\udcff \u2501", r"\udcff ━")
+
+
+def test_an_error_of_the_system_names_the_file_first():
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS), "run/status.json")
+    assert cli.sentence(error) == "run/status.json: Read-only file system."
+    assert cli.sentence(OSError("SLURM does not answer")) == "SLURM does not answer"
