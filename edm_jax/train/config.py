@@ -95,7 +95,8 @@ class RunConfig(Settings):
         if self._nimg < opt.batch_size:
             yield (
                 f"training.duration_mimg={training.duration_mimg} is {self._nimg:,} "
-                f"images, less than one batch of optimizer.batch_size={opt.batch_size}."
+                f"image{'s' * (self._nimg != 1)}, less than one batch of "
+                f"optimizer.batch_size={opt.batch_size}."
             )
         is_plateau = isinstance(opt.schedule, Plateau)
         if is_plateau and training.probe_mimg >= training.duration_mimg:

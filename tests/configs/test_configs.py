@@ -324,6 +324,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("a", {"ema__halflives_mimg": "(0,)"}, "each must be positive and finite"),
         ("g", {"ema__update_every": "41"}, "beyond the 40 steps"),
         ("g", {"training__duration_mimg": "1e-5"}, "10 images, less than one batch"),
+        ("g", {"training__duration_mimg": "1e-6"}, "is 1 image, less than one batch"),
         ("g", {"optimizer__batch_size": "2048"}, "640 images, less than one batch"),
         ("g", {"optimizer__alpha_ref": "inf"}, "must be positive and finite"),
         ("g", {"optimizer__alpha_ref": "nan"}, "alpha_ref=nan, but must be positive"),
