@@ -1,6 +1,5 @@
 """The table of a study's runs while it goes."""
 
-import os
 from collections.abc import Sequence
 from typing import Self
 
@@ -69,66 +68,59 @@ class _Row:
     def __init__(self, task: Task):
         self._task, self.note, self._where = task, "waiting", ""
         self._status: dict = {}
-        self._changed: tuple = ()
         self._said = ""
 
     def update(self, note: str, where: str) -> None:
         self.note, self._where = note, where
-        path = self._task.path / "status.json"
-        try:
-            found = os.stat(path)
-        except FileNotFoundError:
-            return
-        if (found.st_mtime_ns, found.st_ino) != self._changed:
-            self._changed = found.st_mtime_ns, found.st_ino
-            self._status = self._task.status
-
-    @property
-    def _progress(self) -> tuple[int, int, float]:
-        status = self._status
-        rate = status.get("images_per_s") or 0.0
-        return status.get("nimg") or 0, status.get("total_nimg") or 0, rate
+        self._status = self._task.status or self._status
 
     @property
     def _stage(self) -> str:
         if self.note != "running":
             return self.note
-        if self._status.get("stage") == "evaluate":
-            return "evaluate"
-        return "train"
+        return "evaluate" if self._status.get("stage") == "evaluate" else "train"
+
+    @property
+    def _progress(self) -> tuple[float, str, str, str]:
+        """The fraction done, the images, and while it trains the rate and what is left."""
+        nimg, total = (self._status.get(key) or 0 for key in ("nimg", "total_nimg"))
+        rate = self._status.get("images_per_s") or 0.0
+        moving = rate and self.note == "running" and self._stage == "train"
+        return (
+            nimg / total if total else 0.0,
+            f"{nimg:,} of {total:,}" if total else "",
+            f"{rate:,.0f}" if moving else "",
+            duration((total - nimg) / rate) if moving else "",
+        )
 
     def cells(self) -> list[str]:
         """Name, bar, images, rate, time left, and where or why."""
-        nimg, total, rate = self._progress
-        full = round(_BAR * nimg / total) if total else 0
+        done, images, rate, left = self._progress
+        full = round(_BAR * done)
         colour = _COLOURS.get(self.note, "dim")
         bar = f"[{colour}]{'━' * full}[/][dim]{'─' * (_BAR - full)}[/]"
-        said = str(self._status.get("message") or "")
-        why = said if self.note == "failed" or self._stage == "evaluate" else ""
-        moving = self.note == "running" and self._stage == "train"
+        failing = self.note == "failed" or self._stage == "evaluate"
+        why = str(self._status.get("message") or "") if failing else ""
         return [
             rich.markup.escape(self._task.name),
             f"{bar} [{colour}]{self._stage}[/]",
-            f"{nimg:,} of {total:,}" if total else "",
-            f"{rate:,.0f}" if moving and rate else "",
-            duration((total - nimg) / rate) if moving and rate else "",
+            *(images, rate, left),
             rich.markup.escape((why or self._where)[:60]),
         ]
 
     def news(self) -> str:
         """A line for every tenth of the training and for every stage, else ''."""
-        nimg, total, rate = self._progress
-        tenths = 10 * nimg // total if total else 0
-        key = f"{self._stage} {tenths if self._stage == 'train' else ''}"
+        done, images, rate, left = self._progress
+        key = f"{self._stage} {int(10 * done) if self._stage == 'train' else ''}"
         if key == self._said:
             return ""
         self._said = key
         if self.note == "held":
             return f"{self._task.name}: held {self._where}"
-        images = f"{nimg:,} of {total:,} images" if total else "starting"
-        if rate and self._stage == "train":
-            images += f", {rate:,.0f} img/s, {duration((total - nimg) / rate)} left"
-        return f"{self._task.name}: {self._stage}: {images}"
+        said = f"{images} images" if images else "starting"
+        if rate:
+            said += f", {rate} img/s, {left} left"
+        return f"{self._task.name}: {self._stage}: {said}"
 
 
 def duration(seconds: float) -> str:

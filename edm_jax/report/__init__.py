@@ -59,7 +59,7 @@ def write(
         "index.html": render(comparison, following),
     }
     if comparison.by_field:
-        texts["by_field.csv"] = csv_text(*comparison.by_field.records())
+        texts["by_field.csv"] = csv_text(comparison.by_field.records())
     _make(out)
     for name, text in texts.items():
         files.write_text(out / name, text)

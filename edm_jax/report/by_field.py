@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,6 @@ from edm_jax.report.grouping import (
 )
 from edm_jax.report.runs import Entry
 from edm_jax.report.statistics import estimate
-
-HEADS = ("line", "x", "y", "y_ci95", "n", "source", "best_x", "best_y", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -179,18 +178,25 @@ class ByField:
             rows.append([name, str(len(points)), *cells])
         return heads, rows
 
-    def records(self) -> tuple[Sequence[str], list[list]]:
-        """HEADS, and a line for each point with what `table` says of its line."""
-        lines = []
+    def records(self) -> list[dict[str, Any]]:
+        """Each point by the headings of the CSV, with what `table` says of its line."""
+        records = []
         for name, points in self.lines.items():
             best = self.best(name)
-            of_line = [best and best.x, best and best.y, self.sensitivity(name)]
+            of_line = {"best_x": best and best.x, "best_y": best and best.y}
+            of_line["sensitivity"] = self.sensitivity(name)
             for point in points:
                 found = estimate(point.values)
-                width, n = (found.half_width, found.n) if found else (None, 0)
-                y = point.y if point.values else None
-                lines.append([name, point.x, y, width, n, point.source, *of_line])
-        return HEADS, lines
+                record = {
+                    "line": name,
+                    "x": point.x,
+                    "y": point.y if point.values else None,
+                    "y_ci95": found and found.half_width,
+                    "n": found.n if found else 0,
+                    "source": point.source,
+                }
+                records.append(record | of_line)
+        return records
 
 
 def _check(entries: Sequence[Entry], names: Sequence[str]) -> None:

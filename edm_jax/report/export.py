@@ -3,17 +3,13 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edm_jax.report.columns import Column
 from edm_jax.report.grouping import compact, field_of
 from edm_jax.report.notes import table_notes
 from edm_jax.report.tables import Comparison, Row, change_text
 
-# After a column's key: of its mean, and of its difference to the baseline.
-OF_MEAN = ("", "_ci95", "_n")
-OF_DIFFERENCE = ("_diff", "_diff_ci95", "_diff_n", "_test", "_p", "_p_holm")
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
 # An underscore within a word is no mark; `://`, `www.` and `@` make links by themselves.
 _MARKS = re.compile(r"[\\`*\[\]|~@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
@@ -26,27 +22,43 @@ def results_csv(comparison: Comparison) -> str:
     Of a column: mean, half width of the 95% interval, n; then the same of the
     difference to the baseline, the test, and p before and after the correction.
     """
-    columns, fields = comparison.columns, comparison.fields
-    heads = ["config", "title", "changed", "changed_from_baseline", "baseline", *fields]
-    heads += ["paper_fid", "paper_sigma_rel", "runs"]
-    heads += [f"{c.key}{end}" for c in columns for end in OF_MEAN + OF_DIFFERENCE]
-    lines = [
-        [row.entry.label, row.entry.title, change_text(row)]
-        + ["; ".join(row.changed_from_baseline), comparison.baseline]
-        + [_plain(field_of(row.entry, name)) for name in fields]
-        + [*row.paper, len(row.runs)]
-        + [cell for column in columns for cell in _cells(row, column)]
-        + [row.state, row.message]
-        for row in comparison.rows
-    ]
-    return csv_text([*heads, "state", "message"], lines)
+    return csv_text([_record(comparison, row) for row in comparison.rows])
 
 
-def csv_text(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A CSV table in which no text is a formula."""
+def _record(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """A row's values by the headings of the CSV."""
+    record: dict[str, Any] = {
+        "config": row.entry.label,
+        "title": row.entry.title,
+        "changed": change_text(row),
+        "changed_from_baseline": "; ".join(row.changed_from_baseline),
+        "baseline": comparison.baseline,
+    }
+    record |= {name: _plain(field_of(row.entry, name)) for name in comparison.fields}
+    fid, sigma_rel = row.paper
+    record |= {"paper_fid": fid, "paper_sigma_rel": sigma_rel, "runs": len(row.runs)}
+    for key in (column.key for column in comparison.columns):
+        mean, found = row.estimates[key], row.differences[key]
+        kind = "paired" if found and found.paired else "welch"
+        record |= {
+            key: mean and mean.mean,
+            f"{key}_ci95": mean and mean.half_width,
+            f"{key}_n": mean and mean.n,
+            f"{key}_diff": found and found.mean,
+            f"{key}_diff_ci95": found and found.half_width,
+            f"{key}_diff_n": found and found.n,
+            f"{key}_test": None if found is None or found.p is None else kind,
+            f"{key}_p": found and found.p,
+            f"{key}_p_holm": found and found.p_corrected,
+        }
+    return record | {"state": row.state, "message": row.message}
+
+
+def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """A CSV table of at least one record, in which no text is a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    for line in [heads, *lines]:
+    for line in [records[0].keys(), *(record.values() for record in records)]:
         writer.writerow([_cell(value) for value in line])
     return out.getvalue()
 
@@ -62,18 +74,6 @@ def _plain(value: Any) -> Any:
     """A value of a config: numbers as they are, others as texts."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number or value is None else compact(value)
-
-
-def _cells(row: Row, column: Column) -> list[Any]:
-    """What OF_MEAN and OF_DIFFERENCE name."""
-    cells: list[Any] = [None] * len(OF_MEAN + OF_DIFFERENCE)
-    if found := row.estimates[column.key]:
-        cells[:3] = [found.mean, found.half_width, found.n]
-    if found := row.differences[column.key]:
-        test = None if found.p is None else "paired" if found.paired else "welch"
-        cells[3:] = [found.mean, found.half_width, found.n, test]
-        cells += [found.p, found.p_corrected]
-    return cells
 
 
 def _inline(text: str) -> str:

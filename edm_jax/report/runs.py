@@ -235,7 +235,7 @@ class Entry:
     @property
     def heading(self) -> str:
         """Its title, and its state where it has no numbers."""
-        return self.title if self.measured else f"{self.title} ({self.runs[0].state})"
+        return self.title if self.measured else f"{self.title} ({self.aside[0].state})"
 
 
 def with_samples(entries: Sequence[Entry]) -> list[tuple[Entry, Run]]:
