@@ -122,6 +122,30 @@ def test_every_figure_lies_beside_the_page_for_a_paper(study, tmp_path):
     assert b"/Type3" not in pdf
 
 
+def test_no_label_of_a_curve_lies_below_its_axis_or_in_the_panel_beside(tmp_path):
+    # Curves that end within a label's height of the axis.
+    runs = [write_run(tmp_path / "letters", letter) for letter in "defg"]
+    rewrite_heldout(runs, last=0.01)
+    long = [write_run(tmp_path / "long", "g", f"a-long-name-{i}") for i in range(3)]
+    for place, run in enumerate(long):
+        rewrite(run / "config.json", number=place)
+    for paths, count in ((runs, 4), (long, 0)):
+        comparison = report.compare([report.load_run(run) for run in paths])
+        loss = next(d for d in report.drawings(comparison) if d.name == "loss")
+        for axes in loss.figure.axes:
+            assert len(axes.texts) == count
+            for text in axes.texts:
+                assert text.get_window_extent().y0 >= axes.bbox.y0
+
+
+def rewrite_heldout(runs: list[Path], last: float) -> None:
+    """Make all held-out losses end at the same value, the lowest of all."""
+    for run in runs:
+        with (run / "metrics.jsonl").open("a") as file:
+            record = {"kind": "heldout", "step": 99, "nimg": 1_600_000}
+            file.write(json.dumps(record | {"loss_per_element": last}) + "\n")
+
+
 def test_texts_from_runs_are_escaped(tmp_path):
     evil = '</script><script>alert("1")</script><b> & $\\bad{$ %{x} | \n_'
     run = write_run(tmp_path, "a", name="run <b> &amp; $y$")
