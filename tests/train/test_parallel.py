@@ -39,6 +39,12 @@ def load(others=None, **training):
     return configs.load(path, TINY | (others or {}) | fields)
 
 
+@functools.cache
+def made_for(devices=8, **training):
+    """The trainer: tests that step in one form compile it once."""
+    return trainer.make_trainer(load(**training), jax.devices()[:devices])
+
+
 def make_batch(step):
     rng = np.random.default_rng(step)
     image = rng.standard_normal((BATCH, 4, 4, 1)).astype(np.float32) / 2
@@ -48,7 +54,11 @@ def make_batch(step):
 
 def run(devices, others=None, **training):
     """(metrics of every step, the last state as global arrays, its form)."""
-    made = trainer.make_trainer(load(others, **training), jax.devices()[:devices])
+    made = (
+        trainer.make_trainer(load(others, **training), jax.devices()[:devices])
+        if others
+        else made_for(devices, **training)
+    )
     state, metrics = made.initial_state(), []
     for step in range(STEPS):
         state, reported = made.step(state, make_batch(step))
@@ -117,7 +127,7 @@ def test_in_bfloat16_losses_are_those_of_one_device_to_a_thousandth():
     ],
 )
 def test_what_is_sharded_takes_an_eighth_on_each_device(sharding, spread):
-    made = trainer.make_trainer(load(sharding=sharding))
+    made = made_for(sharding=sharding)
     state = made.initial_state()
     for field in ("params", "opt_state", "emas"):
         leaves = jax.tree.leaves(getattr(state, field))
@@ -128,7 +138,7 @@ def test_what_is_sharded_takes_an_eighth_on_each_device(sharding, spread):
 
 
 def test_a_step_leaves_the_state_sharded_as_it_was():
-    made = trainer.make_trainer(load(sharding="full"))
+    made = made_for(sharding="full", microbatches=4)
     state = made.initial_state()
     before = jax.tree.map(lambda x: x.sharding, state)
     state, _ = made.step(state, make_batch(0))
@@ -190,7 +200,9 @@ def test_a_step_takes_less_memory_the_more_is_sharded():
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["jit", "pmap"])
 def test_a_state_goes_to_the_host_and_back_to_the_bit(form):
-    made = trainer.make_trainer(load(parallel=form))
+    made = made_for(
+        **({} if form == "jit" else {"parallel": "pmap", "microbatches": 4})
+    )
     state, _ = made.step(made.initial_state(), make_batch(0))
     stored = jax.tree.map(np.array, made.step.global_arrays(state))
     placed = made.step.place(stored)
@@ -222,10 +234,14 @@ def test_a_batch_that_does_not_divide_is_refused(devices, parts, sentence):
 @pytest.mark.slow
 # One of each topology and form of weights: tracing this size takes long.
 @pytest.mark.parametrize("letter", "adg")
-def test_the_step_lowers_for_imagenet512_s_without_allocating(letter):
-    # Micro-batches trace the loss twice: once is enough.
+def test_the_step_lowers_at_the_widths_of_imagenet512_s_without_allocating(letter):
     fields = {"training.sharding": "full"}
-    fields |= {"training.microbatches": "4"} if letter == "g" else {}
+    if letter == "g":
+        # Micro-batches trace the loss twice: once is enough.
+        fields["training.microbatches"] = "4"
+    else:
+        # G is traced whole; here one block a level stands for three.
+        fields["network.blocks_per_level"] = "1"
     config = configs.load(f"{configs.letter_path(letter)}:imagenet512-s", fields)
     made = trainer.make_trainer(config)
     before = len(jax.live_arrays())
