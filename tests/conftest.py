@@ -46,6 +46,8 @@ FIRST = (
     "train/test_nonfinite.py",
     "train/test_loop.py",
     "train/test_parallel.py",
+    "train/test_finder.py",
+    "train/test_branch.py",
     "models/test_unet.py",
     "ema/test_ema.py",
 )
