@@ -5,6 +5,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ def _changed(
     _complete(config)
     found = RunConfig.of(config)
     # Not when a run is read: it may have been trained so.
-    for sentence in chain.misfits(found.optimizer, found.training.duration_mimg):
+    sentences = chain.misfits(found.optimizer, found.training.duration_mimg)
+    for sentence in itertools.chain(sentences, found.data.misfits()):
         raise ValueError(sentence)
     return found
 

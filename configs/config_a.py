@@ -30,6 +30,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     data.heldout_split = w.heldout_split
     data.raw_mean = w.raw_mean
     data.raw_std = w.raw_std
+    data.augment = choice("none")  # or flip, edm, edm_unflipped
 
     config.network = net = ConfigDict()
     net.resolution = w.resolution
@@ -66,6 +67,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     net.gain = False  # learned scalars, from zero, on modulation and output
     net.clamp = math.inf  # bound on block outputs
     net.dropout = 0.1
+    net.dropout_resolutions = ()  # levels that have dropout; (): all
     net.compute_dtype = w.compute_dtype
     net.half_precision = "partial"  # or full
     # Of float32 products: default lets GPUs take TF32 and TPUs bfloat16 for them.

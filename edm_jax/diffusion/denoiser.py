@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from edm_jax.data import augment as augmentation
+from edm_jax.data.augment import Augment, NoAugment
 from edm_jax.fields import Finite, Positive, Settings
 from edm_jax.models.build import Model
 from edm_jax.models.layers import Array
 from edm_jax.models.unet import Params
 
 Metrics = dict[str, Any]
+_NO_AUGMENT = NoAugment()
 
 # Upper ends of the ranges of sigma that the loss is logged in; the last has none.
 SIGMA_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -64,16 +67,18 @@ class Denoiser:
         sigma: Array,
         label: Array,
         dropout_keys: Array | None = None,
+        augment_label: Array | None = None,
         statistics: bool = False,
     ) -> Denoised:
         """x: (N, H, W, C), sigma: (N,), label: (N,) ints or (N, classes).
 
-        dropout_keys: (N,) in training. statistics: also the mean square of every
-        layer's output features.
+        In training, dropout_keys: (N,), and augment_label: (N, augment_labels), which is
+        zeros otherwise. statistics: also the mean square of every layer's output
+        features.
         """
         c_skip, c_out, c_in, c_noise = scalings(sigma, self.sigma_data)
         c_skip, c_out, c_in = (c[:, None, None, None] for c in (c_skip, c_out, c_in))
-        inputs = (c_in * x, c_noise, self.encode(label), dropout_keys)
+        inputs = (c_in * x, c_noise, self.encode(label), dropout_keys, augment_label)
         f, logvar, mean_squares = self.model.apply(
             params, *inputs, statistics=statistics
         )
@@ -93,11 +98,12 @@ def example_keys(key: Array, step: Array, index: Array) -> Array:
 
 
 def make_loss(
-    denoiser: Denoiser, P_mean: float, P_std: float
+    denoiser: Denoiser, P_mean: float, P_std: float, augment: Augment = _NO_AUGMENT
 ) -> Callable[[Params, dict[str, Any], Array], tuple[Array, Metrics]]:
     """loss(params, batch, keys) -> (loss, metrics), Eq. 14-16 and 21.
 
-    batch: image (N, H, W, C) scaled to sigma_data, label. keys: (N,). Per element the
+    batch: image (N, H, W, C) scaled to sigma_data, label. keys: (N,), of which `augment`
+    draws what becomes of the images before they are trained on. Per element the
     loss is lambda (D - y)^2 / e^u + u, summed over C, H, W and averaged over the batch:
     a mean over elements would shrink gradients against Adam's epsilon.
     """
@@ -105,9 +111,10 @@ def make_loss(
     noisy = _noiser(P_mean, P_std)
 
     def loss(params: Params, batch: dict[str, Any], keys: Array):
-        image = batch["image"]
+        image, told = augmentation.apply(augment, keys, batch["image"])
         x, sigma, dropout_keys = noisy(image, keys)
-        denoised, logvar, _ = denoiser(params, x, sigma, batch["label"], dropout_keys)
+        inputs = x, sigma, batch["label"], dropout_keys, told
+        denoised, logvar, _ = denoiser(params, *inputs)
         weight = loss_weight(sigma, denoiser.sigma_data)
         error = weight * jnp.sum(jnp.square(denoised - image), axis=(1, 2, 3))
         elements = image[0].size
@@ -120,17 +127,18 @@ def make_loss(
 
 
 def make_layer_check(
-    denoiser: Denoiser, P_mean: float, P_std: float
+    denoiser: Denoiser, P_mean: float, P_std: float, augment: Augment = _NO_AUGMENT
 ) -> Callable[[Params, dict[str, Any], Array], Params]:
     """(params, batch, keys) -> the mean square of every layer's outputs in the loss.
 
-    The very noise and dropout that the loss has drawn, to look for what is not finite.
+    With what the loss has drawn itself, to look for what is not finite.
     """
     noisy = _noiser(P_mean, P_std)
 
     def check(params: Params, batch: dict[str, Any], keys: Array) -> Params:
-        x, sigma, dropout_keys = noisy(batch["image"], keys)
-        inputs = x, sigma, batch["label"], dropout_keys
+        image, told = augmentation.apply(augment, keys, batch["image"])
+        x, sigma, dropout_keys = noisy(image, keys)
+        inputs = x, sigma, batch["label"], dropout_keys, told
         return denoiser(params, *inputs, statistics=True).mean_squares
 
     return check

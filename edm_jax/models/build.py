@@ -49,8 +49,8 @@ class Model:
 
         Args:
             params: as `init` draws them.
-            inputs: x (N, H, W, C), c_noise (N,), label (N, classes), and dropout_keys
-                (N,) in training.
+            inputs: x (N, H, W, C), c_noise (N,), label (N, classes); in training also
+                dropout_keys (N,) and augment_label (N, augment_labels).
             statistics: without it there are no mean squares.
         """
         mutable = ["mean_squares"] if statistics else []
@@ -98,15 +98,21 @@ class Model:
         return jax.eval_shape(init, *self.inputs())["params"]
 
 
-def build(network: ops.NetworkConfig, uncertainty: bool, remat: bool = False) -> Model:
+def build(
+    network: ops.NetworkConfig,
+    uncertainty: bool,
+    remat: bool = False,
+    augment_labels: int = 0,
+) -> Model:
     """The network of a config.
 
     Args:
         network: its `network` fields.
         uncertainty: whether the u(sigma) head belongs to it.
         remat: compute activations again in the backward pass rather than keep them.
+        augment_labels: values that tell it how a training image was transformed.
     """
-    return Model(ops.resolve_network(network, uncertainty, remat))
+    return Model(ops.resolve_network(network, uncertainty, remat, augment_labels))
 
 
 def count_params(params: Params) -> int:

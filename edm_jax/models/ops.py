@@ -44,16 +44,9 @@ _PRECISION = {"highest": jax.lax.Precision.HIGHEST, "default": None}
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkConfig(Settings):
+class NetworkConfig(topology.Sizes, Settings):
     """A config's `network` fields; configs/config_a.py says what each is for."""
 
-    resolution: Count
-    channels: Count
-    num_classes: Index  # 0: unconditional
-    model_channels: Count
-    channel_mult: tuple[Count, ...]
-    blocks_per_level: Count
-    attention_resolutions: tuple[Count, ...]
     noise_channels: Index  # 0: model_channels
     embedding_channels: Index  # 0: the channels of the widest level
     head_channels: Count
@@ -80,6 +73,7 @@ class NetworkConfig(Settings):
     gain: bool
     clamp: Bound
     dropout: Fraction
+    dropout_resolutions: tuple[Count, ...]  # empty: everywhere
     compute_dtype: Annotated[str, OneOf(_DTYPE)]
     half_precision: Annotated[str, OneOf(_HALF_PRECISION)]
     matmul_precision: Annotated[str, OneOf(_PRECISION)]
@@ -117,6 +111,13 @@ class NetworkConfig(Settings):
                 f"{len(self.channel_mult)} levels of "
                 f"network.channel_mult={self.channel_mult}."
             )
+        levels = [self.resolution >> level for level in range(len(self.channel_mult))]
+        for resolution in self.dropout_resolutions:
+            if resolution not in levels:
+                yield (
+                    f"dropout_resolutions has {resolution}, but the levels have "
+                    f"{', '.join(map(str, levels))}."
+                )
         if self.model_channels % 4:
             yield f"model_channels={self.model_channels}, but must be a multiple of 4."
         for field in ("noise_channels", "embedding_channels"):
@@ -179,29 +180,25 @@ def resolve_ops(net: NetworkConfig) -> unet.Ops:
 
 
 def resolve_network(
-    net: NetworkConfig, uncertainty: bool, remat: bool = False
+    net: NetworkConfig, uncertainty: bool, remat: bool = False, augment_labels: int = 0
 ) -> unet.UNetSpec:
     """The network of a config; arguments as of `build`."""
     dtype = _DTYPE[net.compute_dtype]
-    fields = dataclasses.fields(topology.Sizes)
-    sizes = {field.name: getattr(net, field.name) for field in fields}
+    names = {field.name for field in dataclasses.fields(unet.UNetSpec)}
+    settings = {name: value for name, value in vars(net).items() if name in names}
+    widest = net.model_channels * max(net.channel_mult)
     return unet.UNetSpec(
-        **sizes,
-        noise_channels=net.noise_channels or net.model_channels,
-        embedding_channels=net.embedding_channels
-        or net.model_channels * max(net.channel_mult),
-        head_channels=net.head_channels,
-        block=_BLOCK[net.block],
+        **settings
+        | {
+            "noise_channels": net.noise_channels or net.model_channels,
+            "embedding_channels": net.embedding_channels or widest,
+            "block": _BLOCK[net.block],
+        },
         ops=resolve_ops(net),
-        dropout=net.dropout,
-        pixel_norm=net.pixel_norm,
-        constant_channel=net.constant_channel,
-        embedding_layers=net.embedding_layers,
-        unit_variance_label=net.unit_variance_label,
-        output_silu=net.output_silu,
         dtype=dtype,
         # [choice] partial: the input and output convolutions stay in float32.
         io_dtype=dtype if _HALF_PRECISION[net.half_precision] else jnp.float32,
+        augment_labels=augment_labels,
         logvar=uncertainty,
         remat=remat,
     )

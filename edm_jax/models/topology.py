@@ -7,18 +7,20 @@ neither JAX nor Flax.
 import dataclasses
 from typing import NamedTuple
 
+from edm_jax.fields import Count, Index
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """What the topology depends on, and what enters and leaves the network."""
 
-    resolution: int
-    channels: int
-    num_classes: int  # 0: unconditional
-    model_channels: int
-    channel_mult: tuple[int, ...]
-    blocks_per_level: int
-    attention_resolutions: tuple[int, ...]
+    resolution: Count
+    channels: Count
+    num_classes: Index  # 0: unconditional
+    model_channels: Count
+    channel_mult: tuple[Count, ...]
+    blocks_per_level: Count
+    attention_resolutions: tuple[Count, ...]
 
 
 class Element(NamedTuple):

@@ -52,6 +52,7 @@ class UNetSpec(topology.Sizes):
     block: Callable[..., nn.Module]
     ops: Ops
     dropout: float
+    dropout_resolutions: tuple[int, ...]  # empty: everywhere
     pixel_norm: bool
     constant_channel: bool
     embedding_layers: int
@@ -59,8 +60,14 @@ class UNetSpec(topology.Sizes):
     output_silu: bool
     dtype: Any  # of the blocks
     io_dtype: Any  # of the input and output convolutions
+    augment_labels: int  # values that tell how a training image was transformed
     logvar: bool
     remat: bool = False  # blocks are computed again for the backward pass
+
+    def dropout_at(self, resolution: int) -> float:
+        """The dropout rate of blocks whose output has that resolution."""
+        somewhere = self.dropout_resolutions
+        return self.dropout if not somewhere or resolution in somewhere else 0.0
 
 
 class Branch(nn.Module):
@@ -84,7 +91,8 @@ class Branch(nn.Module):
         scale_and_shift = jnp.split(linear(emb), parts, axis=-1)
         y = layers.modulate(ops.norm(name="norm1")(y), *scale_and_shift)
         y = ops.activation(y)
-        y = layers.dropout(y, self.spec.dropout, dropout_keys, self.salt)
+        rate = self.spec.dropout_at(y.shape[1])
+        y = layers.dropout(y, rate, dropout_keys, self.salt)
         return ops.last_layer(self.features, 3, name="conv1")(y)
 
 
@@ -183,15 +191,20 @@ class MainPathBlock(Block):
 
 
 class Embedding(nn.Module):
-    """(N,) noise level and (N, classes) label -> (N, embedding_channels), in float32.
+    """(N,) noise level, (N, classes) label -> (N, embedding_channels), in float32.
 
-    4 mc channels in the paper (App. B.1).
+    4 mc channels in the paper (App. B.1). [choice] What the augmentation tells the
+    network, (N, augment_labels), is added last, through a layer without a bias; not by
+    mp_sum, which would shrink the embedding where it is zero, as in sampling. The layer
+    starts at zero where last layers do, and where there are gains its own does.
     """
 
     spec: UNetSpec
 
     @nn.compact
-    def __call__(self, c_noise: Array, label: Array | None) -> Array:
+    def __call__(
+        self, c_noise: Array, label: Array | None, augment_label: Array | None
+    ) -> Array:
         spec, ops = self.spec, self.spec.ops
         features = spec.embedding_channels
         emb = ops.noise_features(spec.noise_channels, name="noise_features")(c_noise)
@@ -203,6 +216,13 @@ class Embedding(nn.Module):
             scale = math.sqrt(spec.num_classes) if spec.unit_variance_label else 1.0
             label_emb = ops.label_layer(features, 1, name="label")(label * scale)
             emb = ops.add_embedding(emb, label_emb)
+        if spec.augment_labels:
+            if augment_label is None:
+                augment_label = jnp.zeros((len(emb), spec.augment_labels))
+            layer = ops.last_layer(
+                features, 1, bias=False, gain=ops.gain, name="augment"
+            )
+            emb = emb + layer(augment_label)
         return ops.activation(emb)
 
 
@@ -210,6 +230,7 @@ class UNet(nn.Module):
     """F: (N, H, W, C) c_in-scaled noisy images -> (N, H, W, C) float32 (paper Fig. 16).
 
     label: (N, num_classes) float32, one-hot or soft. dropout_keys: (N,), or None.
+    augment_label: (N, augment_labels), or None for images as they are.
     """
 
     spec: UNetSpec
@@ -221,9 +242,10 @@ class UNet(nn.Module):
         c_noise: Array,
         label: Array | None,
         dropout_keys: Array | None = None,
+        augment_label: Array | None = None,
     ) -> Array:
         spec, ops = self.spec, self.spec.ops
-        emb = Embedding(spec, name="embedding")(c_noise, label)
+        emb = Embedding(spec, name="embedding")(c_noise, label, augment_label)
         make_block = nn.remat(spec.block) if spec.remat else spec.block
         first, *blocks = topology.elements(spec)
         if spec.constant_channel:
@@ -264,7 +286,7 @@ class Network(nn.Module):
         Args:
             x: see `UNet`.
             c_noise: (N,) noise levels.
-            others: label and dropout_keys of `UNet`.
+            others: label, dropout_keys and augment_label of `UNet`.
         """
         f = UNet(self.spec, name="unet")(x, c_noise, *others)
         if not self.spec.logvar:

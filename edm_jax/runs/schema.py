@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 3
+SCHEMA = 4
 # {version: {field that it brought: what it had been until then}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -24,7 +24,8 @@ _ADDED = {
         "optimizer.clip.name": "none",
         "optimizer.noise.name": "none",
         "optimizer.penalty.name": "none",
-    }
+    },
+    4: {"data.augment.name": "none", "network.dropout_resolutions": []},
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from edm_jax import fields
+from edm_jax.data.augment import Edm
 from edm_jax.data.config import DataConfig
 from edm_jax.diffusion.denoiser import LossConfig
 from edm_jax.ema.config import EmaConfig
@@ -98,6 +99,13 @@ class RunConfig(Settings):
                 f"image{'s' * (self._nimg != 1)}, less than one batch of "
                 f"optimizer.batch_size={opt.batch_size}."
             )
+        if isinstance(self.data.augment, Edm) and self.network.channels not in (1, 3):
+            yield (
+                "data.augment resamples pixels, but images of network.channels="
+                f"{self.network.channels} are taken for latents, which do not turn or "
+                "stretch with the pictures that they encode; set data.augment.name to "
+                "'flip' or 'none'."
+            )
         is_plateau = isinstance(opt.schedule, Plateau)
         if is_plateau and training.probe_mimg >= training.duration_mimg:
             yield (
@@ -118,7 +126,8 @@ class RunConfig(Settings):
 
     @functools.cached_property
     def _model(self) -> Model:
-        return build(self.network, self.loss.uncertainty, self.training.remat)
+        told = self.data.augment.labels
+        return build(self.network, self.loss.uncertainty, self.training.remat, told)
 
     @property
     def total_steps(self) -> int:

@@ -30,7 +30,8 @@ class Diagnosis:
         self._order = model.forward_order()
         model = model.keeping_activations()
         denoiser = dataclasses.replace(trainer.denoiser, model=model)
-        check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std)
+        augment = trainer.config.data.augment
+        check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std, augment)
 
         def outputs(params: Params, batch: Batch, key: Any, step: Any) -> Params:
             keys = diffusion.example_keys(key, step, batch["index"])

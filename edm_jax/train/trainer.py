@@ -84,7 +84,7 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
         trained = dataclasses.replace(denoiser, model=kernels.model)
     make_step = functools.partial(
         train_step.make_train_step,
-        diffusion.make_loss(trained, loss.P_mean, loss.P_std),
+        diffusion.make_loss(trained, loss.P_mean, loss.P_std, config.data.augment),
         chain.make_optimizer(opt, training.duration_mimg),
         weights,
         opt.loss_scale,

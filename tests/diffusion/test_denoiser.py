@@ -32,7 +32,7 @@ class FakeDenoiser:
 
     sigma_data = SIGMA_DATA
 
-    def __call__(self, params, x, sigma, label, dropout_keys):
+    def __call__(self, params, x, sigma, label, dropout_keys, augment_label):
         self.seen = {"x": x, "sigma": sigma, "dropout_keys": dropout_keys}
         c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
         image = c_skip[:, None, None, None] * x
