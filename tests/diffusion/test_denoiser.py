@@ -1,5 +1,6 @@
 """Preconditioning, loss and randomness against Eq. 4-8, 14-16, 21, with small fakes."""
 
+import functools
 import math
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 
 import configs
 from edm_jax import diffusion
+from edm_jax.data.augment import Edm, EdmUnflipped, Flip, NoAugment
 from edm_jax.diffusion import denoiser as denoising
 
+NONE = NoAugment()
 SIGMAS = np.geomspace(0.002, 80, 25)
 SIGMA_DATA = 0.5
 IMAGE = np.random.default_rng(0).normal(size=(4, 2, 2, 3)).astype(np.float32)
@@ -34,16 +37,17 @@ class FakeDenoiser:
 
     def __call__(self, params, x, sigma, label, dropout_keys, augment_label):
         self.seen = {"x": x, "sigma": sigma, "dropout_keys": dropout_keys}
+        self.seen["augment_label"] = augment_label
         c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
         image = c_skip[:, None, None, None] * x
         return diffusion.Denoised(image, jnp.broadcast_to(params, sigma.shape), {})
 
 
-@jax.jit
-def evaluate(batch, keys, logvar=0.0, P_mean=-0.4, P_std=1.0):
+@functools.partial(jax.jit, static_argnames="augment")
+def evaluate(batch, keys, logvar=0.0, P_mean=-0.4, P_std=1.0, augment=NONE):
     """Loss of a zero network, its metrics and slope in u, and what its D was given."""
     denoiser = FakeDenoiser()
-    loss = diffusion.make_loss(denoiser, P_mean, P_std)
+    loss = diffusion.make_loss(denoiser, P_mean, P_std, augment)
     _, metrics = loss(logvar, batch, keys)
     seen = denoiser.seen
     slope = jax.grad(lambda u: loss(u, batch, keys)[0])(logvar)
@@ -194,3 +198,41 @@ def test_ranges_of_sigma_are_found_without_a_loop():
     np.testing.assert_allclose(found, np.bincount(place, minlength=len(edges) + 1))
     primitives = str(jax.make_jaxpr(denoising._by_sigma)(sigma, ones, ones))
     assert "scan" not in primitives and "while" not in primitives
+
+
+def same(a, b):
+    """Whether all arrays have the same bits."""
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def raw(seen):
+    return seen | {"dropout_keys": jax.random.key_data(seen["dropout_keys"])}
+
+
+@pytest.mark.parametrize("augment", [Flip(0.0), EdmUnflipped(probability=0.0)])
+def test_augmentation_that_never_happens_changes_no_bit(augment):
+    metrics, seen = evaluate(BATCH, keys(4))
+    again, with_it = evaluate(BATCH, keys(4), augment=augment)
+    assert seen["augment_label"] is None
+    told = with_it["augment_label"]
+    if augment.labels:
+        np.testing.assert_array_equal(told, np.zeros((4, 9)))
+    assert same(again, metrics)
+    assert same(raw(with_it) | {"augment_label": None}, raw(seen))
+
+
+def test_the_denoiser_is_trained_on_the_transformed_image_under_the_same_noise():
+    flipped = BATCH | {"image": IMAGE[:, :, ::-1]}
+    metrics, seen = evaluate(flipped, keys(4))
+    again, with_it = evaluate(BATCH, keys(4), augment=Flip(1.0))
+    assert same(again, metrics)
+    assert same(raw(with_it), raw(seen))
+    _, seen = evaluate(BATCH, keys(4), augment=Edm(probability=0.0))
+    mirrored = np.asarray(seen["augment_label"])[:, 0] == 1
+    assert 0 < mirrored.sum() < 4
+    noise = np.asarray(evaluate(BATCH, keys(4))[1]["x"]) - IMAGE
+    image = np.where(mirrored[:, None, None, None], IMAGE[:, :, ::-1], IMAGE)
+    np.testing.assert_allclose(np.asarray(seen["x"]) - image, noise, atol=1e-5)

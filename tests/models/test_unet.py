@@ -291,6 +291,55 @@ def test_every_block_draws_its_own_dropout(monkeypatch):
     assert len(salts) == len(set(salts)) == 10
 
 
+def test_dropout_is_at_its_resolutions_only(monkeypatch):
+    rates = set()
+    monkeypatch.setattr(
+        layers, "dropout", lambda x, rate, *_: rates.add((x.shape[1], rate)) or x
+    )
+    assert model_of("d").shapes
+    assert rates == {(8, 0.1), (4, 0.1)}
+    rates.clear()
+    assert model_of("d", overrides={"network.dropout_resolutions": "4,"}).shapes
+    assert rates == {(8, 0.0), (4, 0.1)}
+    with pytest.raises(
+        ValueError, match="resolutions has 16, but the levels have 8, 4"
+    ):
+        model_of("d", overrides={"network.dropout_resolutions": "16,4"})
+
+
+@pytest.mark.parametrize(
+    ("letter", "added", "starts_at_zero"),
+    [("a", 9 * 16, True), ("d", 9 * 16, False), ("g", 9 * 16 + 1, True)],
+)
+def test_the_augmentation_is_told_by_one_layer_that_is_idle_without(
+    letter, added, starts_at_zero
+):
+    plain = model_of(letter)
+    told = model_of(letter, overrides={"data.augment.name": "edm_unflipped"})
+    assert count_params(told.shapes) == count_params(plain.shapes) + added
+    params = told.init(0)["unet"]["embedding"]
+    shared = {name: each for name, each in params.items() if name != "augment"}
+    inputs = jnp.float32([0.1, -0.7]), jnp.eye(2, 10)
+    before = plain.init(0)["unet"]["embedding"]
+    jax.tree.map(np.testing.assert_array_equal, shared, before)
+    expected = unet.Embedding(plain.spec).apply({"params": before}, *inputs, None)
+    if starts_at_zero:
+        values = jnp.ones((2, 9))
+        emb = unet.Embedding(told.spec).apply({"params": params}, *inputs, values)
+        np.testing.assert_array_equal(emb, expected)
+    params |= {"augment": trained(params["augment"])}
+    embed = functools.partial(unet.Embedding(told.spec).apply, {"params": params})
+    np.testing.assert_array_equal(embed(*inputs, None), expected)
+    np.testing.assert_array_equal(embed(*inputs, jnp.zeros((2, 9))), expected)
+    assert np.abs(embed(*inputs, jnp.ones((2, 9))) - expected).min() > 1e-4
+
+
+def trained(layer):
+    """A layer's parameters, all drawn anew."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda w: np.float32(rng.normal(size=w.shape)), layer)
+
+
 def test_widths_of_noise_and_embedding_follow_the_network_or_are_their_own():
     widths = {"network.noise_channels": "6", "network.embedding_channels": "10"}
     shapes = model_of("g", overrides=widths).shapes["unet"]
