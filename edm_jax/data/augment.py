@@ -5,6 +5,7 @@ example, and hosts, devices and micro-batches do not change it.
 """
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -188,10 +189,13 @@ def resample(image: Array, x: Array, y: Array) -> Array:
 
     height, width, _ = image.shape
     rows, columns = taps(y, height), taps(x, width)
-    return sum(
-        (weight_y * weight_x)[..., None] * image[row, column]
-        for row, weight_y in rows
-        for column, weight_x in columns
+    return functools.reduce(
+        jnp.add,
+        (
+            (weight_y * weight_x)[..., None] * image[row, column]
+            for row, weight_y in rows
+            for column, weight_x in columns
+        ),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from optimizer_options import optimizer_config
 
+from edm_jax.data.augment import AUGMENTS
 from edm_jax.optim import chain
 
 PAGE = Path(__file__).parents[2] / "docs" / "training-dynamics.md"
@@ -26,6 +27,7 @@ MENUS = {
     "nonfinite": chain.POLICIES,
 }
 ENTRIES = [(field, name) for field, menu in MENUS.items() for name in menu]
+TABLES = MENUS | {"augment": AUGMENTS}
 
 
 def table(menu):
@@ -40,7 +42,7 @@ def table(menu):
 
 def with_tables(page):
     """The page with the table below each heading `## optimizer.FIELD...` made anew."""
-    for field, menu in MENUS.items():
+    for field, menu in TABLES.items():
         pattern = rf"(<!-- {field} -->\n)(?:\|.*\n)*"
         made = table(menu).replace("\\", r"\\")
         page, count = re.subn(pattern, rf"\1{made}", page)
