@@ -33,7 +33,6 @@ BATCH, TOTAL = 16, 30
 TINY = {
     "network.channel_mult": "(1,)",
     "network.dropout": "0.1",
-    "data.augment.name": "edm_unflipped",
     "training.duration_mimg": "0.00048",
     "training.probe_mimg": "0.00024",
     "evaluation.num_heldout": "40",

@@ -13,7 +13,6 @@ from edm_jax.train import parallel, trainer
 BATCH, STEPS = 32, 20
 # As small as a U-Net with dropout, attention and forced weight normalization gets.
 TINY = {
-    "data.augment.name": "edm_unflipped",
     "network.resolution": "4",
     "network.channel_mult": "(1,)",
     "network.dropout": "0.1",
