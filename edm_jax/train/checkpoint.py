@@ -293,8 +293,8 @@ class Checkpoints:
 
 
 @jax.jit
-def _checksum(leaves: list[jax.Array]) -> list[jax.Array]:
-    """uint32 of each: its 32-bit words, each mixed with its place, summed.
+def _checksum(x: jax.Array) -> jax.Array:
+    """uint32 of an array: its 32-bit words, each mixed with its place, summed.
 
     Whole numbers: the same however the arrays are spread over devices. Changing one
     word changes it; any other change does but for one chance in 2^32.
@@ -306,20 +306,17 @@ def _checksum(leaves: list[jax.Array]) -> list[jax.Array]:
         x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
         return x ^ (x >> 16)
 
-    @jax.jit  # traced once for each shape: moments and averages repeat the parameters'
-    def words(x: jax.Array) -> jax.Array:
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            place = place * jnp.uint32(size) + along
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        return jnp.sum(mix(bits ^ mix(place)), dtype=jnp.uint32)
-
-    return [words(x) for x in leaves]
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place = place * jnp.uint32(size) + along
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.sum(mix(bits ^ mix(place)), dtype=jnp.uint32)
 
 
 def _checksums(state: TrainState) -> list[int]:
-    sums = _checksum(jax.tree.leaves(state))
+    # Compiled once for each shape: far fewer than there are leaves.
+    sums = [_checksum(x) for x in jax.tree.leaves(state)]
     return [int(np.asarray(each.addressable_data(0))) for each in sums]
 
 

@@ -1,6 +1,7 @@
 """Which layer was the first that was not finite, once a gradient is not."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ class Diagnosis:
     def __init__(self, trainer: Trainer, agree: Callable[[float], list[float]]):
         self._trainer, self._agree = trainer, agree
         loss, model = trainer.config.loss, trainer.denoiser.model
-        self._order = model.forward_order()
+        self._model = model
         model = model.keeping_activations()
         denoiser = dataclasses.replace(trainer.denoiser, model=model)
         augment = trainer.config.data.augment
@@ -41,6 +42,10 @@ class Diagnosis:
         quick = {"xla_backend_optimization_level": 0}
         on_cpu = jax.default_backend() == "cpu"
         self._outputs = jax.jit(outputs, compiler_options=quick if on_cpu else None)
+
+    @functools.cached_property
+    def _order(self) -> list[str]:
+        return self._model.forward_order()
 
     def first_bad(
         self, state: TrainState, batch: Batch, step: int, by_leaf: list[int]

@@ -535,7 +535,7 @@ def test_looking_for_errors_does_not_wait_for_the_save(tmp_path):
 
 
 def checksum(array):
-    return int(checkpoint._checksum([jnp.asarray(array)])[0])
+    return int(checkpoint._checksum(jnp.asarray(array)))
 
 
 def test_the_checksum_is_what_it_was_when_today_s_checkpoints_were_written():
