@@ -162,11 +162,8 @@ def reconstruct(
         stored = snapshots.list_snapshots(stored)
     nimg = last_nimg(stored) if nimg is None else nimg
     plan = from_files(stored, [(nimg, as_profile(each)) for each in targets], max_error)
-    trees = in_memory(plan, on_progress)
-    return {
-        target: Reconstruction(tree, solution)
-        for target, tree, solution in zip(targets, trees, plan.solutions, strict=True)
-    }
+    made = map(Reconstruction, in_memory(plan, on_progress), plan.solutions)
+    return dict(zip(targets, made, strict=True))
 
 
 def reconstruct_trees(
@@ -179,21 +176,13 @@ def reconstruct_trees(
 
     Averages in float64 make float64 weights.
     """
-    stored = [
-        (
-            t,
-            PowerProfile(s),
-            Tree(f"the average of sigma_rel = {s} at nimg = {t}", tree),
-        )
-        for t, s, tree in trees
-    ]
+    named = "the average of sigma_rel = {} at nimg = {}"
+    stored = [(t, PowerProfile(s), Tree(named.format(s, t), p)) for t, s, p in trees]
     nimg = max((t for t, _, _ in trees), default=0) if nimg is None else nimg
     plan = make_plan(stored, [(nimg, as_profile(each)) for each in targets], max_error)
-    made = in_memory(plan, dtype=max(s.result_dtype for _, _, s in stored))
-    return {
-        target: Reconstruction(tree, solution)
-        for target, tree, solution in zip(targets, made, plan.solutions, strict=True)
-    }
+    params = in_memory(plan, dtype=max(s.result_dtype for _, _, s in stored))
+    made = map(Reconstruction, params, plan.solutions)
+    return dict(zip(targets, made, strict=True))
 
 
 def as_profile(target: Target) -> AnyProfile:

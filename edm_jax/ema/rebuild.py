@@ -148,31 +148,21 @@ def run(
         )
     job = job or prepare(directory, request)
     with locked(out):
-        return _run(job, request, out, on_progress, on_damage)
+        while True:
+            try:
+                return job, _write(job, out, on_progress)
+            except Damaged as error:
+                if request.strict:
+                    raise
+                stored = [s for s in job.stored if s.name != os.fspath(error.path)]
+                job = _job(stored, [*job.left_out, error], request)
+                on_damage(error, job)
 
 
 def _place(directory: PathLike) -> str:
     """A name that a directory has in whatever way it is spelled."""
     name = os.fspath(directory).rstrip("/")
     return os.path.realpath(name) if is_local(epath.Path(directory)) else name
-
-
-def _run(
-    job: Job,
-    request: Request,
-    out: epath.Path,
-    on_progress: OnProgress,
-    on_damage: Callable[[Damaged, Job], None],
-) -> tuple[Job, list[epath.Path]]:
-    while True:
-        try:
-            return job, _write(job, out, on_progress)
-        except Damaged as error:
-            if request.strict:
-                raise
-            stored = [s for s in job.stored if s.name != os.fspath(error.path)]
-            job = _job(stored, [*job.left_out, error], request)
-            on_damage(error, job)
 
 
 def check_space(job: Job, out: PathLike) -> None:

@@ -16,11 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edm_jax.ema.power import SIGMA_REL_LIMIT, inner_product
-from edm_jax.ema.profiles import (
-    AnyProfile,
-    PowerProfile,
-    TraditionalProfile,
-)
+from edm_jax.ema.profiles import AnyProfile, PowerProfile, TraditionalProfile
 
 # RMS error of rounding N(0, 1) weights to nearest, in units of the unit roundoff u. At
 # exponent e the error is uniform within ±u·2^e; sqrt(E[4^e] / 3) with E[4^e] = 0.5429.
@@ -87,7 +83,10 @@ def solve(
     matrix = np.zeros((rows + count, count + len(targets)))
     basis, wanted = matrix[:rows, :count], matrix[:rows, count:]
     norms = np.sqrt(inner_product(t, gamma, t, gamma))
-    _fill(basis, tau, root, t, gamma, norms)
+    for i, (end, exponent) in enumerate(zip(t, gamma, strict=True)):
+        stop = np.searchsorted(tau, end)
+        scale = (exponent + 1) / end / norms[i]  # to unit norm
+        basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
     for k, (nimg, profile) in enumerate(targets):
         wanted[:, k] = root * profile.density(tau, nimg)
     wanted /= root @ wanted  # to unit mass
@@ -139,21 +138,6 @@ def expressible_range(
     solutions = solve(snapshots, [(nimg, p) for p in profiles], unit_roundoff)
     good = values[[solution.error <= max_error for solution in solutions]]
     return (float(good[0]), float(good[-1])) if len(good) else None
-
-
-def _fill(
-    basis: np.ndarray,
-    tau: np.ndarray,
-    root: np.ndarray,
-    t: np.ndarray,
-    gamma: np.ndarray,
-    norms: np.ndarray,
-) -> None:
-    """Stored profiles of unit norm at the nodes, into zeros (nodes, snapshots)."""
-    for i, (end, exponent) in enumerate(zip(t, gamma, strict=True)):
-        stop = np.searchsorted(tau, end)
-        scale = (exponent + 1) / end / norms[i]
-        basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
 
 
 def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.ndarray:

@@ -20,7 +20,6 @@ from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import read_state, read_status, update_status
 
 LOG = "log.txt"
-FINISHED = ("done", "failed")  # states that a launch leaves as they are
 _POLL_S = 0.2
 _PREEMPTED = {75, 130}  # what train.py and an interrupted command end with
 # Becomes the command that follows, which ends with its parent, where the kernel can do
