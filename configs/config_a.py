@@ -78,6 +78,9 @@ def get_config(workload: str = "digits") -> ConfigDict:
     loss.P_mean = -1.2
     loss.P_std = 1.2
     loss.uncertainty = False  # the u(sigma) head, Eq. 21
+    loss.label_dropout = (
+        0.0  # share of classes hidden, for guidance by the network itself
+    )
 
     config.optimizer = opt = ConfigDict()
     opt.batch_size = 2 * w.batch_size

@@ -23,6 +23,7 @@ import configs
 from edm_jax import menu
 from edm_jax.cost import disk, memory, topology
 from edm_jax.diffusion import flops
+from edm_jax.diffusion.presets import PRESETS
 from edm_jax.models.build import count_params
 from edm_jax.optim import chain
 from edm_jax.train.config import RunConfig
@@ -117,6 +118,7 @@ def describe_menus(name: str) -> str:
 
     menus = {k: (f"--config.{at}", of) for k, (at, of) in configs.ALL_MENUS.items()}
     menus["column"] = "compare.py --columns", COLUMNS
+    menus["preset"] = "sample.py --preset", PRESETS
     if name not in (*menus, "all"):
         listed, near = ", ".join(menus), menu.suggest(name, menus)
         raise ValueError(

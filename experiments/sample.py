@@ -6,36 +6,27 @@ kept, so that after Ctrl-C the same command resumes. With a guide (arXiv 2406.02
 
     python experiments/sample.py --run=runs/ladder-digits/g-seed0 \\
         --guide=runs/ladder-digits/c-seed0 --guidance=2.0 --interval=0.28,5.42
+
+--preset takes the values of a paper: `describe.py --menu=preset` lists them.
 """
 
 import argparse
 import functools
 import math
 import os
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from edm_jax import data, diffusion, ema, menu
+from edm_jax import data, menu
 from edm_jax.diffusion import samplers
-from edm_jax.diffusion.guidance import EVERYWHERE
 from edm_jax.diffusion.noise_levels import NoiseLevels
-from edm_jax.ema import snapshots
-from edm_jax.evals import evaluation, gallery, generation, sweeps
+from edm_jax.diffusion.presets import PRESETS
+from edm_jax.evals import evaluation, gallery, generation
 from edm_jax.files import user_path
-from edm_jax.models.unet import Params
-from edm_jax.runs.directory import RunDir
 from edm_jax.train.config import RunConfig
-from experiments import cli
-
-
-class Trained(NamedTuple):
-    """A network with its averaged weights, and the checksums of what they come from."""
-
-    denoiser: diffusion.Denoiser
-    params: Params
-    made_of: Any
+from experiments import cli, guides
+from experiments.guides import UNCONDITIONAL
 
 
 def main() -> None:
@@ -44,15 +35,16 @@ def main() -> None:
     seeds = cli.seed_list(options.seeds)
     cli.prepare_jax()
     run, config = cli.open_run(options)
-    recipe = _recipe(options, config)
+    recipe = _recipe(options, config, _take_preset(options))
     labels = _labels(options.classes, seeds, config.network.num_classes)
-    net = _trained(run, config, options.weights, options.sigma_rel, options.force)
-    guide, guidance = _guidance(options, config)
+    main = guides.Network(run, config, options.weights or "")
+    net = guides.trained(main, options.sigma_rel, options.force)
+    guide, guidance = _guidance(options, main)
     made_of = {
         "weights": net.made_of,
         "recipe": repr(recipe),
         "classes": options.classes,
-        "guide": guide and [guide.made_of, *guidance[1:]],
+        "guide": guide and _made_of_guide(options, guide, guidance),
     }
     out = options.out or run.path / "samples"
     out.mkdir(parents=True, exist_ok=True)
@@ -108,21 +100,22 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--sigma_min", type=float)
     how.add_argument("--sigma_max", type=float)
     how.add_argument("--rho", type=float)
-    guide = parser.add_argument_group("guidance: w D + (1 - w) D_guide")
-    guide.add_argument("--guide", help="a run, or a snapshot of one")
-    guide.add_argument("--guide_sigma_rel", type=float, help="EMA length of a run")
-    guide.add_argument("--guidance", type=float, help="w; 1 is none")
-    guide.add_argument("--interval", default="", metavar="LOW,HIGH", help="of sigma")
+    add("--preset", metavar="NAME", help="the values of a paper, where no other is "
+        "given: describe.py --menu=preset")  # fmt: skip
+    guides.add_options(parser)
+    add("--guide_sigma_rel", type=float, help="EMA length of a guide that is a run")
     add("--png", action="store_true", help="write SEED.png of each image, too")
     add("--subdirs", action="store_true", help="the same, a folder for each thousand")
     add("--out", type=user_path, help="directory (RUN/samples)")
     return parser
 
 
-def _recipe(options: argparse.Namespace, config: RunConfig) -> generation.Recipe:
-    """The config's recipe, but for what the options say."""
+def _recipe(
+    options: argparse.Namespace, config: RunConfig, preset: samplers.Sampler | None
+) -> generation.Recipe:
+    """The config's recipe, but for what the preset and the options say."""
     recipe = evaluation.recipe(config)
-    chosen: Any = recipe.sampler
+    chosen: Any = preset or recipe.sampler
     if options.churn is not None:
         if options.sampler:
             raise ValueError(
@@ -151,6 +144,15 @@ def _number(option: str, text: str) -> float:
     return value
 
 
+def _made_of_guide(
+    options: argparse.Namespace, guide: guides.Trained, guidance: Any
+) -> list[Any]:
+    """What images depend on by their guide."""
+    strength = options.guidance if ":" in options.guidance else guidance.weight
+    how = [UNCONDITIONAL] if guide.denoiser.unconditional else []
+    return [guide.made_of, strength, guidance.interval, *how]
+
+
 def _labels(text: str, seeds: list[int], num_classes: int) -> dict[int, int]:
     """The class of each seed."""
     if text == "random":
@@ -169,83 +171,48 @@ def _labels(text: str, seeds: list[int], num_classes: int) -> dict[int, int]:
 
 
 def _guidance(
-    options: argparse.Namespace, config: RunConfig
-) -> tuple[Trained | None, generation.Guidance | None]:
+    options: argparse.Namespace, main: guides.Network
+) -> tuple[guides.Trained | None, generation.Guidance | None]:
     """The guide, and how it is used."""
     if not options.guide:
         for name in ("guide_sigma_rel", "guidance", "interval"):
             if getattr(options, name) not in (None, ""):
                 raise ValueError(f"--{name} needs a guide: --guide=RUN_OR_SNAPSHOT.")
         return None, None
-    if options.guidance is None or not math.isfinite(options.guidance):
+    if not options.guidance:
         raise ValueError("--guide needs its strength, such as --guidance=2.")
-    interval = tuple(cli.number_list("--interval", options.interval)) or EVERYWHERE
-    if len(interval) != 2 or interval[0] >= interval[1]:
-        raise ValueError(
-            f"--interval={options.interval!r} must be LOW,HIGH, such as 0.28,5.42."
-        )
-    path, file = Path(os.path.expanduser(options.guide)), ""
-    if path.suffix == ".safetensors":
-        # RUN/snapshots/FILE or RUN/reconstructed/FILE; elsewhere, of the same network.
-        path, file = path.absolute().parent.parent, str(path)
-    if file and not (path / "config.json").exists():
-        guide_run, guide_config = None, config
-    else:
-        guide_run, guide_config = cli.open_run(
-            argparse.Namespace(run=str(path), config="")
-        )
-    sigma_rel, force = options.guide_sigma_rel, options.force
-    guide = _trained(guide_run, guide_config, file, sigma_rel, force)
-    ours, theirs = config.network, guide_config.network
-    if (ours.resolution, ours.channels) != (theirs.resolution, theirs.channels):
-        raise ValueError(
-            f"--guide={options.guide}: its images are {theirs.resolution} pixels wide with "
-            f"{theirs.channels} channels; the run's are {ours.resolution} with "
-            f"{ours.channels}."
-        )
-    if theirs.num_classes not in (0, ours.num_classes):
-        raise ValueError(
-            f"--guide={options.guide} has {theirs.num_classes} classes, and the run has "
-            f"{ours.num_classes}: a guide has as many, or none."
-        )
-    return guide, generation.Guidance(guide.params, options.guidance, interval)
-
-
-def _trained(
-    run: RunDir | None,
-    config: RunConfig,
-    file: str,
-    sigma_rel: float | None,
-    force: bool,
-) -> Trained:
-    """The network of a config with the weights of a file, or rebuilt from a run's."""
-    denoiser = diffusion.Denoiser(config.model, config.loss.sigma_data)
-    if file:
-        checksum = snapshots.open_snapshot(file).checksum
-        return Trained(denoiser, _fitting(file, config.model.shapes), checksum)
-    stored = sweeps.usable(run.snapshots, run.best_nimg)
-    profiles = [s.meta.profile for s in stored]
-    only = profiles[0] if len(profiles) == 1 else ema.PowerProfile(0.1)
-    wanted = only if sigma_rel is None else ema.PowerProfile(sigma_rel)
-    max_error = math.inf if force else ema.MAX_ERROR
-    params = sweeps.reconstruct(stored, [wanted], max_error=max_error)[wanted].params
-    return Trained(denoiser, params, [str(wanted), *(s.checksum for s in stored)])
-
-
-def _fitting(path: str, abstract_params: Params) -> Params:
-    """The weights of a file; raises ValueError where they are of another network."""
-    params, _ = snapshots.read(path)
-    found, wanted = (
-        {name: tuple(leaf.shape) for name, leaf in snapshots.flatten(tree).items()}
-        for tree in (params, abstract_params)
+    weight, interval = (
+        guides.weight(options.guidance),
+        guides.interval(options.interval),
     )
-    if found != wanted:
-        name = min(found.items() ^ wanted.items())[0]
+    network, sigma_rel = guides.find(options.guide, main), options.guide_sigma_rel
+    if network.unconditional and sigma_rel is None:
+        sigma_rel = options.sigma_rel
+    guide = guides.trained(network, sigma_rel, options.force)
+    return guide, generation.Guidance(guide.params, weight, interval)
+
+
+def _take_preset(options: argparse.Namespace) -> samplers.Sampler | None:
+    """Fills in what --preset says and the command line does not; its sampler, if any."""
+    if not options.preset:
+        return None
+    preset: Any = menu.entry(PRESETS, "--preset", options.preset)
+    if preset.guide and not options.guide:
         raise ValueError(
-            f"{path} holds the weights of another network than the run's: {name} has "
-            f"shape {found.get(name)} there, and {wanted.get(name)} in the run."
+            f"--preset={options.preset} takes a guide, in the paper {preset.guide}: add "
+            "--guide=RUN_OR_SNAPSHOT."
         )
-    return params
+    values = {
+        "steps": preset.num_steps,
+        "sigma_rel": None if options.weights else preset.sigma_rel,
+        "guide_sigma_rel": preset.guide_sigma_rel,
+        "guidance": "" if preset.guidance is None else str(preset.guidance),
+        "interval": preset.interval,
+    }
+    for name, value in values.items():
+        if getattr(options, name) in (None, ""):
+            setattr(options, name, value)
+    return preset.sampler
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from edm_jax.data import augment as augmentation
 from edm_jax.data.augment import Augment, NoAugment
-from edm_jax.fields import Finite, Positive, Settings
+from edm_jax.fields import Finite, Fraction, Positive, Settings
 from edm_jax.models.build import Model
 from edm_jax.models.layers import Array
 from edm_jax.models.unet import Params
@@ -19,6 +19,8 @@ _NO_AUGMENT = NoAugment()
 
 # Upper ends of the ranges of sigma that the loss is logged in; the last has none.
 SIGMA_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# Apart from the streams that the loss splits off an example's key, and augmentation's.
+_LABEL_SALT = 0xC1A55
 
 
 def scalings(sigma: Array, sigma_data: float) -> tuple[Array, Array, Array, Array]:
@@ -43,6 +45,7 @@ class LossConfig(Settings):
     P_mean: Finite
     P_std: Positive
     uncertainty: bool
+    label_dropout: Fraction
 
 
 class Denoised(NamedTuple):
@@ -55,10 +58,15 @@ class Denoised(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """D(x; sigma, label): a network with its preconditioning (Eq. 4)."""
+    """D(x; sigma, label): a network with its preconditioning (Eq. 4).
+
+    unconditional: no class is told, as where `label_dropout` hid it in training; of one
+    network, the guide of classifier-free guidance.
+    """
 
     model: Model
     sigma_data: float
+    unconditional: bool = False
 
     def __call__(
         self,
@@ -86,6 +94,8 @@ class Denoiser:
 
     def encode(self, label: Array) -> Array:
         """Class indices (N,) -> one-hot (N, classes) float32; vectors pass through."""
+        if self.unconditional:
+            return jnp.zeros((len(label), self.model.spec.num_classes), jnp.float32)
         if label.ndim == 2:
             return label.astype(jnp.float32)
         return jax.nn.one_hot(label, self.model.spec.num_classes, dtype=jnp.float32)
@@ -98,23 +108,27 @@ def example_keys(key: Array, step: Array, index: Array) -> Array:
 
 
 def make_loss(
-    denoiser: Denoiser, P_mean: float, P_std: float, augment: Augment = _NO_AUGMENT
+    denoiser: Denoiser,
+    P_mean: float,
+    P_std: float,
+    augment: Augment = _NO_AUGMENT,
+    label_dropout: float = 0.0,
 ) -> Callable[[Params, dict[str, Any], Array], tuple[Array, Metrics]]:
     """loss(params, batch, keys) -> (loss, metrics), Eq. 14-16 and 21.
 
     batch: image (N, H, W, C) scaled to sigma_data, label. keys: (N,), of which `augment`
-    draws what becomes of the images before they are trained on. Per element the
-    loss is lambda (D - y)^2 / e^u + u, summed over C, H, W and averaged over the batch:
-    a mean over elements would shrink gradients against Adam's epsilon.
+    draws what becomes of the images before they are trained on, and `label_dropout` the
+    share of them whose class is hidden (arXiv 2207.12598). Per element the loss is
+    lambda (D - y)^2 / e^u + u, summed over C, H, W and averaged over the batch: a mean
+    over elements would shrink gradients against Adam's epsilon.
     """
 
-    noisy = _noiser(P_mean, P_std)
+    draw = _drawer(denoiser, P_mean, P_std, augment, label_dropout)
 
     def loss(params: Params, batch: dict[str, Any], keys: Array):
-        image, told = augmentation.apply(augment, keys, batch["image"])
-        x, sigma, dropout_keys = noisy(image, keys)
-        inputs = x, sigma, batch["label"], dropout_keys, told
+        image, inputs = draw(batch, keys)
         denoised, logvar, _ = denoiser(params, *inputs)
+        sigma = inputs[1]
         weight = loss_weight(sigma, denoiser.sigma_data)
         error = weight * jnp.sum(jnp.square(denoised - image), axis=(1, 2, 3))
         elements = image[0].size
@@ -127,21 +141,50 @@ def make_loss(
 
 
 def make_layer_check(
-    denoiser: Denoiser, P_mean: float, P_std: float, augment: Augment = _NO_AUGMENT
+    denoiser: Denoiser,
+    P_mean: float,
+    P_std: float,
+    augment: Augment = _NO_AUGMENT,
+    label_dropout: float = 0.0,
 ) -> Callable[[Params, dict[str, Any], Array], Params]:
     """(params, batch, keys) -> the mean square of every layer's outputs in the loss.
 
     With what the loss has drawn itself, to look for what is not finite.
     """
-    noisy = _noiser(P_mean, P_std)
+    draw = _drawer(denoiser, P_mean, P_std, augment, label_dropout)
 
     def check(params: Params, batch: dict[str, Any], keys: Array) -> Params:
-        image, told = augmentation.apply(augment, keys, batch["image"])
-        x, sigma, dropout_keys = noisy(image, keys)
-        inputs = x, sigma, batch["label"], dropout_keys, told
+        _, inputs = draw(batch, keys)
         return denoiser(params, *inputs, statistics=True).mean_squares
 
     return check
+
+
+def _drawer(
+    denoiser: Denoiser,
+    P_mean: float,
+    P_std: float,
+    augment: Augment,
+    label_dropout: float,
+) -> Callable[[dict[str, Any], Array], tuple[Array, tuple[Any, ...]]]:
+    """(batch, keys) -> the images to restore, and the denoiser's inputs."""
+    noisy = _noiser(P_mean, P_std)
+
+    def draw(batch: dict[str, Any], keys: Array) -> tuple[Array, tuple[Any, ...]]:
+        image, told = augmentation.apply(augment, keys, batch["image"])
+        x, sigma, dropout_keys = noisy(image, keys)
+        label = batch["label"]
+        if label_dropout:
+            told_of = jax.vmap(lambda key: _is_told(key, label_dropout))(keys)
+            label = jnp.where(told_of[:, None], denoiser.encode(label), 0.0)
+        return image, (x, sigma, label, dropout_keys, told)
+
+    return draw
+
+
+def _is_told(key: Array, label_dropout: float) -> Array:
+    """Whether the network sees an example's class."""
+    return ~jax.random.bernoulli(jax.random.fold_in(key, _LABEL_SALT), label_dropout)
 
 
 def _noiser(P_mean: float, P_std: float) -> Callable[[Array, Array], tuple[Array, ...]]:

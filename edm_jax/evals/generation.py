@@ -10,7 +10,7 @@ import numpy as np
 
 from edm_jax import platform
 from edm_jax.diffusion import Denoiser, samplers
-from edm_jax.diffusion.guidance import EVERYWHERE, guided
+from edm_jax.diffusion.guidance import EVERYWHERE, Weight, guided
 from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.evals.devices import Devices
 from edm_jax.models.unet import Params
@@ -30,7 +30,7 @@ class Guidance(NamedTuple):
     """The guide's weights, w and (low, high) of `guided`: no number is compiled in."""
 
     params: Params
-    weight: float
+    weight: Weight
     interval: tuple[float, float] = EVERYWHERE
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 4
+SCHEMA = 5
 # {version: {field that it brought: what it had been until then}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -26,6 +26,7 @@ _ADDED = {
         "optimizer.penalty.name": "none",
     },
     4: {"data.augment.name": "none", "network.dropout_resolutions": []},
+    5: {"loss.label_dropout": 0.0},
 }
 
 

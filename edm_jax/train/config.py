@@ -99,6 +99,11 @@ class RunConfig(Settings):
                 f"image{'s' * (self._nimg != 1)}, less than one batch of "
                 f"optimizer.batch_size={opt.batch_size}."
             )
+        if self.loss.label_dropout and not self.network.num_classes:
+            yield (
+                "loss.label_dropout hides classes, and network.num_classes=0 has none; "
+                "set loss.label_dropout=0."
+            )
         if isinstance(self.data.augment, Edm) and self.network.channels not in (1, 3):
             yield (
                 "data.augment resamples pixels, but images of network.channels="

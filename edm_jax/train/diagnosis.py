@@ -31,8 +31,8 @@ class Diagnosis:
         self._model = model
         model = model.keeping_activations()
         denoiser = dataclasses.replace(trainer.denoiser, model=model)
-        augment = trainer.config.data.augment
-        check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std, augment)
+        drawn = trainer.config.data.augment, loss.label_dropout
+        check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std, *drawn)
 
         def outputs(params: Params, batch: Batch, key: Any, step: Any) -> Params:
             keys = diffusion.example_keys(key, step, batch["index"])

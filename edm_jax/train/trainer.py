@@ -82,9 +82,10 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
     if training.sharding == "full":
         kernels = effective(config.model)
         trained = dataclasses.replace(denoiser, model=kernels.model)
+    drawn = config.data.augment, loss.label_dropout
     make_step = functools.partial(
         train_step.make_train_step,
-        diffusion.make_loss(trained, loss.P_mean, loss.P_std, config.data.augment),
+        diffusion.make_loss(trained, loss.P_mean, loss.P_std, *drawn),
         chain.make_optimizer(opt, training.duration_mimg),
         weights,
         opt.loss_scale,

@@ -314,6 +314,11 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"network__head_channels": "0"}, "must be at least 1"),
         ("g", {"network__num_classes": "-1"}, "num_classes=-1, but must be 0 or more"),
         ("g", {"network__cat_balance": "2.0"}, r"must be in \[0, 1\]"),
+        (
+            "g",
+            {"loss__label_dropout": "0.1", "network__num_classes": "0"},
+            "label_dropout hides classes",
+        ),
         ("g", {"optimizer__method__beta2": "1.5"}, r"must be in \[0, 1\)"),
         ("g", {"ema__update_every": "0"}, "must be at least 1"),
         ("g", {"evaluation__sigma_rels": "(0.5,)"}, "evaluation.sigma_rels: .* 0.5"),

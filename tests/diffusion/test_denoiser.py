@@ -236,3 +236,40 @@ def test_the_denoiser_is_trained_on_the_transformed_image_under_the_same_noise()
     noise = np.asarray(evaluate(BATCH, keys(4))[1]["x"]) - IMAGE
     image = np.where(mirrored[:, None, None, None], IMAGE[:, :, ::-1], IMAGE)
     np.testing.assert_allclose(np.asarray(seen["x"]) - image, noise, atol=1e-5)
+
+
+def test_label_dropout_hides_its_share_of_the_classes_and_draws_nothing_else():
+    class Told(FakeDenoiser):
+        encode = staticmethod(lambda label: jax.nn.one_hot(label, 3))
+
+        def __call__(self, params, x, sigma, label, *others):
+            self.label = label
+            return super().__call__(params, x, sigma, label, *others)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def seen(label, share):
+        denoiser = Told()
+        batch = MANY | {"label": label}
+        diffusion.make_loss(denoiser, -0.4, 1.0, NONE, share)(0.0, batch, keys(5000))
+        return denoiser.label, denoiser.seen
+
+    label = jnp.arange(5000) % 3
+    plain, before = seen(label, 0.0)
+    told, after = seen(label, 0.1)
+    np.testing.assert_array_equal(plain, label)
+    hidden = np.asarray(told).sum(axis=1) == 0
+    assert hidden.mean() == pytest.approx(0.1, abs=0.02)
+    np.testing.assert_array_equal(np.argmax(told[~hidden], axis=1), label[~hidden])
+    for name in ("x", "sigma", "dropout_keys"):
+        np.testing.assert_array_equal(
+            jax.random.key_data(before[name]) if "keys" in name else before[name],
+            jax.random.key_data(after[name]) if "keys" in name else after[name],
+        )
+
+
+def test_an_unconditional_denoiser_tells_its_network_no_class():
+    model = configs.load(f"{configs.letter_path('g')}:digits-tiny").model
+    label = jnp.array([3, 1])
+    assert diffusion.Denoiser(model, 0.5).encode(label).argmax(1).tolist() == [3, 1]
+    hidden = diffusion.Denoiser(model, 0.5, unconditional=True).encode(label)
+    assert hidden.shape == (2, 10) and not hidden.any()

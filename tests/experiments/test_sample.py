@@ -162,6 +162,10 @@ def test_a_guide_is_a_run_or_a_snapshot_and_weight_1_is_none(take, runs):
     [
         (["--guidance=2"], "--guidance needs a guide"),
         (["--guide=RUN"], "needs its strength"),
+        (["--guide=RUN", "--guidance=1:2"], "two or more of SIGMA:STRENGTH"),
+        (["--guide=unconditional", "--guidance=2"], "without loss.label_dropout"),
+        (["--preset=img512_s_cgf"], "Did you mean 'img512_s_cfg'"),
+        (["--preset=img512_s_cfg"], "in the paper the unconditional XS"),
         (["--guide=RUN", "--guidance=2", "--interval=3,1"], "must be LOW,HIGH"),
         (["--guide=nowhere", "--guidance=2"], "not a run directory"),
         (["--classes=10"], "has 10 classes, from 0"),
@@ -200,3 +204,29 @@ def test_a_damaged_snapshot_is_left_out_and_named(take, tmp_path, capsys, where)
     assert len(found["image"]) == 2
     (said,) = {s for s in capsys.readouterr().err.splitlines() if "Left out: " in s}
     assert os.fspath(damaged) in said
+
+
+@pytest.mark.slow
+def test_a_network_that_has_seen_hidden_classes_guides_itself(take, tmp_path):
+    run = store(tmp_path / "run", 1, **{"loss.label_dropout": "0.1"}).path
+    guide = ["--guide=unconditional", "--seeds=0-1"]
+    plain = take("--seeds=0-1", run=run)["image"]
+    same = take(*guide, "--guidance=1", run=run)["image"]
+    np.testing.assert_allclose(same, plain, rtol=1e-3, atol=1e-2)
+    # At w = 0 no class is told at all.
+    first, second = (
+        take(*guide, "--guidance=0", f"--classes={c}", run=run)["image"] for c in (2, 5)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-2)
+    strong = take(*guide, "--guidance=0.01:1,1:3", run=run)["image"]
+    assert np.abs(strong - plain).max() > 0.1
+
+
+def test_a_preset_fills_in_what_the_command_line_does_not_say():
+    words = ["--run=x", "--preset=img512_s_interval", "--guide=y", "--guidance=3"]
+    options = sample._parser().parse_args([*words, "--sigma_rel=0.1"])
+    assert sample._take_preset(options) is None
+    assert (options.guidance, options.interval) == ("3", "0.28,2.90")
+    assert (options.sigma_rel, options.guide_sigma_rel) == (0.1, 0.025)
+    options = sample._parser().parse_args(["--run=x", "--preset=edm_imagenet64"])
+    assert sample._take_preset(options).s_churn == 40 and options.steps == 256

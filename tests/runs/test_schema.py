@@ -46,6 +46,12 @@ def version_2(fields):
 def version_3(fields):
     """What version 4 added, taken away."""
     del fields["data"]["augment"], fields["network"]["dropout_resolutions"]
+    return version_4(fields)
+
+
+def version_4(fields):
+    """What version 5 added, taken away."""
+    del fields["loss"]["label_dropout"]
     return fields
 
 
@@ -80,7 +86,9 @@ def test_version_1_reads_as_the_config_that_does_the_same_today(
 
 
 @pytest.mark.parametrize("letter", configs.LETTERS)
-@pytest.mark.parametrize(("version", "made"), [(2, version_2), (3, version_3)])
+@pytest.mark.parametrize(
+    ("version", "made"), [(2, version_2), (3, version_3), (4, version_4)]
+)
 def test_later_versions_read_as_the_same_letter_today(letter, version, made):
     today = load(letter)
     old = made(json.loads(json.dumps(today.to_dict()))) | {"schema": version}
