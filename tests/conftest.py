@@ -60,6 +60,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Names that are not UTF-8 may be logged, but pytest-xdist cannot send them."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode())
+        for title, text in report.sections
+    ]
+    return report
+
+
 @pytest.fixture
 def bucket():
     """A place on gs://, where a memory file system stands in for the object store."""

@@ -180,6 +180,7 @@ def test_recomputing_activations_is_no_progress():
         ("TPU v5p", 459e12, None, None),
         ("TPU v6 lite", 918e12, None, None),
         ("TPU v6e", 918e12, None, None),
+        ("TPU7x", 1153.5e12, None, None),
     ],
 )
 def test_a_known_device_has_its_data_sheets_peaks(
@@ -202,7 +203,6 @@ def test_a_known_device_has_its_data_sheets_peaks(
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA A100X",
         "TPU v4 lite",
-        "TPU7x",
     ],
 )
 def test_a_device_that_is_not_known_for_sure_has_no_peak(device_kind):

@@ -54,7 +54,7 @@ def test_describe_lists_a_menu_with_fields_defaults_and_summaries(monkeypatch, c
     run(monkeypatch, describe.main, "--menu=schedule")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "schedule: --config.optimizer.schedule.name=NAME"
-    assert "cosine(final=0.0, end_mimg=0.0)" in lines
+    assert "cosine(end_mimg=0.0, final=0.0)" in lines
     assert "Eq. 67" in lines[lines.index("inverse_sqrt(t_ref=70000.0)") + 1]
     run(monkeypatch, describe.main, "--menu=all")
     assert "adam(beta1=0.9, beta2=0.99, eps=1e-08)" in capsys.readouterr().out

@@ -21,6 +21,7 @@ STUDIES = (
     "lr_width",
     "one_change",
     "optimizers",
+    "regularizers",
     "schedules",
     "stabilizers",
     "t_ref",
