@@ -1,48 +1,115 @@
 """Fréchet distances between sets of features (Heusel et al., arXiv 1706.08500)."""
 
+import dataclasses
+import functools
+
 import numpy as np
 
 
-def gaussian_fit(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and covariance (D, D) of features (N, D), in float64.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and centred second moment of features, in float64; sums of them merge.
+
+    a + b are the moments of both sets, by the update of Chan, Golub and LeVeque (1979),
+    which loses no digits where the mean is far larger than the deviations. So batches,
+    devices and hosts may each give their share.
+
+    Attributes:
+        count: N.
+        mean: (D,).
+        scatter: sum of (x - mean)(x - mean)^T, (D, D).
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Moments":
+        """The moments of features (N, D).
+
+        Raises:
+            ValueError: the shape is another, or features are not finite.
+        """
+        features = _checked(features, at_least=1)
+        mean = features.mean(axis=0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        mean = self.mean + shift * (other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    def gaussian(self) -> "Gaussian":
+        """The fit, with the unbiased covariance (N - 1); raises ValueError for N < 2."""
+        if self.count < 2:
+            raise ValueError("A covariance needs at least two images.")
+        return Gaussian.of(self.mean, self.scatter / (self.count - 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A mean (D,) and a factor F (R, D) of the covariance F^T F."""
+
+    mean: np.ndarray
+    factor: np.ndarray
+
+    @classmethod
+    def of(cls, mean: np.ndarray, covariance: np.ndarray) -> "Gaussian":
+        """The Gaussian of a mean (D,) and a covariance (D, D).
+
+        Eigenvalues that are 0 to rounding, as of fewer images than features, are left
+        out: their roots would be a hundred million times the rounding.
+
+        Raises:
+            ValueError: the numbers are not finite.
+        """
+        named = {"mean": mean, "covariance": covariance}
+        if bad := [name for name, value in named.items() if not _is_finite(value)]:
+            raise ValueError(
+                f"The Fréchet distance needs a finite {' and '.join(bad)}."
+            )
+        values, vectors = np.linalg.eigh(covariance)
+        noise = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
+        kept = values > noise
+        factor = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+        return cls(np.asarray(mean, np.float64), factor)
+
+    @functools.cached_property
+    def covariance(self) -> np.ndarray:
+        """(D, D)."""
+        return self.factor.T @ self.factor
+
+
+def gaussian_fit(features: np.ndarray) -> Gaussian:
+    """The Gaussian of features (N, D), with the unbiased covariance, in float64.
 
     Raises:
-      ValueError: the shape is another, or features are not finite.
+        ValueError: the shape is another, or features are not finite.
     """
-    features = np.asarray(features, np.float64)
-    _check(features)
-    return features.mean(axis=0), np.cov(features, rowvar=False).reshape(
-        features.shape[1], -1
-    )
+    features = _checked(features, at_least=2)
+    if len(features) > features.shape[1]:
+        return Moments.of(features).gaussian()
+    # Of fewer images than features the (D, D) covariance is never made.
+    mean = features.mean(axis=0)
+    return Gaussian(mean, (features - mean) / np.sqrt(len(features) - 1))
 
 
-def frechet_distance(
-    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two Gaussian fits.
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two Gaussians.
 
-    The root is taken through eigenvalues of the symmetric S_a^1/2 S_b S_a^1/2, which
-    holds for singular covariances too.
-
-    Raises:
-      ValueError: statistics are not finite.
+    Where S_a = A^T A and S_b = B^T B, tr (S_a S_b)^1/2 is the sum of the singular values
+    of A B^T, each known to the rounding of the largest. No matrix root is taken, and
+    singular covariances need nothing added to them.
     """
-    (mean_a, cov_a), (mean_b, cov_b) = a, b
-    named = {
-        "mean of the first set": mean_a,
-        "covariance of the first set": cov_a,
-        "mean of the second set": mean_b,
-        "covariance of the second set": cov_b,
-    }
-    if bad := [name for name, value in named.items() if not np.isfinite(value).all()]:
-        raise ValueError(f"The Fréchet distance needs a finite {' and '.join(bad)}.")
-    values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_b @ root)
-    trace_root = np.sqrt(np.clip(product, 0, None)).sum()
-    difference = np.sum((mean_a - mean_b) ** 2)
-    distance = difference + np.trace(cov_a) + np.trace(cov_b) - 2 * trace_root
-    return max(float(distance), 0.0)  # rounding may leave it just below
+    trace_root = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
+    traces = np.square(a.factor).sum() + np.square(b.factor).sum()
+    difference = np.sum((a.mean - b.mean) ** 2)
+    # Rounding may leave it just below 0.
+    return max(float(difference + traces - 2 * trace_root), 0.0)
 
 
 def pixel_frechet(samples: np.ndarray, reference: np.ndarray) -> float:
@@ -51,42 +118,30 @@ def pixel_frechet(samples: np.ndarray, reference: np.ndarray) -> float:
     Not FID: the features are the pixels themselves.
 
     Raises:
-      ValueError: pixels are not finite; which set's.
+        ValueError: pixels are not finite; which set's.
     """
-    sets = []
+    fits = []
     for name, images in (("samples", samples), ("reference images", reference)):
-        features = np.asarray(images, np.float64).reshape(len(images), -1)
         try:
-            _check(features)
+            fits.append(gaussian_fit(np.reshape(images, (len(images), -1))))
         except ValueError as error:
             raise ValueError(f"Pixel Fréchet distance, {name}: {error}") from None
-        sets.append(features)
-    if min(map(len, sets)) < sets[0].shape[1]:
-        return _distance_of_few(*sets)
-    return frechet_distance(*map(gaussian_fit, sets))
+    return frechet_distance(*fits)
 
 
-def _distance_of_few(a: np.ndarray, b: np.ndarray) -> float:
-    """`frechet_distance` of features (N, D), (M, D), without the (D, D) covariances.
-
-    Where S_a = A^T A and S_b = B^T B, tr (S_a S_b)^1/2 is the sum of the singular values
-    of A B^T (N, M).
-    """
-    means = a.mean(axis=0), b.mean(axis=0)
-    scaled_a, scaled_b = (
-        (x - mean) / np.sqrt(len(x) - 1) for x, mean in zip((a, b), means, strict=True)
-    )
-    trace_root = np.linalg.svd(scaled_a @ scaled_b.T, compute_uv=False).sum()
-    traces = np.square(scaled_a).sum() + np.square(scaled_b).sum()
-    difference = np.sum((means[0] - means[1]) ** 2)
-    return max(float(difference + traces - 2 * trace_root), 0.0)
+def _is_finite(value: np.ndarray) -> bool:
+    return bool(np.isfinite(value).all())
 
 
-def _check(features: np.ndarray) -> None:
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"Features must be (N >= 2, D), not {features.shape}.")
+def _checked(features: np.ndarray, at_least: int) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or len(features) < at_least:
+        raise ValueError(
+            f"Features must be (N >= {at_least}, D), not {features.shape}."
+        )
     if bad := np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
         raise ValueError(
             f"{len(bad)} of {len(features)} rows of features are not finite, "
             f"the first of them row {bad[0]}."
         )
+    return features
