@@ -92,9 +92,10 @@ def make_train_step(
     each example's place in the global batch, to which its randomness belongs. loss_fn
     takes (params, batch, keys); its loss and metrics are means over the batch.
     loss_scale multiplies the loss before the gradient; `tx` divides it out.
-    microbatches: parts of the batch that are computed one after the other. weights:
-    makes of the parameters what loss_fn takes, once a step. over_devices: makes of the gradient of one device's rows that of all rows, with one
-    mean over the devices for all micro-batches together.
+    microbatches: parts of the batch that are computed one after the other. weights: turns
+    the parameters into what loss_fn takes, once a step. over_devices: turns the gradient
+    function of one device's rows into that of all rows, with a single mean over devices
+    for all micro-batches together.
     """
 
     def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
