@@ -1,4 +1,4 @@
-"""Where a launch runs its runs: here, under SLURM, or as commands for a TPU pod."""
+"""Where a launch runs its runs: here, on a cluster, or as commands for a TPU pod."""
 
 import dataclasses
 import subprocess
@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import rich.table
 
 from edm_jax.fields import Count, Settings
-from edm_jax.studies import local, slurm, tpu
+from edm_jax.studies import jobset, local, remote, sky, slurm, tpu
 from edm_jax.studies.task import LOG, Task
 from experiments import cli, live, planning
 
@@ -30,6 +30,11 @@ class Launch:
         """The runs to go, whose directories are made."""
         return planning.open_runs(self.plans, self.allow)
 
+    def tasks_elsewhere(self) -> list[Task]:
+        """The runs to go but those that somebody holds; no directory is made."""
+        free = [plan for plan in self.plans if plan.action != planning.HELD]
+        return planning.open_runs(free, self.allow, create=False)
+
 
 @runtime_checkable
 class Backend(Protocol):
@@ -41,6 +46,15 @@ class Backend(Protocol):
 
     def launch(self, launch: Launch) -> None:
         """Runs, submits or prints the tasks; ends with SystemExit where any failed."""
+        ...
+
+
+@runtime_checkable
+class Documented(Backend, Protocol):
+    """A back-end that submits documents, which --dry_run prints."""
+
+    def documents(self, launch: Launch) -> list[dict[str, Any]]:
+        """One for each run that goes; leaves nothing behind."""
         ...
 
 
@@ -153,15 +167,59 @@ class Tpu(Settings):
 
     def launch(self, launch: Launch) -> None:
         """Prints the commands, and leaves nothing behind."""
-        free = [plan for plan in launch.plans if plan.action != planning.HELD]
-        tasks = planning.open_runs(free, launch.allow, create=False)
+        tasks = launch.tasks_elsewhere()
         print("# Run these one after the other; one that is repeated resumes its run.")
         there = Path(self.directory)
         for line in tpu.commands(tasks, self.tpu, self.zone, PROJECT, there):
             print(line)
 
 
-BACKENDS = {"local": Local, "slurm": Slurm, "tpu": Tpu}
+@dataclasses.dataclass(frozen=True)
+class Sky(sky.Resources):
+    """SkyPilot's managed jobs on any cloud or Kubernetes; --dry_run prints them."""
+
+    def where(self, runs: int) -> str:
+        """Such as 'by SkyPilot, each on 1 x H100:8, spot'."""
+        machine = self.accelerators or "a machine without accelerators"
+        spot = ", spot" if self.spot else ""
+        return f"by SkyPilot, each on {self.nodes} x {machine}{spot}"
+
+    def documents(self, launch: Launch) -> list[dict[str, Any]]:
+        """SkyPilot's tasks."""
+        tasks = launch.tasks_elsewhere()
+        found = [sky.document(task, self, PROJECT) for task in tasks]
+        sky.validate(found)
+        return found
+
+    def launch(self, launch: Launch) -> None:
+        """Submits the jobs."""
+        for name, job in sky.submit(self.documents(launch)):
+            print(f"Submitted {name} as job {job}.", flush=True)
+        print("Watch them with: sky jobs queue")
+
+
+@dataclasses.dataclass(frozen=True)
+class K8s(jobset.Resources):
+    """Kubernetes JobSets, one pod a host, by kubectl; --dry_run prints the manifests."""
+
+    def where(self, runs: int) -> str:
+        """Such as 'on Kubernetes, each on 4 hosts with 4 google.com/tpu'."""
+        limits = ", ".join(f"{n} {what}" for what, n in self.limits().items())
+        each = f" with {limits}" if limits else ""
+        return f"on Kubernetes, each on {self.all_hosts} hosts{each}"
+
+    def documents(self, launch: Launch) -> list[dict[str, Any]]:
+        """The JobSets."""
+        return [
+            jobset.manifest(task, self, PROJECT) for task in launch.tasks_elsewhere()
+        ]
+
+    def launch(self, launch: Launch) -> None:
+        """Has kubectl create the JobSets."""
+        print(jobset.apply(remote.as_yaml(self.documents(launch))), end="")
+
+
+BACKENDS = {"local": Local, "slurm": Slurm, "tpu": Tpu, "sky": Sky, "k8s": K8s}
 
 
 def _tell_failures(failed: Sequence[Task]) -> None:

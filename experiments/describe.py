@@ -21,7 +21,7 @@ import rich.console
 
 import configs
 from edm_jax import menu
-from edm_jax.cost import disk, memory, topology
+from edm_jax.cost import chips, disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.diffusion.presets import PRESETS
 from edm_jax.models.build import count_params
@@ -114,11 +114,14 @@ def describe_topology(config: RunConfig, name: str, full: bool) -> dict[str, Any
 
 def describe_menus(name: str) -> str:
     """The entries of a menu, or of all, with their fields; raises ValueError."""
-    from edm_jax.report import COLUMNS  # here: figures take long to import
+    # Here: figures take long to import.
+    from edm_jax.report import COLUMNS
+    from experiments.backends import BACKENDS
 
     menus = {k: (f"--config.{at}", of) for k, (at, of) in configs.ALL_MENUS.items()}
     menus["column"] = "compare.py --columns", COLUMNS
     menus["preset"] = "sample.py --preset", PRESETS
+    menus["backend"] = "launch.py --backend", BACKENDS
     if name not in (*menus, "all"):
         listed, near = ", ".join(menus), menu.suggest(name, menus)
         raise ValueError(
@@ -166,7 +169,7 @@ def main() -> None:
         return
     config = cli.load_config(options, cli.overrides(rest))
     if options.topology is not None:
-        topology.check_name(options.topology)
+        chips.Topology.of(options.topology)
         jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips here
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices={options.devices}, but must be at least 1.")

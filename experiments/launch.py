@@ -21,9 +21,9 @@ from configs.workloads import get_workload
 from edm_jax import fields, files, menu
 from edm_jax.cost import disk
 from edm_jax.menu import suggest
-from edm_jax.studies import RunSpec, by_seed
+from edm_jax.studies import RunSpec, by_seed, remote
 from experiments import cli, planning
-from experiments.backends import BACKENDS, Backend, Launch
+from experiments.backends import BACKENDS, Backend, Documented, Launch
 
 HERE = Path(__file__).resolve().parent
 
@@ -51,13 +51,20 @@ def main() -> None:
     )
     for sentence in planning.unreadable(plans):
         print(sentence, file=sys.stderr)
-    # Commands that are printed are all that is.
+    wanted = Launch(plans, options.allow, options.fail_fast)
+    documents = None
+    if options.dry_run and isinstance(backend, Documented):
+        documents = remote.as_yaml(backend.documents(wanted))
+    # Commands and documents that are printed are all that is.
+    aside = documents is not None or options.backend == "tpu"
+    said = sys.stderr if aside else sys.stdout
     for sentence in planning.skipped(plans, directory):
-        print(sentence, file=sys.stderr if options.backend == "tpu" else sys.stdout)
+        print(sentence, file=said)
     if options.dry_run:
-        _dry_run(plans, backend)
+        _dry_run(plans, backend, said)
+        print(documents or "", end="")
     elif any(plan.goes for plan in plans):
-        backend.launch(Launch(plans, options.allow, options.fail_fast))
+        backend.launch(wanted)
     if any(plan.action == planning.FAILED for plan in plans) and not options.dry_run:
         sys.exit(1)
 
@@ -95,8 +102,11 @@ def _add_flags(parser: argparse.ArgumentParser, name: str, kind: type) -> None:
     types = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         [of, *_] = typing.get_args(types[field.name]) or [types[field.name]]
+        how: dict[str, typing.Any] = {"type": of}
+        if of is bool:
+            how = {"action": argparse.BooleanOptionalAction}
         group.add_argument(
-            f"--{field.name}", type=of, default=field.default, help="(%(default)s)"
+            f"--{field.name}", default=field.default, help="(%(default)s)", **how
         )
 
 
@@ -132,7 +142,9 @@ def load_study(name: str) -> tuple[str, Callable[[str], list[RunSpec]]]:
     return path.stem, runs
 
 
-def _dry_run(plans: Sequence[planning.Plan], backend: Backend) -> None:
+def _dry_run(
+    plans: Sequence[planning.Plan], backend: Backend, said: typing.TextIO
+) -> None:
     """The table of what would run, where, how many images, how much disk."""
     table = rich.table.Table("run", "what", "images", "disk")
     for plan in plans:
@@ -144,17 +156,17 @@ def _dry_run(plans: Sequence[planning.Plan], backend: Backend) -> None:
         )
         table.add_row(*cells)
     # As wide as it is where nobody sees it, so that it can be searched.
-    console = cli.Console()
-    wide = None if console.is_terminal else 200
-    cli.Console(width=wide).print(table)
+    wide = None if said.isatty() else 200
+    cli.Console(width=wide, file=said).print(table)
     going = [plan for plan in plans if plan.goes]
     images, stored = (sum(p.nimg for p in going), sum(p.bytes for p in going))
     print(
         f"{len(going)} of {len(plans)} runs, {images:,} images, {disk.human(stored)} "
-        f"at most; {backend.where(len(going))}. Nothing was started."
+        f"at most; {backend.where(len(going))}. Nothing was started.",
+        file=said,
     )
     for note in sorted({configs.duration_note(plan.config) for plan in plans} - {""}):
-        print(note)
+        print(note, file=said)
 
 
 if __name__ == "__main__":

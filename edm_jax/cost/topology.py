@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from edm_jax import files, menu
-from edm_jax.cost import ahead, hlo
+from edm_jax import files
+from edm_jax.cost import ahead, chips, hlo
 from edm_jax.diffusion import flops
 from edm_jax.train import trainer
 from edm_jax.train.config import RunConfig
@@ -31,24 +31,6 @@ OnProgress = Callable[[str, float], None]  # (what is being done, seconds so far
 GIB = 2**30
 # Share of a chip's peak that a step is assumed to reach, of images in bfloat16.
 UTILIZATION = 0.5
-
-
-class Chip(NamedTuple):
-    """A TPU, and the dimensions of its topologies' names."""
-
-    hbm_gib: float  # that programs can use, of all its devices
-    dimensions: int
-    example: str
-    clock_ghz: float | None  # None where the vendor does not state it
-
-
-CHIPS = {
-    "v4": Chip(32.0, 3, "v4:2x2x1", 1.05),
-    "v5e": Chip(15.75, 2, "v5e:4x4", 1.5),
-    "v5p": Chip(95.0, 3, "v5p:2x2x1", 1.75),
-    "v6e": Chip(31.25, 2, "v6e:2x2", None),
-    "tpu7x": Chip(192.0, 3, "tpu7x:2x2x1", None),
-}
 
 
 class Compiled(NamedTuple):
@@ -62,23 +44,6 @@ class Compiled(NamedTuple):
     collectives: list[dict[str, Any]]
     cycles: int | None  # of a step, where code was generated
     seconds: float
-
-
-def check_name(name: str) -> Chip:
-    """The chip of a topology's name; raises ValueError for what is none."""
-    kind, _, sides = name.partition(":")
-    kind = "tpu7x" if kind == "7x" else kind
-    listed = ", ".join(chip.example for chip in CHIPS.values())
-    if kind not in CHIPS:
-        near = menu.suggest(kind, CHIPS) if kind else ""
-        raise ValueError(f"--topology={name!r} is none of {listed} and the like.{near}")
-    chip = CHIPS[kind]
-    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.dimensions - 1}}}", sides):
-        raise ValueError(
-            f"--topology={name!r}: the chips of a {kind} lie in {chip.dimensions} "
-            f"dimensions, such as {chip.example}."
-        )
-    return chip
 
 
 def plan(
@@ -105,9 +70,8 @@ def plan(
         ValueError: the name is none, or the step does not compile.
         ImportError: libtpu is not installed.
     """
-    chip = check_name(name)
-    if name.startswith("7x:"):
-        name = f"tpu{name}"
+    asked = chips.Topology.of(name)
+    name, chip = asked.name, asked.chip
     compiled = _compiled(config, name, cache, on_progress, full)
     per_chip = compiled.devices // compiled.chips
     memory = {k: round(v / GIB, 3) for k, v in compiled.hbm_bytes.items()}

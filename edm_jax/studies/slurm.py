@@ -9,19 +9,15 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edm_jax.fields import Count, Index, Settings
-from edm_jax.runs import claims
 from edm_jax.runs.directory import read_state, write_json
-from edm_jax.studies.task import Task, follow
+from edm_jax.studies.task import Task
 
 JOB = "slurm.json"
-_JOIN_S = 120.0
-_LOOK_AGAIN_S = 10.0
 _PREEMPTION_NOTICE_S = 120
 
 
@@ -50,7 +46,7 @@ class SlurmTask:
         job, rank = (os.environ.get(f"SLURM_{n}") for n in ("JOB_ID", "PROCID"))
         self.task.by = f"SLURM job {job}"
         if int(rank or 0) > 0:
-            return self._follow_first(int(rank or 0))
+            return self.task.follow_first(int(rank or 0))
         # In a thread: submitit's signal handler takes the main one, and waits there.
         outcome: list[str] = []
         worker = threading.Thread(target=lambda: outcome.append(self._run()))
@@ -62,25 +58,9 @@ class SlurmTask:
 
     def _run(self) -> str:
         try:
-            # Held: perhaps by this job itself, before its node failed.
-            while (outcome := self.task(lambda: self._leaving)) == "held":
-                if self._leaving:
-                    break
-                time.sleep(_LOOK_AGAIN_S)
-            return outcome
+            return self.task.when_free(lambda: self._leaving)
         finally:
             self._left.set()
-
-    def _follow_first(self, rank: int) -> str:
-        """Another node's part in a run that the first node's process has claimed."""
-        deadline = time.monotonic() + _JOIN_S
-        while claims.holder(self.task.path).get("by") != self.task.by:
-            if time.monotonic() > deadline or self.task.is_done:
-                return "held"
-            time.sleep(1)
-        log = self.task.path / f"log-{rank}.txt"
-        code = follow(self.task.commands[0], log, lambda: True, lambda: False)
-        return f"ended with status {code}"
 
     def checkpoint(self) -> Any:
         """Called by submitit where the job must go: has it save, to be queued again."""

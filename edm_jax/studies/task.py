@@ -21,6 +21,8 @@ from edm_jax.runs.directory import read_state, read_status, update_status
 
 LOG = "log.txt"
 _POLL_S = 0.2
+_JOIN_S = 120.0
+_LOOK_AGAIN_S = 10.0
 _PREEMPTED = {75, 130}  # what train.py and an interrupted command end with
 # Becomes the command that follows, which ends with its parent, where the kernel can do
 # that. SLURM sends its notice to every process of a job; the parent takes it.
@@ -65,12 +67,18 @@ class Task:
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
-    def process_command(self) -> list[str]:
-        """What starts this task in a process of its own."""
+    def process_command(
+        self, python: str = sys.executable, rank_variable: str = ""
+    ) -> list[str]:
+        """What starts this task in a process of its own, or on each of several hosts.
+
+        rank_variable: the environment variable that numbers those hosts.
+        """
         # Not `-m`, which would import the package before it is asked to.
         start = "from edm_jax.studies import task; task.main()"
         fields = json.dumps(dataclasses.asdict(self))
-        return [sys.executable, "-c", start, fields]
+        variable = [rank_variable] if rank_variable else []
+        return [python, "-c", start, fields, *variable]
 
     def __call__(self, stopped: Callable[[], bool] = lambda: False) -> str:
         """Runs what is left to do; returns done, failed, preempted or held.
@@ -91,6 +99,29 @@ class Task:
         finally:
             claim.release(outcome)
         return outcome
+
+    def when_free(self, stopped: Callable[[], bool]) -> str:
+        """As calling it, once nobody holds the run: perhaps this job, before it died."""
+        while (outcome := self(stopped)) == "held" and not stopped():
+            time.sleep(_LOOK_AGAIN_S)
+        return outcome
+
+    def follow_first(
+        self, rank: int, stopped: Callable[[], bool] = lambda: False
+    ) -> str:
+        """Another host's part in a run that the first host's process has claimed."""
+        deadline = time.monotonic() + _JOIN_S
+        while claims.holder(self.path).get("by") != self.by:
+            if self.is_done:
+                return "done"
+            if stopped() or time.monotonic() > deadline:
+                return "held"
+            time.sleep(1)
+        log = self.path / f"log-{rank}.txt"
+        code = follow(self.commands[0], log, lambda: True, stopped)
+        if code in _PREEMPTED or (code and stopped()):
+            return "preempted"
+        return "failed" if code else "done"
 
     def _run_claimed(self, claim: claims.Claim, stopped: Callable[[], bool]) -> str:
         for command in self.commands:
@@ -184,8 +215,12 @@ EXIT = {"done": 0, "failed": 1, "preempted": 75, "held": 73}
 
 
 def main() -> None:
-    """Runs the task that is the first argument, as JSON."""
-    task = Task(**json.loads(sys.argv[1]))
+    """Runs the task that is the first argument, as JSON.
+
+    The second names the variable that holds this host's number among those of the run.
+    """
+    fields, *variable = sys.argv[1:]
+    task = Task(**json.loads(fields))
     with _stop_signals() as stopped:
         parent = os.getppid()
 
@@ -193,5 +228,10 @@ def main() -> None:
             # A launcher that is killed preempts its runs.
             return stopped() or os.getppid() != parent
 
-        outcome = task(must_stop)
+        if not variable:
+            outcome = task(must_stop)
+        elif rank := int(os.environ.get(variable[0], "0")):
+            outcome = task.follow_first(rank, must_stop)
+        else:
+            outcome = task.when_free(must_stop)
     sys.exit(EXIT[outcome])

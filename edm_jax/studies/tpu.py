@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from edm_jax.studies import remote
 from edm_jax.studies.task import Task
 
 
@@ -20,7 +21,9 @@ def commands(
     for task in tasks:
         parts = []
         for command, workers in zip(task.commands, ("all", "0"), strict=True):
-            words = [".venv/bin/python", *command[1:]]
+            alone = remote.ONE_TPU_HOST.items() if workers == "0" else ()
+            prefix = ["env", *(f"{k}={v}" for k, v in alone)] if alone else []
+            words = [*prefix, ".venv/bin/python", *command[1:]]
             words = [word.replace(f"{here}/", "") for word in words]
             inside = f"cd {shlex.quote(str(there))} && {shlex.join(words)}"
             parts.append(

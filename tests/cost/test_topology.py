@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 import configs
-from edm_jax.cost import topology
+from edm_jax.cost import chips, topology
 
 ASSIGNMENT = """BufferAssignment:
 allocation 0: size 512, thread-local:
@@ -41,12 +41,12 @@ def test_memory_of_a_device_is_counted_by_kind_without_that_on_the_chip():
 )
 def test_a_name_that_is_no_topology_is_refused_at_once(name, sentence):
     with pytest.raises(ValueError, match=sentence):
-        topology.check_name(name)
+        chips.Topology.of(name)
 
 
 @pytest.mark.parametrize("name", ["v5e:4x4", "v5p:2x2x1", "v6e:16x16", "7x:2x2x1"])
 def test_names_of_topologies_are_taken(name):
-    assert topology.check_name(name).hbm_gib > 0
+    assert chips.Topology.of(name).chip.hbm_gib > 0
 
 
 def test_without_libtpu_the_command_that_installs_it_is_named(monkeypatch, tmp_path):
