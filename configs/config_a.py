@@ -30,6 +30,8 @@ def get_config(workload: str = "digits") -> ConfigDict:
     data.heldout_split = w.heldout_split
     data.raw_mean = w.raw_mean
     data.raw_std = w.raw_std
+    data.on_bad = "stop"  # at a damaged example; or skip
+    data.num_workers = 0  # processes that read examples; 0: threads of this one
     data.augment = choice("none")  # or flip, edm, edm_unflipped
 
     config.network = net = ConfigDict()

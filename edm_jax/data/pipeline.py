@@ -4,13 +4,20 @@ TFDS and Grain are imported when first used, so that this module can be imported
 they are not installed.
 """
 
+import concurrent.futures
 import functools
+import logging
+import os
 import sys
 from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
+from absl import flags
 
 from edm_jax.data.config import DataConfig
+
+_log = logging.getLogger(__name__)
 
 # The standard deviation that the network's preconditioning expects of its data.
 SIGMA_DATA = 0.5
@@ -19,6 +26,8 @@ SIGMA_DATA = 0.5
 MEMORY_LIMIT_BYTES = 256 * 2**20
 # Batches made ahead of the training loop, which bounds the memory they take.
 PREFETCH_BATCHES = 4
+# Rows that one thread decodes at a time, where a whole split is read.
+_PART = 64
 
 
 def normalize(data: DataConfig, raw: np.ndarray) -> np.ndarray:
@@ -48,7 +57,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> "Batches":
     """Returns this process's share of the endless training batches from `start_step`.
 
     Every epoch visits every example once, in an order of its own drawn from `seed`;
@@ -67,7 +76,7 @@ def train_batches(
 
     Returns: dicts of 'image' (n, H, W, C) float32, normalised; 'label' (n,) int32;
       'index' (n,) int32, the example's place in the global batch, where
-      n = batch_size / process_count.
+      n = batch_size / process_count. What was skipped is in their `skipped`.
 
     Raises:
       ValueError: batch_size is no multiple of process_count, or the data do not suit.
@@ -82,18 +91,53 @@ def train_batches(
 
     source = _Source(data, data.train_split, num_classes)
     share = np.arange(process_index, batch_size, process_count, dtype=np.int32)
-
-    def make_batch(step: int) -> dict[str, np.ndarray]:
-        rows = _batch_rows(step, batch_size, seed, len(source))
-        return {**source.read(rows[share]), "index": share.copy()}
-
+    make_batch = functools.partial(_make_batch, source, share, batch_size, seed)
     # One element of this data set is a whole batch: Grain's shuffle and batch spend
     # 60 µs on each example, which small images cannot afford.
     options = grain.ReadOptions(
         num_threads=PREFETCH_BATCHES, prefetch_buffer_size=PREFETCH_BATCHES
     )
     steps = grain.MapDataset.range(start_step, sys.maxsize)
-    return iter(steps.map(make_batch).to_iter_dataset(options))
+    batches = steps.map(make_batch).to_iter_dataset(options)
+    if data.num_workers:
+        flags.FLAGS.mark_as_parsed()  # Grain asks for its own, which no one here sets
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(data.num_workers, per_worker_buffer_size=2)
+        )
+    return Batches(iter(batches))
+
+
+def _make_batch(
+    source: "_Source", share: np.ndarray, batch_size: int, seed: int, step: int
+) -> dict[str, Any]:
+    """This process's share of a step's batch, and what the source has skipped so far."""
+    rows = _batch_rows(step, batch_size, seed, len(source))
+    uses = step * batch_size + share.astype(np.uint64)
+    keys = np.stack([np.full_like(uses, seed), uses], axis=1)
+    batch = source.read(rows[share], keys)
+    return {**batch, "index": share.copy(), "skipped": dict(source.skipped)}
+
+
+class Batches:
+    """Batches one after another.
+
+    `skipped`: {row: why} of the bad examples met so far, each logged when it was.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, Any]]):
+        self._batches = batches
+        self.skipped: dict[int, str] = {}
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._batches)
+        for row, reason in batch.pop("skipped").items():
+            if row not in self.skipped:
+                self.skipped[row] = reason
+                _log.warning("Skipped a bad example: %s", reason)
+        return batch
 
 
 def load_split(
@@ -118,30 +162,88 @@ def load_split(
     """
     source = _Source(data, split, num_classes)
     size = len(source) if limit is None else min(limit, len(source))
-    return source.read(np.arange(size))
+    found = source.read(np.arange(size))
+    good = [row not in source.skipped for row in range(size)]
+    return {name: array[good] for name, array in found.items()}
 
 
 class _Source:
     """A split, normalised; decoded once where it fits in memory."""
 
     def __init__(self, data: DataConfig, split: str, num_classes: int | None):
+        self._opened_as = data, split, num_classes
         self._data = data
         self._split = data.reader.open(data, split, num_classes)
         _statistics(data, self._split.shape[-1])
+        # {row: why} of examples that another takes the place of; -1: of those that are
+        # no rows at all.
+        self.skipped = dict.fromkeys(
+            [-1], "; ".join(getattr(self._split, "skipped", []))
+        )
+        if not self.skipped[-1]:
+            self.skipped.clear()
+        self._instead: dict[int, int] = {}
         self._decoded = None
-        if len(self) * self._split.image_bytes <= MEMORY_LIMIT_BYTES:
-            self._decoded = self._split.read(np.arange(len(self)))
+        fits = len(self) * self._split.image_bytes <= MEMORY_LIMIT_BYTES
+        if fits and not getattr(self._split, "draws", False):
+            self._decoded = self._read_all()
+
+    def __reduce__(self) -> tuple:
+        # Another process opens the data itself.
+        return _Source, self._opened_as
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def read(
+        self, rows: np.ndarray, keys: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns images (n, H, W, C), normalised, and labels (n,) of `rows` (n,)."""
         if self._decoded is None:
-            raw, label = self._split.read(rows)
+            raw, label = self._read(rows, keys)
         else:
             raw, label = (array[rows] for array in self._decoded)
         return {"image": normalize(self._data, raw), "label": label}
+
+    def _read_all(self) -> list[np.ndarray]:
+        parts = np.split(np.arange(len(self)), range(_PART, len(self), _PART))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = threads.map(lambda rows: self._read(rows, None), parts)
+            return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+
+    def _read(
+        self, rows: np.ndarray, keys: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._instead:
+            rows = np.array([self._instead.get(row, row) for row in rows.tolist()])
+        try:
+            return self._split.read(rows, keys)
+        except ValueError:
+            if self._data.on_bad == "stop":
+                raise
+        found = [
+            self._read_good(row, None if keys is None else keys[i : i + 1])
+            for i, row in enumerate(rows.tolist())
+        ]
+        raw, label = zip(*found, strict=True)
+        return np.concatenate(raw), np.concatenate(label)
+
+    def _read_good(
+        self, row: int, key: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A row, or the next good one: the same whoever reads it."""
+        for place in range(row, row + len(self)):
+            tried = place % len(self)
+            if tried in self.skipped:
+                continue
+            try:
+                found = self._split.read(np.array([tried]), key)
+            except ValueError as error:
+                self.skipped[tried] = str(error)
+            else:
+                self._instead[row] = tried
+                return found
+        raise ValueError(f"No example is good; the last: {self.skipped[row]}")
 
 
 def _batch_rows(step: int, batch_size: int, seed: int, size: int) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from edm_jax.data import rows, store
+from edm_jax.data.arrays import Arrays
+from edm_jax.data.folders import Images, Original
 from edm_jax.fields import Settings
 
 if TYPE_CHECKING:
@@ -26,10 +28,27 @@ class Rows(Protocol):
         """What an image takes in memory."""
         ...
 
+    @property
+    def draws(self) -> bool:
+        """Whether every use of an example is another: a crop or latents at random."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the stored images (n, H, W, C) and int32 labels (n,) of `rows` (n,)."""
+    def read(
+        self, rows: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns images (n, H, W, C) in stored units, and labels (n,), of `rows` (n,).
+
+        Args:
+            rows: the examples.
+            keys: (n, 2) uint64, of the random numbers of this use of each
+                (`shares.generator`), where the rows draw any; None: always the same.
+
+        Raises:
+            ValueError: an example is bad, and why.
+            OSError: the files cannot be read.
+        """
         ...
 
 
@@ -116,10 +135,12 @@ class InMemory(Settings):
         return _Arrays(images, labels.astype(np.int32))
 
 
-READERS = {"tfds": Tfds}
+READERS = {"tfds": Tfds, "images": Images, "original": Original, "numpy": Arrays}
 
 
 class _Arrays:
+    draws = False
+
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self._images, self._labels = images, labels
         self.shape, self.image_bytes = images.shape[1:], images[0].nbytes
@@ -127,5 +148,8 @@ class _Arrays:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, rows: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        del keys
         return self._images[rows], self._labels[rows]

@@ -27,6 +27,8 @@ class Split:
       FileNotFoundError: the data set has not been prepared.
     """
 
+    draws = False
+
     def __init__(self, data: "DataConfig", split: str, num_classes: int | None):
         import tensorflow_datasets as tfds
 
@@ -88,13 +90,16 @@ class Split:
         """What a decoded image takes in memory."""
         return math.prod(self.shape) * np.dtype(self._feature.np_dtype).itemsize
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, rows: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored images (n, H, W, C) and int32 labels (n,) of `rows` (n,).
 
         Raises:
           ValueError: a row's image or label is not what it must be.
           OSError: the files cannot be read.
         """
+        del keys
         try:
             examples = self._source.__getitems__(rows.tolist())
         except Exception as error:  # whatever a reader makes of a damaged file

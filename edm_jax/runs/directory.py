@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 # What may change when a run resumes: where things lie, how it runs and is watched.
 FREE = {
     "data.data_dir",
+    "data.num_workers",
     "training.snapshot_dir",
     "training.checkpoint_mimg",
     "training.keep_checkpoints",

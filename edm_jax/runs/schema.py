@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 5
+SCHEMA = 6
 # {version: {field that it brought: what it had been until then}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -27,6 +27,7 @@ _ADDED = {
     },
     4: {"data.augment.name": "none", "network.dropout_resolutions": []},
     5: {"loss.label_dropout": 0.0},
+    6: {"data.on_bad": "stop", "data.num_workers": 0},
 }
 
 

@@ -206,9 +206,13 @@ class _Loop:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        any_process = hosts.AnyProcess()
+        any_process, skipped = hosts.AnyProcess(), 0
         for step in range(start + 1, total + 1):
             self._batches[step] = batch = next(batches)
+            if len(batches.skipped) > skipped:
+                skipped = len(batches.skipped)
+                last = list(batches.skipped.values())[-1]
+                self._alert(step, "data", f"skipped {skipped:,} bad examples: {last}")
             profile.before_step()
             state, metrics = self.trainer.step(state, batch)
             profile.after_step(metrics)

@@ -444,6 +444,7 @@ def test_the_batch_size_of_a_run_never_changes(trained):
 def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
     free = {
         "data__data_dir": "/elsewhere",
+        "data__num_workers": "2",
         "training__snapshot_dir": str(tmp_path / "large"),
         "training__checkpoint_mimg": "0.5",
         "training__keep_checkpoints": "7",

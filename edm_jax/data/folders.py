@@ -1,0 +1,339 @@
+"""Readers of folders of pictures, and of the original code's folders and ZIPs."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+
+from edm_jax import files
+from edm_jax.data import images, labels, members, pictures, shares
+from edm_jax.fields import Count, Fraction, OneOf, Range, Settings
+
+if TYPE_CHECKING:
+    from edm_jax.data.config import DataConfig
+
+_Share = Annotated[float, Range(0, 1, "(]", "in (0, 1]")]
+_Level = Annotated[int, Range(0, 255, "[]", "from 0 to 255")]
+_FITS = ("center", "random", "pad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images(Settings):
+    """Pictures of any size below the folder data.name, made R x R pixels large.
+
+    `fit`: 'center' takes the square in the middle and 'random' one anywhere, both as ADM
+    does; 'pad' takes all of the picture between bars. What becomes of other modes is
+    said at `pictures.decode`. Classes are the folders in data.name, or what `labels`,
+    a CSV or JSON file there, says. Splits are the folders that data.train_split and
+    data.heldout_split name, if there are both; else 'train', 'heldout' and 'all'.
+    """
+
+    resolution: Count = 64  # R
+    channels: Literal[1, 3] = 3
+    fit: Annotated[str, OneOf(_FITS)] = "center"
+    smallest: _Share = 0.8  # of 'random': its square's side in the shorter side
+    background: _Level = 255  # behind transparent pixels, and of the bars
+    labels: str = ""  # a file in the folder; '': the folders that the pictures are in
+    heldout: Fraction = 0.1  # of the pictures, where no folder holds them
+
+    def prepare(self, data: "DataConfig") -> None:
+        """Nothing is built."""
+
+    def fingerprint(self, data: "DataConfig") -> dict[str, Any]:
+        """The folder's name and those of its files, their number and sizes."""
+        return _fingerprint(data, _opened(data, members.PICTURES))
+
+    def open(
+        self, data: "DataConfig", split: str, num_classes: int | None
+    ) -> "FileRows":
+        """Opens a split."""
+        found = _opened(data, members.PICTURES)
+        inside = _folders(found, data)
+        names, classes = found.names, None
+        parts = [bytes(name).partition(b"/") for name in names] if inside else []
+        if inside:
+            names = np.array([rest for _, _, rest in parts], dtype="S")
+        if self.labels:
+            raw = found.extra(self.labels)
+            path = os.path.join(found.path, self.labels)
+            if raw is None:
+                raise FileNotFoundError(f"{path}, data.reader.labels, is not there.")
+            numbers, classes = labels.of_list(found.names, raw, path)
+        else:
+            numbers, classes = labels.of_folders(names)
+        if inside:
+            if split not in inside:
+                raise ValueError(
+                    f"{found.path} has no split {split!r}; its folders {inside} are its "
+                    "splits."
+                )
+            wanted = os.fsencode(split)
+            chosen = np.flatnonzero([first == wanted for first, _, _ in parts])
+        else:
+            chosen = shares.select(map(bytes, names), split, self.heldout, found.path)
+        shape = self.resolution, self.resolution, self.channels
+        rows = FileRows(found, chosen, numbers, shape, np.uint8, self._picture)
+        rows.draws = self.fit == "random"
+        rows.check_labels(num_classes, classes, data.on_bad)
+        return rows
+
+    def _picture(
+        self, name: bytes, encoded: bytes, draw: Callable[[], np.random.Generator]
+    ) -> np.ndarray:
+        image = pictures.decode(encoded, self.channels, self.background)
+        if self.fit == "random":
+            image = pictures.random_crop(image, self.resolution, self.smallest, draw())
+        elif self.fit == "pad":
+            image = pictures.pad(image, self.resolution, self.background)
+        else:
+            image = pictures.center_crop(image, self.resolution)
+        return np.asarray(image).reshape(self.resolution, self.resolution, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Original(Settings):
+    """The original code's data: data.name is its folder, or its uncompressed ZIP.
+
+    PNG files are 8-bit images of one size; NPY files hold arrays (C, H, W). Eight
+    floating-point channels are a VAE's means m and standard deviations s of four latent
+    channels: every use of an example draws m + s n, n ~ N(0, 1) (EDM2, App. A.1). Labels
+    are those of dataset.json. Splits: 'train', 'heldout' and 'all'.
+    """
+
+    heldout: Fraction = 0.1  # of the examples
+
+    def prepare(self, data: "DataConfig") -> None:
+        """Nothing is built."""
+
+    def fingerprint(self, data: "DataConfig") -> dict[str, Any]:
+        """The names of its files, and their checksums (ZIP) or sizes (folder)."""
+        return _fingerprint(data, _opened(data, _STORED))
+
+    def open(
+        self, data: "DataConfig", split: str, num_classes: int | None
+    ) -> "FileRows":
+        """Opens a split."""
+        found = _opened(data, _STORED)
+        names = map(bytes, found.names)
+        chosen = shares.select(names, split, self.heldout, found.path)
+        numbers = np.full(len(found.names), labels.UNLABELLED, np.int32)
+        if num_classes != 0 and (raw := found.extra("dataset.json")) is not None:
+            path = os.path.join(found.path, "dataset.json")
+            numbers, _ = labels.of_list(found.names, raw, path)
+        shape, dtype, is_moments = _form(found, chosen, data.on_bad)
+
+        def example(
+            name: bytes, encoded: bytes, draw: Callable[[], np.random.Generator]
+        ) -> np.ndarray:
+            if not name.lower().endswith(b".npy"):
+                return images.decode(encoded, shape, dtype)
+            array = _array(encoded)
+            _check_form(array, shape, dtype, is_moments)
+            if is_moments:
+                noise = draw().standard_normal(array[:4].shape, dtype=np.float32)
+                array = array[:4] + array[4:] * noise
+            return array.transpose(1, 2, 0)
+
+        rows = FileRows(found, chosen, numbers, shape, dtype, example)
+        rows.draws = is_moments
+        rows.check_labels(num_classes, None, data.on_bad)
+        return rows
+
+
+class FileRows:
+    """A split whose examples are files, decoded one by one."""
+
+    def __init__(
+        self,
+        found: members.Members,
+        chosen: np.ndarray,
+        numbers: np.ndarray,
+        shape: tuple[int, int, int],
+        dtype: Any,
+        decode: Callable[..., np.ndarray],
+    ):
+        self._members, self._chosen, self._labels = found, chosen, numbers[chosen]
+        self.shape, self._dtype, self._decode = shape, np.dtype(dtype), decode
+        self.image_bytes = math.prod(shape) * self._dtype.itemsize
+        self.draws = False
+        self.skipped: list[str] = []
+        self.classes: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def check_labels(
+        self, num_classes: int | None, classes: list[str] | None, on_bad: str
+    ) -> None:
+        """Compares labels with the network's classes, and leaves bad examples out.
+
+        Raises:
+            ValueError: labels are missing or too large, and on_bad is 'stop', or no
+                example remains.
+        """
+        self.classes = classes
+        path, given = self._members.path, self._labels
+        if num_classes == 0:
+            self._labels = np.zeros(len(self), np.int32)
+            return
+        if (given == labels.UNLABELLED).all():
+            raise ValueError(
+                f"{path} has no labels, and the network has "
+                f"{num_classes or 'some'} classes; set network.num_classes=0."
+            )
+        if classes is not None and num_classes and len(classes) > num_classes:
+            raise ValueError(
+                f"{path} has {len(classes)} classes ({_some(classes)}), and "
+                f"network.num_classes={num_classes}; set it to {len(classes)}."
+            )
+        bad = (given < 0) | (given >= (num_classes or math.inf))
+        for first in np.flatnonzero(bad)[:1]:
+            label = given[first]
+            said = "has no label" if label < 0 else f"has the label {label}"
+            sentence = (
+                f"{self.place(first)} {said}; network.num_classes={num_classes} takes "
+                "labels from 0 below that"
+            )
+            if on_bad == "stop" or bad.all():
+                raise ValueError(
+                    f"{sentence}. Mend it, or leave such examples out with "
+                    "data.on_bad=skip."
+                )
+            self.skipped.append(f"{bad.sum():,} examples without a class: {sentence}")
+        self._chosen, self._labels = self._chosen[~bad], given[~bad]
+
+    def place(self, row: int) -> str:
+        """Where a row's file is."""
+        return self._members.place(int(self._chosen[row]))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all rows (N,) int32."""
+        return self._labels
+
+    def read(
+        self, rows: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images (n, H, W, C) and int32 labels (n,) of `rows` (n,).
+
+        Args:
+            rows: the examples.
+            keys: (n, 2), of their random numbers; see `shares.generator`.
+
+        Raises:
+            ValueError: a file is damaged, or of another form than the others.
+            OSError: a file cannot be read.
+        """
+        image = np.empty((len(rows), *self.shape), self._dtype)
+        for i, row in enumerate(rows.tolist()):
+            member = int(self._chosen[row])
+            key = None if keys is None else keys[i]
+            draw = functools.partial(shares.generator, key, row)
+            try:
+                encoded = self._members.read(member)
+                image[i] = self._decode(self._name(member), encoded, draw)
+            except files.Damaged:  # names its file
+                raise
+            except ValueError as error:
+                raise ValueError(f"{self.place(row)} {error}") from None
+        return image, self._labels[rows]
+
+    def _name(self, member: int) -> bytes:
+        return bytes(self._members.names[member])
+
+
+_STORED = (".png", ".npy")
+
+
+def _opened(data: "DataConfig", suffixes: tuple[str, ...]) -> members.Members:
+    path = data.path
+    # What was written since then is seen where the folder itself has changed.
+    changed = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+    return _remembered(path, suffixes, changed)
+
+
+@functools.lru_cache(maxsize=4)
+def _remembered(path: str, suffixes: tuple[str, ...], changed: int) -> members.Members:
+    del changed
+    return members.open_members(path, suffixes)
+
+
+def _fingerprint(data: "DataConfig", found: members.Members) -> dict[str, Any]:
+    base = os.path.basename(os.path.abspath(data.path))
+    return {"name": base, "files": len(found.names), "xxh128": found.fingerprint()}
+
+
+def _folders(found: members.Members, data: "DataConfig") -> list[str]:
+    """The splits, where each is a folder; [] where they are not."""
+    splits = sorted({data.train_split, data.heldout_split})
+    at = [os.path.join(found.path, split) for split in splits]
+    return splits if all(map(os.path.isdir, at)) else []
+
+
+def _form(
+    found: members.Members, chosen: np.ndarray, on_bad: str
+) -> tuple[tuple[int, int, int], Any, bool]:
+    """The first example's form; where bad ones are skipped, the first good one's."""
+    *before, last = chosen.tolist()
+    for member in before if on_bad == "skip" else ():
+        with contextlib.suppress(ValueError):
+            return _form_of(found, member)
+    return _form_of(found, last if on_bad == "skip" else int(chosen[0]))
+
+
+def _form_of(
+    found: members.Members, member: int
+) -> tuple[tuple[int, int, int], Any, bool]:
+    """An example's shape (H, W, C) and type, and whether it holds means and deviations."""
+    try:
+        encoded = found.read(member)
+        if not found.names[member].lower().endswith(b".npy"):
+            image = pictures.opened(encoded)
+            channels = len(image.getbands())
+            return (image.height, image.width, channels), np.uint8, False
+        array = _array(encoded)
+        if array.ndim != 3 or array.dtype.kind not in "uif":
+            raise ValueError(
+                f"holds an array of shape {array.shape} and type {array.dtype}; it must "
+                "be (channels, height, width), of numbers."
+            )
+    except ValueError as error:
+        raise ValueError(f"{found.place(member)} {error}") from None
+    channels, height, width = array.shape
+    is_moments = channels == 8 and array.dtype.kind == "f"
+    if is_moments:
+        return (height, width, 4), np.float32, True
+    return (height, width, channels), array.dtype, False
+
+
+def _array(encoded: bytes) -> np.ndarray:
+    try:
+        return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
+    # It raises many kinds for damaged files.
+    except Exception as error:
+        raise ValueError(f"is a damaged NPY file ({error}).") from error
+
+
+def _check_form(
+    array: np.ndarray, shape: tuple[int, int, int], dtype: Any, is_moments: bool
+) -> None:
+    height, width, channels = shape
+    wanted = (2 * channels if is_moments else channels, height, width)
+    same_type = array.dtype.kind == "f" if is_moments else array.dtype == dtype
+    if array.shape != wanted or not same_type:
+        raise ValueError(
+            f"holds an array of shape {array.shape} and type {array.dtype}; the first "
+            f"one's is {wanted}, {np.dtype(dtype)}."
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("has values that are not finite (nan or inf).")
+
+
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
