@@ -23,7 +23,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    data.reader = choice("tfds")  # TensorFlow Datasets
+    data.reader = choice(w.reader)  # tfds: TensorFlow Datasets
     data.name = w.dataset
     data.data_dir = ""  # '' is TFDS's own default
     data.train_split = w.train_split
@@ -143,7 +143,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     evaluation.batch_size = w.evaluation_batch_size
     evaluation.num_samples = w.num_samples
     # Menus of edm_jax: `describe.py --menu=evaluator`, `--menu=sampler`.
-    evaluation.evaluators = "heldout_loss,sample_grid,pixel_frechet"
+    evaluation.evaluators = w.evaluators
     evaluation.sampler = choice("heun")
     evaluation.num_steps = 32  # of the sampler
     evaluation.sigma_min = 0.002

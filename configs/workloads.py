@@ -45,7 +45,9 @@ class Workload:
     P_mean: float = -0.4
     P_std: float = 1.0
     # Evaluation.
+    evaluators: str = "heldout_loss,sample_grid,pixel_frechet"
     train_split: str = "train"
+    reader: str = "tfds"
     heldout_split: str = "validation"
     num_samples: int = 50000
     evaluation_batch_size: int = 256
@@ -128,6 +130,50 @@ DIGITS_TINY = dataclasses.replace(
     num_samples=20,
 )
 
+# Points in the plane, images of one pixel: the network is a multilayer perceptron.
+TOY = Workload(
+    dataset="fractal",
+    reader="fractal",
+    resolution=1,
+    channels=2,
+    num_classes=2,
+    raw_mean=(0.0, 0.0),
+    raw_std=(1.0, 1.0),
+    model_channels=32,
+    channel_mult=(1,),
+    blocks_per_level=1,
+    attention_resolutions=(),
+    compute_dtype="float32",
+    batch_size=1024,
+    duration_mimg=4.0,
+    rampup_mimg=0.1,
+    halflife_mimg=0.093,
+    snapshot_mimg=0.125,
+    log_mimg=0.05,
+    probe_mimg=0.5,
+    alpha_ref_plain=1e-3,
+    alpha_ref_mp=0.03,
+    t_ref=500.0,
+    P_mean=-2.3,
+    P_std=1.5,
+    evaluators="heldout_loss,density",
+    heldout_split="test",
+    num_samples=4096,
+    evaluation_batch_size=4096,
+)
+TOY_TINY = dataclasses.replace(
+    TOY,
+    model_channels=8,
+    batch_size=256,
+    duration_mimg=0.02048,
+    rampup_mimg=0.002,
+    snapshot_mimg=0.00128,
+    log_mimg=0.001,
+    probe_mimg=0.01,
+    num_samples=256,
+    evaluation_batch_size=256,
+)
+
 PHOTOS = dataclasses.replace(
     DIGITS,
     dataset="photos/32x32",
@@ -202,6 +248,8 @@ def _sizes(name: str, base: Workload, column: int) -> dict[str, Workload]:
 WORKLOADS = {
     "digits": DIGITS,
     "digits-tiny": DIGITS_TINY,
+    "toy": TOY,
+    "toy-tiny": TOY_TINY,
     "photos": PHOTOS,
     "photos-64": PHOTOS64,
     "cifar10": CIFAR10,

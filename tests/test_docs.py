@@ -19,6 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The smallest workload has 640 images, where digits has 40,000.
 SMALLER = [
     (r":digits\b(?!-)", ":digits-tiny"),
+    (r":toy\b(?!-)", ":toy-tiny"),
     (r"--workload=digits\b(?!-)", "--workload=digits-tiny"),
     (r"\b(ladder|t_ref)-digits\b(?!-)", r"\1-digits-tiny"),
     (r"\bruns/digits-g\b", "runs/digits-tiny-g"),

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edm_jax.data import rows, store
+from edm_jax.data import plane, rows, store
 from edm_jax.data.arrays import Arrays
 from edm_jax.data.folders import Images, Original
-from edm_jax.fields import Settings
+from edm_jax.fields import Count, Settings
 
 if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
@@ -135,7 +135,42 @@ class InMemory(Settings):
         return _Arrays(images, labels.astype(np.int32))
 
 
-READERS = {"tfds": Tfds, "images": Images, "original": Original, "numpy": Arrays}
+@dataclasses.dataclass(frozen=True)
+class Fractal(InMemory):
+    """Points of two classes that fork like trees, their density known: `data.plane`.
+
+    A point is an image of one pixel and two channels.
+    """
+
+    depth: Count = 4  # how often branches fork
+    count: Count = 2**20  # points to train on; an eighth as many are held out
+
+    def arrays(self, data: "DataConfig", split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Points (N, 1, 1, 2) float32 and their classes (N,), in turn."""
+        splits = {"train": self.count, "test": -(-self.count // 8)}
+        if split not in splits:
+            raise ValueError(
+                f"data set {data.name!r} has the splits train and test, and no {split!r}."
+            )
+        labels = np.arange(splits[split]) % len(self.mixtures())
+        rng = np.random.default_rng([*splits].index(split))
+        points = np.zeros((len(labels), 2), np.float32)
+        for label, mixture in enumerate(self.mixtures()):
+            points[labels == label] = mixture.sample(rng, np.sum(labels == label))
+        return points.reshape(-1, 1, 1, 2), labels
+
+    def mixtures(self) -> tuple[plane.Mixture, ...]:
+        """The density of each class."""
+        return plane.fractal(self.depth)
+
+
+READERS = {
+    "tfds": Tfds,
+    "images": Images,
+    "original": Original,
+    "numpy": Arrays,
+    "fractal": Fractal,
+}
 
 
 class _Arrays:

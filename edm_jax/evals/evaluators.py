@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
 from edm_jax.evals import frechet, gallery
+from edm_jax.evals.density import Density
 from edm_jax.fields import Count, Settings
 
 if TYPE_CHECKING:
@@ -128,4 +129,5 @@ EVALUATORS = {
     "sample_grid": SampleGrid,
     "pixel_frechet": PixelFrechet,
     "decay_averages": DecayAverages,
+    "density": Density,
 }

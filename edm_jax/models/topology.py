@@ -22,6 +22,14 @@ class Sizes:
     blocks_per_level: Count
     attention_resolutions: tuple[Count, ...]
 
+    @property
+    def window(self) -> int:
+        """Width of the convolutions; a single pixel has no neighbours.
+
+        Such a network is a multilayer perceptron, without attention.
+        """
+        return 3 if self.resolution > 1 else 1
+
 
 class Element(NamedTuple):
     """The input convolution or a block.
@@ -80,7 +88,8 @@ def elements(sizes: Sizes) -> list[Element]:
     skips = [element.features for element in found]
     for resolution, features in reversed(levels):
         if resolution == lowest:
-            found.append(Element("dec", resolution, "in0", width, width, True))
+            attends = sizes.window > 1
+            found.append(Element("dec", resolution, "in0", width, width, attends))
             found.append(Element("dec", resolution, "in1", width, width))
         else:
             found.append(Element("dec", resolution, "up", width, width))

@@ -85,7 +85,8 @@ class Branch(nn.Module):
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
         ops = self.spec.ops
         y = ops.activation(ops.norm(name="norm0")(x))
-        y = ops.layer(self.features, 3, resample=self.resample, name="conv0")(y)
+        window = self.spec.window
+        y = ops.layer(self.features, window, resample=self.resample, name="conv0")(y)
         parts = 2 if ops.shift else 1
         linear = ops.layer(self.features * parts, 1, gain=ops.gain, name="emb_linear")
         scale_and_shift = jnp.split(linear(emb), parts, axis=-1)
@@ -93,7 +94,7 @@ class Branch(nn.Module):
         y = ops.activation(y)
         rate = self.spec.dropout_at(y.shape[1])
         y = layers.dropout(y, rate, dropout_keys, self.salt)
-        return ops.last_layer(self.features, 3, name="conv1")(y)
+        return ops.last_layer(self.features, window, name="conv1")(y)
 
 
 class Attention(nn.Module):
@@ -250,7 +251,8 @@ class UNet(nn.Module):
         first, *blocks = topology.elements(spec)
         if spec.constant_channel:
             x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-        x = ops.layer(first.features, 3, name=first.name)(x.astype(spec.io_dtype))
+        entry = ops.layer(first.features, spec.window, name=first.name)
+        x = entry(x.astype(spec.io_dtype))
         x = x.astype(spec.dtype)
         skips = [x]
         for salt, element in enumerate(blocks):
@@ -270,7 +272,7 @@ class UNet(nn.Module):
                 skips.append(x)
         x = ops.norm(name="out_norm")(x.astype(spec.io_dtype))
         x = ops.activation(x) if spec.output_silu else x
-        out = ops.last_layer(spec.channels, 3, gain=ops.gain, name="out_conv")
+        out = ops.last_layer(spec.channels, spec.window, gain=ops.gain, name="out_conv")
         return out(x).astype(jnp.float32)
 
 

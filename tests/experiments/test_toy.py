@@ -1,0 +1,62 @@
+"""toy.py and the workload of points: what is trained, sampled, measured and drawn."""
+
+import sys
+
+import pytest
+
+import configs
+from edm_jax.evals import evaluation
+from edm_jax.runs.directory import RunDir
+from edm_jax.train.loop import train
+from experiments import cli, toy
+
+
+def config():
+    """Of a network that can also be asked without a class."""
+    fields = {"loss.label_dropout": "0.1"}
+    return configs.load(f"{configs.letter_path('g')}:toy-tiny", fields)
+
+
+@pytest.mark.parametrize("letter", configs.LETTERS)
+def test_the_network_of_points_is_a_perceptron(letter):
+    model = configs.load(f"{configs.letter_path(letter)}:toy-tiny").model
+    kernels = {
+        name: leaf.shape
+        for name, leaf in configs.flatten(model.shapes).items()
+        if name.endswith("kernel")
+    }
+    assert all(len(shape) == 2 for shape in kernels.values())
+    assert not any("attention" in name for name in kernels)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path, whole = tmp_path_factory.mktemp("toy") / "run", config()
+    train(whole, RunDir(path, whole))
+    return path
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss_and_is_measured_against_the_density(run):
+    found = evaluation.evaluate(config(), RunDir(run, config()))
+    assert found["best"]["loss"] < 0.97 * found["untrained_loss"]
+    assert found["density_kl"] > found["density_kl_floor"] + 0.3
+
+
+@pytest.mark.slow
+def test_the_picture_shows_the_kinds_side_by_side(run, monkeypatch, capsys, tmp_path):
+    guide = sorted((run / "snapshots").iterdir())[4]
+    arguments = [
+        *(f"--run={run}", f"--guide={guide}", "--samples=64", "--force"),
+        *("--unconditional=unconditional", f"--out={tmp_path / 'a.png'}"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["toy", *arguments])
+    cli.run(toy.main)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].strip() for line in lines[:4]] == [
+        "exact density",
+        "no guidance",
+        "classifier-free, w = 2",
+        "autoguidance, w = 2",
+    ]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
