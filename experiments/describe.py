@@ -4,7 +4,8 @@
 
 --topology=v5e:4x4 adds what the step takes on those TPUs, which need not be there:
 memory of each device against what it has, the largest number of images at a time that
-fits, what devices exchange, and the time of the run. --devices=8 adds the memory of the state on each of 8 devices, for each
+fits, what devices exchange, and the time of the run. --advise proposes micro-batches, rematerialization and sharding for that
+topology, or for --devices=8 of --memory_gb=80. --devices=8 adds the memory of the state on each of 8 devices, for each
 training.sharding; --compile adds what the compiler of this machine says the step takes.
 gflops is per image, forward: the multiply-accumulates of the convolutions and matrix
 products, padding included, as in the paper's Table 1. note names the fields that were
@@ -13,6 +14,7 @@ chosen for another duration than the run's.
 
 import json
 import math
+import os
 import sys
 from typing import Any
 
@@ -21,7 +23,7 @@ import rich.console
 
 import configs
 from edm_jax import menu
-from edm_jax.cost import chips, disk, memory, topology
+from edm_jax.cost import advice, chips, disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.diffusion.presets import PRESETS
 from edm_jax.models.build import count_params
@@ -112,6 +114,58 @@ def describe_topology(config: RunConfig, name: str, full: bool) -> dict[str, Any
         return topology.plan(config, name, place, on_progress, full)
 
 
+def describe_advice(
+    config: RunConfig, devices: int, limit: float, kind: str
+) -> tuple[dict[str, Any], list[advice.Layout]]:
+    """What to set so that the step fits, and all that would; raises ValueError."""
+    found = advice.layouts(config, devices, limit, kind)
+    if not found:
+        share = config.optimizer.batch_size // devices
+        least = advice.expected_bytes(config, devices, "full", True, share, kind)
+        raise ValueError(
+            f"Nothing fits: {limit / topology.GIB:.1f} GiB can be used of each of "
+            f"{devices} devices, and one image at a time, with training.remat=True and "
+            f"training.sharding=full, takes {least / topology.GIB:.1f} GiB."
+        )
+    best = {(each.remat, each.sharding): each for each in reversed(found)}
+    said = {
+        "by": "a model of the memory, within about 5% of steps without remat",
+        "devices": devices,
+        "usable_gib_per_device": round(limit / topology.GIB, 2),
+        "proposal": _layout(found[0]),
+        "overrides": " ".join(f"--config.{k}={v}" for k, v in found[0].fields.items()),
+        "alternatives": [_layout(each) for each in found if each in best.values()][1:],
+    }
+    return said, found
+
+
+def _layout(layout: advice.Layout) -> dict[str, Any]:
+    shown = layout._asdict()
+    size = shown.pop("bytes")
+    return shown | {"expected_gib_per_device": round(size / topology.GIB, 2)}
+
+
+def advise_gpus(config: RunConfig, devices: int, memory_gb: float) -> dict[str, Any]:
+    """For GPUs of so many GB, of which JAX takes three quarters unless told."""
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+    return describe_advice(config, devices, memory_gb * 1e9 * share, "GPU")[0]
+
+
+def advise_tpus(config: RunConfig, name: str, full: bool) -> dict[str, Any]:
+    """For a topology: the first proposals are compiled, until one fits."""
+    asked = chips.Topology.of(name)
+    per_chip = asked.chip.devices
+    limit = asked.chip.hbm_gib * topology.GIB / per_chip
+    said, found = describe_advice(config, asked.chips * per_chip, limit, "TPU")
+    for layout in found[:3]:
+        plan = describe_topology(configs.changed(config, layout.fields), name, full)
+        if plan["fits"]:
+            break
+    said["proposal"] = _layout(layout)
+    said["overrides"] = " ".join(f"--config.{k}={v}" for k, v in layout.fields.items())
+    return {"advice": said, "plan": plan}
+
+
 def describe_menus(name: str) -> str:
     """The entries of a menu, or of all, with their fields; raises ValueError."""
     # Here: figures take long to import.
@@ -163,6 +217,15 @@ def main() -> None:
         help="with --topology, also generate code, for the compiler's estimate of the "
         "time (10 minutes and 9 GB for imagenet512-xs)",
     )
+    parser.add_argument(
+        "--advise",
+        action="store_true",
+        help="propose micro-batches, remat and sharding: with --topology, or with "
+        "--devices and --memory_gb",
+    )
+    parser.add_argument(
+        "--memory_gb", type=float, help="of each of --devices GPUs, such as 80"
+    )
     options, rest = parser.parse_known_args()
     if options.menu is not None:
         print(describe_menus(options.menu))
@@ -173,6 +236,13 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips here
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices={options.devices}, but must be at least 1.")
+    of_gpus = options.devices and options.memory_gb is not None
+    if options.advise and not (options.topology or of_gpus):
+        raise ValueError(
+            "--advise needs --topology, or --devices and --memory_gb: what does it fit on?"
+        )
+    if options.memory_gb is not None and not 0 < options.memory_gb < math.inf:
+        raise ValueError(f"--memory_gb={options.memory_gb}, but must be positive.")
     if options.devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.devices)
@@ -180,7 +250,12 @@ def main() -> None:
     if options.devices or options.compile:
         devices = options.devices or jax.device_count()
         described["memory"] = describe_memory(config, devices, options.compile)
-    if options.topology is not None:
+    if options.advise and options.topology:
+        described |= advise_tpus(config, options.topology, options.full)
+    elif options.advise:
+        advised = advise_gpus(config, options.devices, options.memory_gb)
+        described["advice"] = advised
+    elif options.topology is not None:
         described["plan"] = describe_topology(config, options.topology, options.full)
     print(json.dumps(described, indent=1))
 

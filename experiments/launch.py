@@ -8,6 +8,7 @@ command resumes them. Several launchers may work on one study.
 
 import argparse
 import dataclasses
+import math
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import rich.table
 import configs
 from configs.workloads import get_workload
 from edm_jax import fields, files, menu
-from edm_jax.cost import disk
+from edm_jax.cost import disk, hours
 from edm_jax.menu import suggest
 from edm_jax.studies import RunSpec, by_seed, remote
 from experiments import cli, planning
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--help", "-h", action="help")
     options, rest = parser.parse_known_args()
     overrides = cli.overrides(rest)
+    _check_price(options)
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
     backend = fields.make(kind, "--backend", given)
     study, specs = load_study(options.study)
@@ -61,7 +63,8 @@ def main() -> None:
     for sentence in planning.skipped(plans, directory):
         print(sentence, file=said)
     if options.dry_run:
-        _dry_run(plans, backend, said)
+        chip = options.chip or hours.known(getattr(backend, "chip", ""))
+        _dry_run(plans, backend, said, chip, options.price_per_chip_hour)
         print(documents or "", end="")
     elif any(plan.goes for plan in plans):
         backend.launch(wanted)
@@ -82,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=files.user_path, help="study directory (runs/STUDY-WORKLOAD)")
     add("--seeds", help="of every run, such as 0-2 or 0,3 (the study's own)")
     add("--dry_run", action="store_true", help="say what would run, where, how much")
+    add("--chip", help="with --dry_run, say its hours: v5e, H100, … (the back-end's)")
+    add("--price_per_chip_hour", type=float, help="and what they cost")
     add("--retry_failed", action="store_true", help="run those again that failed")
     add("--allow", default="", metavar="FIELD,FIELD", help="as of train.py")
     ends = parser.add_mutually_exclusive_group()
@@ -107,6 +112,16 @@ def _add_flags(parser: argparse.ArgumentParser, name: str, kind: type) -> None:
             how = {"action": argparse.BooleanOptionalAction}
         group.add_argument(
             f"--{field.name}", default=field.default, help="(%(default)s)", **how
+        )
+
+
+def _check_price(options: argparse.Namespace) -> None:
+    if options.chip is not None:
+        hours.check_chip(options.chip)
+    price = options.price_per_chip_hour
+    if price is not None and not 0 <= price < math.inf:
+        raise ValueError(
+            f"--price_per_chip_hour={price}, but must be finite and not negative."
         )
 
 
@@ -143,18 +158,26 @@ def load_study(name: str) -> tuple[str, Callable[[str], list[RunSpec]]]:
 
 
 def _dry_run(
-    plans: Sequence[planning.Plan], backend: Backend, said: typing.TextIO
+    plans: Sequence[planning.Plan],
+    backend: Backend,
+    said: typing.TextIO,
+    chip: str,
+    price: float | None,
 ) -> None:
-    """The table of what would run, where, how many images, how much disk."""
-    table = rich.table.Table("run", "what", "images", "disk")
-    for plan in plans:
+    """The table of what would run, where, how many images, how much disk and time."""
+    taken = [hours.chip_hours(plan.config, chip) if chip else None for plan in plans]
+    is_timed = any(each is not None for each in taken)
+    timed = ["chip-hours"] if is_timed else []
+    table = rich.table.Table("run", "what", "images", "disk", *timed)
+    for plan, each in zip(plans, taken, strict=True):
         cells = (
             rich.markup.escape(plan.spec.name),
             plan.action,
             f"{plan.nimg:,}",
             disk.human(plan.bytes),
         )
-        table.add_row(*cells)
+        shown = "" if each is None else _hours(each)
+        table.add_row(*cells, *([shown] if is_timed else []))
     # As wide as it is where nobody sees it, so that it can be searched.
     wide = None if said.isatty() else 200
     cli.Console(width=wide, file=said).print(table)
@@ -165,8 +188,33 @@ def _dry_run(
         f"at most; {backend.where(len(going))}. Nothing was started.",
         file=said,
     )
+    if chip or price is not None:
+        known = [each for plan, each in zip(plans, taken, strict=True) if plan.goes]
+        print(_cost(known, chip, price), file=said)
     for note in sorted({configs.duration_note(plan.config) for plan in plans} - {""}):
         print(note, file=said)
+
+
+def _hours(count: float) -> str:
+    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+
+
+def _cost(taken: Sequence[float | None], chip: str, price: float | None) -> str:
+    """A sentence on the chip-hours of the runs that go, and their price."""
+    if not chip:
+        return "Name the --chip to have its hours and their price."
+    if None in taken:
+        return (
+            f"The peak of {chip} is not stated for network.compute_dtype of these runs: "
+            "no hours are known."
+        )
+    total = sum(each for each in taken if each is not None)
+    cost = "" if price is None else f", {total * price:,.2f} at {price:g} an hour"
+    return (
+        f"{_hours(total)} hours of {chip}{cost}, without evaluation, at "
+        f"{hours.utilization(chip):.0%} of its peak: an assumption that small networks "
+        "do not reach."
+    )
 
 
 if __name__ == "__main__":

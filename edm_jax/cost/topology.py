@@ -22,15 +22,13 @@ from typing import Any, NamedTuple
 import jax
 
 from edm_jax import files
-from edm_jax.cost import ahead, chips, hlo
+from edm_jax.cost import ahead, chips, hlo, hours
 from edm_jax.diffusion import flops
 from edm_jax.train import trainer
 from edm_jax.train.config import RunConfig
 
 OnProgress = Callable[[str, float], None]  # (what is being done, seconds so far)
 GIB = 2**30
-# Share of a chip's peak that a step is assumed to reach, of images in bfloat16.
-UTILIZATION = 0.5
 
 
 class Compiled(NamedTuple):
@@ -98,17 +96,16 @@ def plan(
         "largest_rows_estimate": _largest_rows(config, compiled, limit * GIB),
         "collectives": compiled.collectives,
         "compile_seconds": round(compiled.seconds, 1),
-    } | _time(config, compiled, chip.clock_ghz)
+    } | _time(config, compiled, asked.kind)
 
 
-def _time(
-    config: RunConfig, compiled: Compiled, clock_ghz: float | None
-) -> dict[str, Any]:
+def _time(config: RunConfig, compiled: Compiled, kind: str) -> dict[str, Any]:
     """FLOPs by our own count, and the run's time.
 
     From the compiler's cycles where they and the clock are known, without what devices
     wait for one another; else at an assumed share of the peak.
     """
+    clock_ghz = chips.CHIPS[kind].clock_ghz
     per_image = flops.train_flops(config.model)
     peak = flops.peak_flops(compiled.device_kind, "bfloat16")
     found: dict[str, Any] = {
@@ -117,20 +114,21 @@ def _time(
     if peak is None or config.network.compute_dtype == "float32":
         return found
     # A v4's two devices are one to JAX on the machine itself.
-    of_chip = peak * (2 if compiled.device_kind == "TPU7x" else 1)
+    of_chip = peak * (2 if kind == "tpu7x" else 1)
     most = of_chip * compiled.chips / per_image
-    rate = UTILIZATION * most
-    found["assumed_utilization"] = UTILIZATION
+    assumed = hours.utilization(kind)
+    rate = assumed * most
+    found["assumed_utilization"] = assumed
     if compiled.cycles and clock_ghz:
         rate = config.optimizer.batch_size * clock_ghz * 1e9 / compiled.cycles
         del found["assumed_utilization"]
         found["cycles_per_step"] = compiled.cycles
         found["utilization_by_cycles"] = round(rate / most, 3)
-    hours = config.total_steps * config.optimizer.batch_size / rate / 3600
+    taken = config.total_steps * config.optimizer.batch_size / rate / 3600
     return found | {
         "images_per_s": round(rate, 1),
-        "days": round(hours / 24, 2),
-        "chip_hours": round(hours * compiled.chips, 1),
+        "days": round(taken / 24, 2),
+        "chip_hours": round(taken * compiled.chips, 1),
     }
 
 

@@ -101,7 +101,7 @@ def _equation_macs(equation: Any) -> int:
         shape = equation.invars[0].aval.shape
         depth = math.prod(shape[axis] for axis in contracted)
         return equation.outvars[0].aval.size * depth
-    inner = [_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    inner = [_macs(jaxpr) for jaxpr in inner_jaxprs(params)]
     if name == "while" and any(inner):
         raise ValueError("The length of a while loop with matrix products is unknown.")
     if name == "cond":
@@ -109,7 +109,7 @@ def _equation_macs(equation: Any) -> int:
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else [value]:
             each = getattr(each, "jaxpr", each)

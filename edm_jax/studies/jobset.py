@@ -68,6 +68,11 @@ class Resources(Settings):
             )
 
     @property
+    def chip(self) -> str:
+        """The kind of TPU; '' for what may be anything."""
+        return Topology.of(self.topology).kind if self.topology else ""
+
+    @property
     def all_hosts(self) -> int:
         """Pods of a run."""
         if not self.topology:

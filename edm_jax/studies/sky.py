@@ -53,6 +53,13 @@ class Resources(Settings):
         return self.accelerators.lower().startswith("tpu")
 
     @property
+    def chip(self) -> str:
+        """Such as H100 or v5e; '' for none."""
+        if size := re.fullmatch(r"tpu-(v\w+)-\d+", self.accelerators.lower()):
+            return size[1].replace("litepod", "e")
+        return self.accelerators.partition(":")[0].partition("-")[0]
+
+    @property
     def has_many_hosts(self) -> bool:
         """Whether a run is several processes: slices of more than 8 have hosts of 4."""
         size = re.search(r"^tpu-v\w+-(\d+)$", self.accelerators.lower())

@@ -203,6 +203,21 @@ def test_a_dry_run_says_what_would_run_and_leaves_no_trace(
     assert "Nothing was started" in printed and not directory.exists()
 
 
+def test_a_dry_run_says_the_hours_and_what_they_cost(monkeypatch, capsys, tmp_path):
+    options = "--workload=digits-tiny", f"--runs={tmp_path}/s", "--dry_run"
+    monkeypatch.setattr(launch.hours, "chip_hours", lambda config, chip: 100.0)
+    command(monkeypatch, *options, "--chip=H100", "--price_per_chip_hour=2.5")
+    printed = capsys.readouterr().out
+    assert printed.count(" 100 ") == 7 and "chip-hours" in printed
+    assert "700 hours of H100, 1,750.00 at 2.5 an hour" in printed
+    # A back-end knows its chip.
+    command(monkeypatch, *options, "--backend=k8s", "--topology=v5e:4x4")
+    assert "700 hours of v5e, without evaluation, at 50%" in capsys.readouterr().err
+    monkeypatch.undo()
+    command(monkeypatch, *options, "--chip=v5e")  # in float32
+    assert "The peak of v5e is not stated" in capsys.readouterr().out
+
+
 def test_a_finished_launch_says_how_long_it_took_and_what_comes_next(
     monkeypatch, capsys, tmp_path
 ):
@@ -238,6 +253,8 @@ def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
         (["--seeds=99999999999999999999"], "below 2^31"),
         (["--allow=nosuch"], "no field 'nosuch'"),
         (["--backend=slurm"], "There is no SLURM here"),
+        (["--chip=h100"], "Did you mean 'H100'"),
+        (["--price_per_chip_hour=-1"], "finite and not negative"),
     ],
 )
 def test_a_wrong_input_is_one_sentence(
