@@ -12,6 +12,7 @@ products, padding included, as in the paper's Table 1. note names the fields tha
 chosen for another duration than the run's.
 """
 
+import argparse
 import json
 import math
 import os
@@ -157,6 +158,7 @@ def advise_tpus(config: RunConfig, name: str, full: bool) -> dict[str, Any]:
     per_chip = asked.chip.devices
     limit = asked.chip.hbm_gib * topology.GIB / per_chip
     said, found = describe_advice(config, asked.chips * per_chip, limit, "TPU")
+    layout, plan = found[0], {}
     for layout in found[:3]:
         plan = describe_topology(configs.changed(config, layout.fields), name, full)
         if plan["fits"]:
@@ -231,18 +233,9 @@ def main() -> None:
         print(describe_menus(options.menu))
         return
     config = cli.load_config(options, cli.overrides(rest))
+    _check(options)
     if options.topology is not None:
-        chips.Topology.of(options.topology)
         jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips here
-    if options.devices is not None and options.devices < 1:
-        raise ValueError(f"--devices={options.devices}, but must be at least 1.")
-    of_gpus = options.devices and options.memory_gb is not None
-    if options.advise and not (options.topology or of_gpus):
-        raise ValueError(
-            "--advise needs --topology, or --devices and --memory_gb: what does it fit on?"
-        )
-    if options.memory_gb is not None and not 0 < options.memory_gb < math.inf:
-        raise ValueError(f"--memory_gb={options.memory_gb}, but must be positive.")
     if options.devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.devices)
@@ -250,14 +243,31 @@ def main() -> None:
     if options.devices or options.compile:
         devices = options.devices or jax.device_count()
         described["memory"] = describe_memory(config, devices, options.compile)
-    if options.advise and options.topology:
+    if options.topology is not None and options.advise:
         described |= advise_tpus(config, options.topology, options.full)
-    elif options.advise:
-        advised = advise_gpus(config, options.devices, options.memory_gb)
-        described["advice"] = advised
     elif options.topology is not None:
         described["plan"] = describe_topology(config, options.topology, options.full)
+    elif options.advise:
+        gpus = options.devices, options.memory_gb
+        described["advice"] = advise_gpus(config, *gpus)
     print(json.dumps(described, indent=1))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError for options that say nothing, or not enough."""
+    if options.topology is not None:
+        chips.Topology.of(options.topology)
+    if options.devices is not None and options.devices < 1:
+        raise ValueError(f"--devices={options.devices}, but must be at least 1.")
+    memory_gb = options.memory_gb
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise ValueError(f"--memory_gb={memory_gb}, but must be positive and finite.")
+    of_gpus = options.devices is not None and memory_gb is not None
+    if options.advise and options.topology is None and not of_gpus:
+        raise ValueError(
+            "--advise needs --topology, or --devices and --memory_gb: what should the "
+            "step fit on?"
+        )
 
 
 if __name__ == "__main__":

@@ -109,7 +109,6 @@ def _state_bytes(
     return memory.state_bytes(config, devices, sharding)[part]
 
 
-@functools.cache
 def activation_bytes(config: RunConfig, remat: bool) -> int:
     """What the backward pass needs of one image's forward pass.
 
@@ -118,8 +117,13 @@ def activation_bytes(config: RunConfig, remat: bool) -> int:
     largest block.
     """
     told = config.data.augment.labels
-    model = build(config.network, config.loss.uncertainty, remat, told)
-    denoiser = Denoiser(model, config.loss.sigma_data)
+    return _activation_bytes(config.network, config.loss.uncertainty, remat, told)
+
+
+@functools.cache
+def _activation_bytes(*network: Any) -> int:
+    model = build(*network)
+    denoiser = Denoiser(model, 0.5)
 
     def kept(rows: int) -> tuple[int, int]:
         inputs = (

@@ -35,6 +35,14 @@ def test_the_inputs_of_products_are_kept_and_with_remat_those_of_blocks():
         assert found == (bytes_of(kept), bytes_of(inside))
 
 
+def test_weights_are_no_activations(monkeypatch):
+    config = configs.load(f"{G}:digits-tiny", {"network.channel_mult": "(1,)"})
+    kept = iter([(110, 103), (120, 106)])  # of one row and of two
+    monkeypatch.setattr(advice, "_kept", lambda jaxpr: next(kept))
+    assert advice.activation_bytes(config, True) == 10 + 3
+    advice._activation_bytes.cache_clear()
+
+
 @pytest.mark.slow
 def test_the_models_are_within_5_percent_of_steps_that_were_measured():
     """benchmarks/RESULTS.md: XS as libtpu compiles it, and on an H100."""

@@ -253,7 +253,7 @@ def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
         (["--seeds=99999999999999999999"], "below 2^31"),
         (["--allow=nosuch"], "no field 'nosuch'"),
         (["--backend=slurm"], "There is no SLURM here"),
-        (["--chip=h100"], "Did you mean 'H100'"),
+        (["--chip=H10"], "Did you mean 'H100'"),
         (["--price_per_chip_hour=-1"], "finite and not negative"),
     ],
 )
