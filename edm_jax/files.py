@@ -228,6 +228,12 @@ def write_json(
     write_bytes(path, f"{text}\n".encode(errors="replace"))
 
 
+def cache_home() -> Path:
+    """Where what can be made again is kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return home / "edm_jax"
+
+
 def is_full(error: OSError) -> bool:
     """Whether an error says that a disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -99,12 +99,14 @@ def overrides(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def run_parser(description: str | None) -> argparse.ArgumentParser:
+def run_parser(
+    description: str | None, required: bool = True
+) -> argparse.ArgumentParser:
     """A parser with --run, and --config for snapshots of the original code."""
     parser = _parser(description)
     parser.add_argument(
         "--run",
-        required=True,
+        required=required,
         type=os.path.expanduser,
         help="a run directory, or snapshots of the original code: a directory of "
         "PREFIX-KIMG-SIGMA_REL.pkl, one such file, or a pattern",
@@ -360,14 +362,8 @@ def prepare_jax() -> None:
     """
     prepare()
     if jax.config.jax_compilation_cache_dir is None:
-        cache = cache_home() / f"xla-{_kind_of_cpu()}"
+        cache = files.cache_home() / f"xla-{_kind_of_cpu()}"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def cache_home() -> Path:
-    """Where what can be made again is kept."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return home / "edm_jax"
 
 
 def _kind_of_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

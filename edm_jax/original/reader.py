@@ -140,7 +140,7 @@ def _tensor(name: str, node: Any, budget: Budget) -> np.ndarray:
             pickles.TENSOR,
             (Node(pickles.STORAGE, (memoryview() as data,)), offset, size, stride, *_),
         ):
-            return _strided(name, _storage(name, data, budget), offset, size, stride)
+            return strided(name, _storage(name, data, budget), offset, size, stride)
     raise Refused(f"holds a tensor {name!r} of an unknown form")
 
 
@@ -149,8 +149,8 @@ def _storage(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     header, rest = pickles.nested_streams(data, 5, budget)
     match header:
         case [
-            0x1950A86A20F9469CFC6C,  # the format's magic number and version
-            1001,
+            pickles.LEGACY_MAGIC,
+            pickles.LEGACY_VERSION,
             {"little_endian": True},
             Node("", ("storage", Global(kind), str(key), str(), int(numel), *view)),
             [str(listed)],
@@ -168,7 +168,7 @@ def _storage(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     return np.frombuffer(numbers, dtype)
 
 
-def _strided(
+def strided(
     name: str, storage: np.ndarray, offset: Any, size: Any, stride: Any
 ) -> np.ndarray:
     """The view of a storage (numel,) that shape and strides, in numbers, ask for."""

@@ -1,0 +1,1 @@
+"""Features of images by networks with published weights, and statistics of them."""
