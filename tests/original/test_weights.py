@@ -141,6 +141,13 @@ HOSTILE = {
     ),
     "an empty dict": (pickle.dumps({}), "holds no tensors"),
     "an object": (pickle.dumps({"a": 1}), "'a', which is no tensor"),
+    "another count than the tensor's": (
+        legacy(state_dict({"a": ARRAY}), [ARRAY]).replace(
+            struct.pack("<q", 4) + ARRAY.tobytes(),
+            struct.pack("<q", 5) + ARRAY.tobytes(),
+        ),
+        "ends before its storage '0' does",
+    ),
     "a second storage": (
         legacy(state_dict({"a": ARRAY}), [ARRAY, ARRAY]),
         "lists a storage that no tensor has",
