@@ -504,8 +504,8 @@ def test_the_command_warns_on_stderr_and_writes_every_file(command, tmp_path, ca
         ("--metric=heldout_los", "Did you mean 'heldout_loss'"),
         ("--columns=sigma", "Did you mean 'sigma_rel'"),
         (
-            "--metric=heldout_loss,fid",
-            "--metric is 'fid', but takes one of 'heldout_loss'",
+            "--metric=heldout_loss,lpips",
+            "--metric is 'lpips', but takes one of 'heldout_loss'",
         ),
     ],
 )
