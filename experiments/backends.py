@@ -113,8 +113,10 @@ class Local(Settings):
         # In a process of its own: asking here would take an accelerator's memory.
         ask = (
             "import jax, sys\n"
+            "from edm_jax import platform\n"
+            "platform.keep_plugin_errors()\n"
             "try: print(jax.default_backend(), *(d.id for d in jax.local_devices()))\n"
-            "except Exception as error: sys.exit(str(error) or ' ')"
+            "except Exception as e: sys.exit(platform.plugin_error() or str(e) or ' ')"
         )
         answer = subprocess.run(
             [sys.executable, "-c", ask], capture_output=True, text=True, check=False

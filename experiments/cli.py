@@ -22,7 +22,7 @@ from etils import epath
 
 import configs
 from edm_jax import files, menu
-from edm_jax.platform import INSTALL, prepare
+from edm_jax.platform import INSTALL, keep_plugin_errors, plugin_error, prepare
 from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 from edm_jax.train.config import RunConfig
@@ -276,6 +276,7 @@ def run(main: Callable[[], None]) -> None:
     library = logging.getLogger("edm_jax")
     library.addHandler(_Warnings())
     library.propagate = False
+    keep_plugin_errors()
     try:
         with signals.interruptible():
             main()
@@ -333,6 +334,8 @@ def jax_start_sentence(why: str) -> str:
     asked = jax.config.jax_platforms or ""
     why = " ".join(why.split()).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
     why = why.removeprefix(f"Unable to initialize backend {asked!r}: ")
+    if not why or "list of known backends" in why:
+        why = plugin_error().rstrip(".") or why
     said = f"JAX cannot start on {asked!r}" if asked else "JAX cannot start"
     said += (
         f" ({files.printable(why)})"

@@ -6,7 +6,12 @@ between the two, so the platform that a program is compiled for decides, not the
 is traced on.
 """
 
-from edm_jax.platform.accelerators import INSTALL, warn_if_idle
+from edm_jax.platform.accelerators import (
+    INSTALL,
+    keep_plugin_errors,
+    plugin_error,
+    warn_if_idle,
+)
 from edm_jax.platform.cpu import convolve_upsampled, prepare
 from edm_jax.platform.operations import alone, broadcast_to, total
 from edm_jax.platform.options import compiler_options
@@ -17,6 +22,8 @@ __all__ = [
     "broadcast_to",
     "compiler_options",
     "convolve_upsampled",
+    "keep_plugin_errors",
+    "plugin_error",
     "prepare",
     "total",
     "warn_if_idle",

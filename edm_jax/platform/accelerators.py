@@ -24,6 +24,32 @@ _DEVICE_FILES = {
 }
 
 
+class _PluginErrors(logging.Filter):
+    """Takes what JAX logs, with a stack trace, of plugins that do not load."""
+
+    said = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "plugin configuration error" not in str(record.msg):
+            return True
+        error = record.exc_info[1] if record.exc_info else record.getMessage()
+        self.said = self.said or " ".join(str(error).split())
+        return False
+
+
+_plugin_errors = _PluginErrors()
+
+
+def keep_plugin_errors() -> None:
+    """From now on `plugin_error` tells of plugins that do not load, and JAX is silent."""
+    logging.getLogger("jax._src.xla_bridge").addFilter(_plugin_errors)
+
+
+def plugin_error() -> str:
+    """Why a plugin did not load, such as for an old driver; '' where none failed."""
+    return _plugin_errors.said
+
+
 def present() -> str | None:
     """'gpu', 'tpu' or None, by the files of their drivers; does not start JAX."""
     for kind, names in _DEVICE_FILES.items():
@@ -52,8 +78,10 @@ def warn_if_idle(used: str) -> None:
     kind = present()
     if used == "cpu" and kind and not _asked():
         _log.warning(
-            "This machine has a %s, but JAX computes on the CPU: its plugin is not "
-            "installed, or cannot start. %s. JAX_PLATFORMS=cpu silences this.",
+            "This machine has a %s, but JAX computes on the CPU: %s. %s. "
+            "JAX_PLATFORMS=cpu silences this.",
             kind.upper(),
+            plugin_error().rstrip(".")
+            or "its plugin is not installed, or cannot start",
             INSTALL[kind],
         )

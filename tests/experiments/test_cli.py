@@ -56,26 +56,45 @@ def test_seeds_that_make_no_list_are_refused(text, sentence):
         cli.seed_list(text)
 
 
+# Stands for JAX's plugin on a machine whose driver is too old: it raises as it loads.
+BROKEN = """
+def initialize():
+    raise RuntimeError("Outdated CUDA installation found.\\nInstalled version: 11040")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "platform"), [("train", "cuda"), ("launch", "tpu")]
+    ("command", "platform", "reason"),
+    [
+        ("train", "cuda", ": its plugin is not installed, or finds no device."),
+        ("launch", "tpu", " ("),
+        ("train", "cuda", " (Outdated CUDA installation found. Installed version: 1"),
+        ("launch", "cuda", " (Outdated CUDA installation found. Installed version: 1"),
+    ],
 )
-def test_a_jax_that_cannot_start_is_one_sentence(command, platform, tmp_path):
+def test_a_jax_that_cannot_start_is_one_sentence(command, platform, reason, tmp_path):
     if os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/accel0"):
         pytest.skip("this machine has an accelerator")
     arguments = [f"--{'run' if command == 'train' else 'runs'}={tmp_path / 'x'}"]
     arguments += [G] if command == "train" else ["--workload=digits-tiny"]
+    paths = [os.fspath(ROOT)]
+    if "Outdated" in reason:
+        plugin = tmp_path / "path" / "jax_plugins" / "broken" / "__init__.py"
+        plugin.parent.mkdir(parents=True)
+        plugin.write_text(BROKEN)
+        paths.append(os.fspath(tmp_path / "path"))
     done = subprocess.run(
         [sys.executable, f"experiments/{command}.py", *arguments],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": platform},
+        env=os.environ | {"JAX_PLATFORMS": platform, "PYTHONPATH": ":".join(paths)},
         capture_output=True,
         check=False,
         text=True,
     )
     lines = done.stderr.splitlines()
     assert done.returncode == 2
-    assert lines[-1].startswith(f"{command}: JAX cannot start on '{platform}'")
+    assert lines[-1].startswith(f"{command}: JAX cannot start on '{platform}'{reason}")
     assert f"pip install -U 'jax[{platform}" in lines[-1]
     assert "Traceback" not in done.stderr
 
