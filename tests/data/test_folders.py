@@ -146,6 +146,14 @@ def test_only_what_is_drawn_differs_between_uses(sets, name):
     np.testing.assert_array_equal(*still)
 
 
+def test_every_epoch_draws_anew(sets):
+    batches = take(sets["latents"], 8)
+    label = np.concatenate([batch["label"] for batch in batches])
+    image = np.concatenate([batch["image"] for batch in batches])
+    assert len(label) == 64 > 2 * COUNT
+    assert len({each.tobytes() for each in image}) == 64
+
+
 def test_a_picture_is_held_out_by_its_own_name():
     names = [b"%d.png" % i for i in range(20_000)]
     held = shares.select(names, "heldout", 0.1, "here")
@@ -173,6 +181,28 @@ def test_latents_are_draws_from_their_means_and_deviations(tmp_path):
     np.testing.assert_allclose(drawn.std((0, 1, 2)), [1, 2, 3, 0], atol=0.03)
     noise = drawn[..., 0].reshape(64, -1)
     assert abs(np.corrcoef(noise[:8]) - np.eye(8)).max() < 0.08  # 5 / sqrt(4096)
+
+
+def test_arrays_come_with_their_channels_last(tmp_path):
+    means = RNG.standard_normal((4, 3, 5)).astype("f4")
+    moments = np.concatenate([means, np.zeros_like(means)])  # no deviation
+    pixels = RNG.integers(0, 256, (3, 4, 5), np.uint8)
+    for array, wanted in ((moments, means), (pixels, pixels)):
+        pack(tmp_path / "a.zip", {"a.npy": npy(array)})
+        data = config(tmp_path / "a.zip", Original(heldout=0.0), len(wanted))
+        (found,), _ = data.reader.open(data, "train", 0).read(np.zeros(1, int))
+        for c, channel in enumerate(wanted):
+            np.testing.assert_array_equal(found[..., c], channel)
+
+
+def test_the_rows_of_arrays_are_those_of_the_split(sets):
+    data = sets["numpy"]
+    rows = data.reader.open(data, "heldout", 4)
+    stored = np.load(data.name)
+    for row, (image, label) in enumerate(zip(*rows.read(np.arange(len(rows))))):
+        at = int(rows.place(row).split()[-1])
+        np.testing.assert_array_equal(image, stored["image"][at])
+        assert label == stored["label"][at]
 
 
 def test_latents_are_whitened_per_channel(sets):

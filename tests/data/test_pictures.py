@@ -205,7 +205,9 @@ def same(found, want):
 
 
 # Odd sides have odd halves: else a box's edge falls on a pixel, and rounding decides.
-@pytest.mark.parametrize("size", [(64, 48), (39, 87), (20, 16), (9, 200), (16, 16)])
+@pytest.mark.parametrize(
+    "size", [(64, 48), (39, 87), (20, 16), (9, 200), (16, 25), (16, 16)]
+)
 def test_center_crop_is_adms(size):
     pixels = RNG.integers(0, 256, (*size, 3), np.uint8)
     want = by_adm(pixels, 16, min)
