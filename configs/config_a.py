@@ -23,14 +23,14 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    data.reader = choice(w.reader)  # tfds: TensorFlow Datasets
+    data.reader = dict(w.reader)  # tfds: TensorFlow Datasets; or images, original, ...
     data.name = w.dataset
     data.data_dir = ""  # '' is TFDS's own default
     data.train_split = w.train_split
     data.heldout_split = w.heldout_split
     data.raw_mean = w.raw_mean
     data.raw_std = w.raw_std
-    data.on_bad = "stop"  # at a damaged example; or skip
+    data.on_bad = w.on_bad  # at a damaged example: stop or skip
     data.num_workers = 0  # processes that read examples; 0: threads of this one
     data.augment = choice("none")  # or flip, edm, edm_unflipped
 

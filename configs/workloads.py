@@ -6,8 +6,11 @@ workload; the later letters change config A.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from edm_jax.menu import suggest
+from edm_jax import files
+from edm_jax.menu import choice, suggest
 
 MEBI_MIMG = 2**20 / 1e6  # the paper's durations count 2^20 images
 
@@ -47,8 +50,11 @@ class Workload:
     # Evaluation.
     evaluators: str = "heldout_loss,sample_grid,pixel_frechet"
     train_split: str = "train"
-    reader: str = "tfds"
     heldout_split: str = "validation"
+    reader: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: choice("tfds")
+    )
+    on_bad: str = "stop"  # at a damaged example; or skip
     num_samples: int = 50000
     evaluation_batch_size: int = 256
 
@@ -133,7 +139,7 @@ DIGITS_TINY = dataclasses.replace(
 # Points in the plane, images of one pixel: the network is a multilayer perceptron.
 TOY = Workload(
     dataset="fractal",
-    reader="fractal",
+    reader=choice("fractal"),
     resolution=1,
     channels=2,
     num_classes=2,
@@ -259,9 +265,17 @@ WORKLOADS = {
 
 
 def get_workload(name: str) -> Workload:
-    """The workload of that name; raises ValueError naming the nearest right one."""
+    """The workload of that name, or a file's WORKLOAD, where it is FILE.py.
+
+    Raises ValueError naming the nearest right one.
+    """
     if name in WORKLOADS:
         return WORKLOADS[name]
+    if name.endswith(".py"):
+        found = files.run_python(name).get("WORKLOAD")
+        if not isinstance(found, Workload):
+            raise files.Damaged(name, "defines no WORKLOAD = Workload(...).")
+        return found
     raise ValueError(
         f"There is no workload {name!r}; there are {', '.join(WORKLOADS)}."
         + suggest(name, list(WORKLOADS))

@@ -44,7 +44,7 @@ def main() -> None:
     backend = fields.make(kind, "--backend", given)
     study, specs = load_study(options.study)
     seeds = cli.seed_list(options.seeds) if options.seeds else None
-    directory = options.runs or Path("runs") / f"{study}-{options.workload}"
+    directory = options.runs or Path("runs") / f"{study}-{Path(options.workload).stem}"
     runs = by_seed(specs(options.workload), seeds)
     if not runs:
         raise ValueError(f"The study {study} has no runs.")

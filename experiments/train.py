@@ -38,7 +38,8 @@ def main() -> None:
         config = cli.load_config(options, overrides)
     if cluster := _cluster(options):
         hosts.join(cluster, options.join_timeout_s)
-    name = f"{config.workload}-{config.letter}-seed{config.seed}"
+    workload = Path(config.workload).stem  # of a workload in a file
+    name = f"{workload}-{config.letter}-seed{config.seed}"
     allow = cli.allowed_fields(options.allow, config)
     path = options.run or Path("runs") / name
     with contextlib.ExitStack() as stack:

@@ -211,8 +211,9 @@ class _Loop:
             self._batches[step] = batch = next(batches)
             if len(batches.skipped) > skipped:
                 skipped = len(batches.skipped)
-                last = list(batches.skipped.values())[-1]
-                self._alert(step, "data", f"skipped {skipped:,} bad examples: {last}")
+                last = list(batches.skipped.values())[-1].removesuffix(".")
+                sentence = f"bad examples skipped so far: {skipped:,}, the last: {last}"
+                self._alert(step, "data", sentence)
             profile.before_step()
             state, metrics = self.trainer.step(state, batch)
             profile.after_step(metrics)
