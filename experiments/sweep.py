@@ -5,6 +5,11 @@ network at a time with the others fixed (5b), each with its optimum: the best me
 and the vertex of a parabola. Quality is the held-out loss. Lengths that the snapshots
 cannot express are left out and named. Writes figures, sweeps.json and points.json, from
 which the same command resumes.
+
+With a guide, quality is a metric of guided samples, over the network's EMA length and the
+guide's (arXiv 2406.02507, Fig. 3), then over w and over the interval, at the best so far:
+
+    python experiments/sweep.py --run=runs/toy/main --guide=runs/toy/guide --metric=density
 """
 
 import argparse
@@ -14,7 +19,7 @@ from edm_jax.evals import sweeps
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.files import user_path
 from edm_jax.runs import directory
-from experiments import cli
+from experiments import cli, guided_sweep
 
 KINDS = ("lengths", "time", "groups")
 
@@ -22,7 +27,10 @@ KINDS = ("lengths", "time", "groups")
 def main() -> None:
     """Parse the command line, measure, and draw."""
     options = _parser().parse_args()
-    kinds = options.kinds.split(",")
+    if options.guide:
+        cli.prepare_jax()
+        return guided_sweep.main(options, *cli.open_run(options))
+    kinds = options.kinds.split(",") if options.kinds else [*KINDS]
     if set(kinds) - set(KINDS):
         raise ValueError(
             f"--kinds={options.kinds!r}: choose from {', '.join(KINDS)}, separated by commas."
@@ -100,7 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sigma_rel", default="", help="lengths (those of evaluation.sigma_rels)"
     )
-    parser.add_argument("--kinds", default=",".join(KINDS), help="(%(default)s)")
+    parser.add_argument(
+        "--kinds",
+        default="",
+        help=f"{','.join(KINDS)}; with a guide, {','.join(guided_sweep.KINDS)}; (all)",
+    )
     parser.add_argument(
         "--times", type=int, default=6, help="of the training (%(default)s)"
     )
@@ -112,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed", type=float, help="length of the other parts (the best of all)"
     )
+    guided_sweep.add_options(parser)
     parser.add_argument("--out", type=user_path, help="directory (RUN/sweeps)")
     return parser
 

@@ -81,7 +81,15 @@ EMA_ORDER = [
 REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
     *("statistics", "columns", "grouping", "curves", "figures", "by_field"),
-    *("tables", "notes", "export", "drawing", "sweep_figures", "toy_figure"),
+    *(
+        "tables",
+        "notes",
+        "export",
+        "drawing",
+        "sweep_figures",
+        "toy_figure",
+        "guided_figure",
+    ),
     *("embedded", "introduction", "results", "records", "grids", "page"),
     "__init__",
 ]

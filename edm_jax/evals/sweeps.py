@@ -170,6 +170,38 @@ def errors(
     return {s: each.error for s, each in zip(sigma_rels, plan.solutions, strict=True)}
 
 
+def checksums(stored: Sequence[Snapshot]) -> dict[str, str]:
+    """What tells the snapshots of one run from another's, by file."""
+    return {snapshot.path.name: snapshot.checksum for snapshot in stored}
+
+
+class Memory:
+    """Points measured before, in a file: those of other snapshots are forgotten.
+
+    Args:
+        path: the file.
+        made_of: what the points depend on besides their keys, as JSON holds it.
+    """
+
+    def __init__(self, path: Path, made_of: dict[str, Any]):
+        self._path, self._made_of = path, made_of
+        try:
+            known = directory.read_json(path)
+        except (OSError, ValueError):  # damaged: its points are measured again
+            known = {}
+        points = known.get("points") if known.get("snapshots") == made_of else None
+        points = points if isinstance(points, dict) else {}
+        self.points: dict[str, float] = {
+            key: value for key, value in points.items() if isinstance(value, float)
+        }
+
+    def remember(self, key: str, value: float) -> None:
+        """Adds a point, and writes the file."""
+        self.points[key] = value
+        known = {"snapshots": self._made_of, "points": self.points}
+        directory.write_json(self._path, known)
+
+
 class Sweeps:
     """Measures curves of one run, and remembers every point in a file.
 
@@ -183,19 +215,9 @@ class Sweeps:
         memory: Path,
         on_progress: OnProgress = lambda *_: None,
     ):
-        self._heldout, self._stored, self._memory = heldout, list(stored), memory
+        self._heldout, self._stored = heldout, list(stored)
         self._report = on_progress
-        made_of = {snapshot.path.name: snapshot.checksum for snapshot in stored}
-        try:
-            known = directory.read_json(memory)
-        except (OSError, ValueError):  # damaged: its points are measured again
-            known = {}
-        points = known.get("points") if known.get("snapshots") == made_of else None
-        points = points if isinstance(points, dict) else {}
-        self._points: dict[str, float] = {
-            key: loss for key, loss in points.items() if isinstance(loss, float)
-        }
-        self._made_of = made_of
+        self._memory = Memory(memory, checksums(stored))
 
     def lengths(
         self,
@@ -236,7 +258,7 @@ class Sweeps:
             (group, s)
             for group in groups
             for s in wanted
-            if self._key(nimg, group, fixed, s) not in self._points
+            if self._key(nimg, group, fixed, s) not in self._memory.points
         ]
         if missing:
             lengths = sorted({s for _, s in missing})
@@ -247,7 +269,7 @@ class Sweeps:
                 for group in [group for group, each in missing if each == s]:
                     mixed = whole | {name: other[name] for name in groups[group]}
                     loss = self._heldout.loss(tree.unflatten(mixed))
-                    self._remember(self._key(nimg, group, fixed, s), loss)
+                    self._memory.remember(self._key(nimg, group, fixed, s), loss)
                     done += 1
                     self._report("groups of weights", done, len(missing))
         return [self._curve(nimg, group, fixed, wanted, found, "") for group in groups]
@@ -262,11 +284,11 @@ class Sweeps:
         what: str,
     ) -> Curve:
         keys = {s: self._key(nimg, group, fixed, s) for s in wanted}
-        missing = [s for s in wanted if keys[s] not in self._points]
+        missing = [s for s in wanted if keys[s] not in self._memory.points]
         for done, (s, made) in enumerate(rebuilt(self._stored, missing, nimg), 1):
-            self._remember(keys[s], self._heldout.loss(made.params))
+            self._memory.remember(keys[s], self._heldout.loss(made.params))
             self._report(what, done, len(missing))
-        losses = [self._points[keys[s]] for s in wanted]
+        losses = [self._memory.points[keys[s]] for s in wanted]
         return Curve(
             nimg, group, fixed, list(wanted), losses, [found[s] for s in wanted]
         )
@@ -274,11 +296,6 @@ class Sweeps:
     @staticmethod
     def _key(nimg: int, group: str, fixed: float | None, sigma_rel: float) -> str:
         return json.dumps([nimg, group, fixed, sigma_rel])
-
-    def _remember(self, key: str, loss: float) -> None:
-        self._points[key] = loss
-        known = {"snapshots": self._made_of, "points": self._points}
-        directory.write_json(self._memory, known)
 
 
 def levels(abstract_params: Any) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from edm_jax.report.drawing import Drawing, draw, samples
 from edm_jax.report.export import csv_text, results_csv, results_latex, results_markdown
 from edm_jax.report.following import Following, follow
 from edm_jax.report.grouping import config_diff, ladder
+from edm_jax.report.guided_figure import draw_guided
 from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
 from edm_jax.report.read import find_runs, load_run
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "compare",
     "config_diff",
+    "draw_guided",
     "draw_sweeps",
     "drawings",
     "find_runs",

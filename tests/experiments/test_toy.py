@@ -1,14 +1,16 @@
 """toy.py and the workload of points: what is trained, sampled, measured and drawn."""
 
+import json
 import sys
 
+import numpy as np
 import pytest
 
 import configs
-from edm_jax.evals import evaluation
+from edm_jax.evals import evaluation, generation
 from edm_jax.runs.directory import RunDir
 from edm_jax.train.loop import train
-from experiments import cli, toy
+from experiments import cli, guides, sweep, toy
 
 
 def config():
@@ -60,3 +62,25 @@ def test_the_picture_shows_the_kinds_side_by_side(run, monkeypatch, capsys, tmp_
         "autoguidance, w = 2",
     ]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_both_lengths_are_swept_and_drawn_and_nothing_is_measured_twice(
+    run, monkeypatch, capsys, tmp_path
+):
+    arguments = [
+        *(f"--run={run}", f"--guide={guides.UNCONDITIONAL}", "--metric=density"),
+        *("--sigma_rel=0.05,0.1", "--kinds=lengths,weights", "--weights=1,2"),
+        *("--samples=32", "--steps=2", f"--out={tmp_path}"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+    cli.run(sweep.main)
+    first = capsys.readouterr().out
+    assert "lengths   best" in first and "weights   best" in first
+    found = json.loads((tmp_path / "guided-density.json").read_text())
+    value = np.array(found["lengths"]["value"])
+    assert value.shape == (2, 2) and len(np.unique(value)) == 4
+    assert (tmp_path / "guided-density.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(generation.Generator, "__call__", None)
+    cli.run(sweep.main)
+    assert capsys.readouterr().out == first
