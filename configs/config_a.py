@@ -123,6 +123,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     training.alert_z = 10.0
     training.alert_update = 0.5  # an update over the weights
     training.sharpness_iterations = 0  # of Lanczos, at probes; 0: none
+    training.evaluate_mimg = math.inf  # evaluation.evaluators of samples on the way
     # How the run is executed; these may change when it resumes.
     training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.keep_checkpoints = 2  # the last ones

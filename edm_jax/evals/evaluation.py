@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,22 @@ from edm_jax.runs import directory
 OnProgress = Callable[[str, int, int], None]  # (what, done, total)
 
 
-class Subject:
-    """A run as evaluators see it.
+class Samples:
+    """Images of some weights of a run, as evaluators see them.
 
     Attributes:
         config: the run's.
-        run: its directory.
-        on_progress: takes what is being done, and how far.
         denoiser: its network.
-        heldout: its held-out images and their loss.
-        stored: its snapshots; up to its best, of one that stopped early.
-        nimg: images seen before the last of them.
-        sweep: the held-out loss of each EMA length.
-        params: the weights of the best.
+        params: the weights.
+        grid: where a picture of the images belongs.
+        on_progress: takes what is being done, and how far.
     """
 
-    def __init__(self, config: Config, run: directory.RunDir, on_progress: OnProgress):
-        self.config, self.run, self.on_progress = config, run, on_progress
-        data.prepare(config.data)
-        self.denoiser = diffusion.Denoiser(config.model, config.loss.sigma_data)
-        self.heldout = HeldOut(self.denoiser, config)
-        self.stored = sweeps.usable(run.snapshots, run.best_nimg)
-        if not self.stored:
-            raise ValueError(f"{run.path} has no snapshots yet; train it first.")
-        self.nimg = posthoc.last_nimg(self.stored)
-        self.sweep, self.params = _sweep(config, self.heldout, self.stored, on_progress)
+    config: Config
+    denoiser: diffusion.Denoiser
+    params: Params
+    grid: Path
+    on_progress: OnProgress
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
@@ -56,16 +48,75 @@ class Subject:
     @functools.cached_property
     def images(self) -> np.ndarray:
         """Normalised samples (N, H, W, C) of the first evaluation.num_samples seeds."""
-        batch_size = self.config.evaluation.batch_size
-        generate = Generator(self.denoiser, recipe(self.config), batch_size)
         seeds = range(len(self.labels))
         report = functools.partial(self.on_progress, "images")
-        return generate(self.params, seeds, self.labels, on_progress=report)
+        return self._generate(self.params, seeds, self.labels, on_progress=report)
+
+    @functools.cached_property
+    def _generate(self) -> Generator:
+        batch_size = self.config.evaluation.batch_size
+        return Generator(self.denoiser, recipe(self.config), batch_size)
 
     def real(self, split: str) -> np.ndarray:
         """Normalised images (N, H, W, C) of a split, evaluation.num_heldout at most."""
         limit = self.config.evaluation.num_heldout
         return data.load_split(self.config.data, split, limit, 0)["image"]
+
+
+class Subject(Samples):
+    """A run as evaluators see it.
+
+    Attributes:
+        run: its directory.
+        heldout: its held-out images and their loss.
+        stored: its snapshots; up to its best, of one that stopped early.
+        nimg: images seen before the last of them.
+        sweep: the held-out loss of each EMA length.
+        params: the weights of the best.
+    """
+
+    def __init__(self, config: Config, run: directory.RunDir, on_progress: OnProgress):
+        self.config, self.run, self.on_progress = config, run, on_progress
+        self.grid = run.path / "samples.png"
+        data.prepare(config.data)
+        self.denoiser = diffusion.Denoiser(config.model, config.loss.sigma_data)
+        self.heldout = HeldOut(self.denoiser, config)
+        self.stored = sweeps.usable(run.snapshots, run.best_nimg)
+        if not self.stored:
+            raise ValueError(f"{run.path} has no snapshots yet; train it first.")
+        self.nimg = posthoc.last_nimg(self.stored)
+        self.sweep, self.params = _sweep(config, self.heldout, self.stored, on_progress)
+
+
+class Midway(Samples):
+    """Weights of a run in training, for evaluators that need samples alone.
+
+    Those that need a run's snapshots say `needs_snapshots`, and are left out.
+
+    Args:
+        config: the run's.
+        path: the run's directory; pictures go to samples-NIMG.png.
+        denoiser: its network.
+    """
+
+    def __init__(self, config: Config, path: Path, denoiser: diffusion.Denoiser):
+        self.config, self._path = config, path
+        self.denoiser, self.on_progress = denoiser, lambda *_: None
+        every = _evaluators(config).values()
+        self._evaluators = [
+            each for each in every if not getattr(each, "needs_snapshots", False)
+        ]
+
+    def evaluate(self, params: Params, nimg: int) -> dict[str, float]:
+        """The numbers that the evaluators find of the weights after `nimg` images."""
+        for name in ("images", "labels"):
+            self.__dict__.pop(name, None)  # of the weights before
+        self.params, self.grid = params, self._path / f"samples-{nimg:012}.png"
+        found: dict[str, Any] = {}
+        for evaluator in self._evaluators:
+            found |= evaluator.evaluate(self)
+        numbers = {k: v for k, v in found.items() if isinstance(v, int | float)}
+        return {name: float(value) for name, value in numbers.items()}
 
 
 def evaluate(
@@ -88,10 +139,7 @@ def evaluate(
     Raises:
         ValueError: the run has no snapshots, or two evaluators measure one thing.
     """
-    path = "evaluation.evaluators"
-    names = config.evaluation.evaluators.split(",")
-    evaluators = {name: menu.build(EVALUATORS, path, name) for name in names}
-    evaluators |= more or {}
+    evaluators = _evaluators(config) | dict(more or {})
     subject = Subject(config, run, on_progress)
     rates = [r["images_per_s"] for r in run.records("speed")]
     result: dict[str, Any] = {
@@ -104,7 +152,7 @@ def evaluate(
         found = evaluator.evaluate(subject)
         if both := sorted(found.keys() & result.keys()):
             raise ValueError(
-                f"{path}: {name} measures {both[0]!r}, which evaluation.json has already."
+                f"evaluation.evaluators: {name} measures {both[0]!r}, which evaluation.json has already."
             )
         result |= found
     directory.write_json(run.path / "evaluation.json", result)
@@ -132,6 +180,12 @@ def _sweep(
         )
         on_progress("EMA lengths", len(points), len(sigma_rels))
     return points, best
+
+
+def _evaluators(config: Config) -> dict[str, Evaluator]:
+    path = "evaluation.evaluators"
+    names = config.evaluation.evaluators.split(",")
+    return {name: menu.build(EVALUATORS, path, name) for name in names}
 
 
 def recipe(config: Config) -> Recipe:

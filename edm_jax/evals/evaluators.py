@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
@@ -12,14 +12,14 @@ from edm_jax.evals.density import Density
 from edm_jax.fields import Count, Settings
 
 if TYPE_CHECKING:
-    from edm_jax.evals.evaluation import Subject
+    from edm_jax.evals.evaluation import Samples, Subject
 
 
 @runtime_checkable
 class Evaluator(Protocol):
     """An entry of EVALUATORS."""
 
-    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+    def evaluate(self, subject: Any) -> dict[str, Any]:
         """Measures a run.
 
         Args:
@@ -35,6 +35,8 @@ class Evaluator(Protocol):
 @dataclasses.dataclass(frozen=True)
 class HeldOutLoss(Settings):
     """Loss of held-out images (Eq. 14, 15): untrained, raw, and traditional averages."""
+
+    needs_snapshots: ClassVar[bool] = True
 
     def evaluate(self, subject: "Subject") -> dict[str, Any]:
         """untrained_loss, raw_loss and traditional."""
@@ -64,10 +66,9 @@ class HeldOutLoss(Settings):
 class SampleGrid(Settings):
     """samples.png: images of the first seeds, whose rows are classes."""
 
-    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+    def evaluate(self, subject: "Samples") -> dict[str, Any]:
         """num_samples."""
-        path = subject.run.path / "samples.png"
-        gallery.write_grid(path, subject.images, subject.labels)
+        gallery.write_grid(subject.grid, subject.images, subject.labels)
         return {"num_samples": len(subject.images)}
 
 
@@ -81,7 +82,7 @@ class PixelFrechet(Settings):
 
     max_features: Count = 4096
 
-    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+    def evaluate(self, subject: "Samples") -> dict[str, Any]:
         """pixel_frechet and pixel_frechet_floor."""
         data = subject.config.data
         test = subject.real(data.heldout_split)
@@ -112,6 +113,8 @@ class DecayAverages(Settings):
     fifth would leave if its updates stayed the same (arXiv 2507.17634).
     """
 
+    needs_snapshots: ClassVar[bool] = True
+
     def evaluate(self, subject: "Subject") -> dict[str, Any]:
         """decay_cosine, decay_linear, decay_wsd, and the error of each profile's fit."""
         targets = [*DECAYS.values()]
@@ -136,7 +139,7 @@ class Learned(Settings):
     metrics: str = "fd_effnetlite0,kd_effnetlite0,pr_effnetlite0,dc_effnetlite0"
     weights: str = ""  # a file or directory; '' takes installed packages'
 
-    def evaluate(self, subject: "Subject") -> dict[str, Any]:
+    def evaluate(self, subject: "Samples") -> dict[str, Any]:
         """The metrics, by their names."""
         return scoring.of_run(
             subject.config.data,

@@ -36,7 +36,7 @@ class Scorer:
         weights: Path | None = None,
         on_progress: OnProgress = lambda *_: None,
     ):
-        self.names, self._on_progress = names, on_progress
+        self.names, self.on_progress = names, on_progress
         self._extractors: dict[str, Extractor] = {}
         for name in metrics.networks_of(names):
             network = NETWORKS[name]
@@ -46,7 +46,7 @@ class Scorer:
         self, name: str, images: Source, identity: Mapping[str, Any] | None = None
     ) -> dict[str, Reference]:
         """By network, of a set of images; see `references.of_images`."""
-        report = functools.partial(self._on_progress, "reference")
+        report = functools.partial(self.on_progress, "reference")
         return {
             network: references.of_images(name, images, extract, identity, report)
             for network, extract in self._extractors.items()
@@ -71,7 +71,7 @@ class Scorer:
     ) -> dict[str, Any]:
         """The metrics of sets of images; see `metrics.score`."""
         metrics.check(self.names, real)
-        report = functools.partial(self._on_progress, "features")
+        report = functools.partial(self.on_progress, "features")
         found = {
             network: [extract(images, report) for images in draws]
             for network, extract in self._extractors.items()
@@ -87,6 +87,12 @@ def of_run(
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[str, Any]:
     """The metrics of a run's normalised samples against all of its training images."""
-    scorer = Scorer(names, weights, on_progress)
+    scorer = _scorer(tuple(names), weights)
+    scorer.on_progress = on_progress
     real = scorer.of_split(config, config.train_split)
     return scorer.score([sources.of_samples(config, samples)], real)
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer(names: Sequence[str], weights: Path | None) -> Scorer:
+    return Scorer(names, weights)  # once in training, though measured many times

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edm_jax.report import curves
+from edm_jax.report.columns import COLUMNS
 from edm_jax.report.curves import Chart, Line, Mark, Panel
 from edm_jax.report.runs import Entry, Log, Run
 
@@ -35,6 +36,8 @@ LOSSES = {
     "heldout": "Held-out loss of the averaged weights",
     "train": "Training loss, smoothed",
 }
+METRICS = 24  # panels at most, of whatever evaluators log
+UNDRAWN = ("step", "nimg", "num_samples", "pixel_frechet_floor")  # no results
 PANELS = (
     ("activations", "max"),
     ("activations", "mean"),
@@ -77,6 +80,35 @@ def losses(entries: Sequence[Entry]) -> list[Chart]:
                     marks.append(Mark(kind, *at, entry.look.slot, entry.place))
         panels.append(Panel(title, ELEMENT_LOSS, lines, marks=marks))
     return [Chart(label, panels)] if any(panel.lines for panel in panels) else []
+
+
+def metrics(entries: Sequence[Entry]) -> list[Chart]:
+    """Every metric that evaluators logged on the way, three to a row."""
+    runs = [run for entry in entries for run in entry.runs]
+    unit, label = curves.image_unit(runs)
+    logged = (name for run in runs for name in run.logs["evaluation"].values)
+    names = dict.fromkeys(str(name[0]) for name in logged if len(name) == 1)
+    shown = [name for name in names if name not in UNDRAWN][:METRICS]
+    points = curves.share(LOSS_VALUES, max(1, len(shown)) * len(entries))
+    alone = len(runs) <= curves.ALONE
+    panels = []
+    for name in shown:
+        lines = []
+        for entry in entries:
+            asides = [aside.run for aside in entry.aside]
+            found = []
+            for run in entry.measured or asides:
+                x, y = run.logs["evaluation"].curve(name)
+                found.append((run, (x / unit, y)))
+            lines += curves.seed_lines(found, points, alone, **_look(entry))
+        panels.append(Panel(heading(name), "", lines, "linear"))
+    rows = (panels[i : i + 3] for i in range(0, len(panels), 3))
+    return [Chart(label, list(row)) for row in rows]
+
+
+def heading(name: str) -> str:
+    """What a metric is called in tables."""
+    return COLUMNS[name].heading if name in COLUMNS else name.replace("_", " ")
 
 
 def ema(entries: Sequence[Entry]) -> list[Chart]:
@@ -236,6 +268,15 @@ FIGURES = (
         "and P_std are equal, and those of A are its own.",
         losses,
         "loss",
+    ),
+    Figure(
+        "metrics",
+        "Metrics of samples during training",
+        "What evaluation.evaluators found of samples of the longest average, every "
+        "training.evaluate_mimg, from the same seeds each time: the mean over a config’s "
+        "finished seeds, and the band from its lowest to its highest seed.",
+        metrics,
+        "metrics",
     ),
     Figure(
         "ema",

@@ -13,7 +13,7 @@ from edm_jax import files
 from edm_jax.report.fields import Fields, in_range, is_count, opened
 from edm_jax.report.runs import Damage, Json, Log, Name
 
-KINDS = ("train", "dynamics", "heldout")
+KINDS = ("train", "dynamics", "heldout", "evaluation")
 KEPT = 300  # records of a kind: more points cannot be seen
 MOST_NAMES = 5_000  # quantities of a kind
 # How RunDir.log begins a line, so that its kind and place are known unparsed.

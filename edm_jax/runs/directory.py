@@ -38,6 +38,7 @@ FREE = {
     "training.alert_z",
     "training.alert_update",
     "training.sharpness_iterations",
+    "training.evaluate_mimg",
 }
 # A run counts its time in steps, each of one batch of images.
 _NEVER = "optimizer.batch_size"

@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 6
+SCHEMA = 7
 # {version: {field that it brought: what it had been until then}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -28,6 +28,7 @@ _ADDED = {
     4: {"data.augment.name": "none", "network.dropout_resolutions": []},
     5: {"loss.label_dropout": 0.0},
     6: {"data.on_bad": "stop", "data.num_workers": 0},
+    7: {"training.evaluate_mimg": math.inf},
 }
 
 

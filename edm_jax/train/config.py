@@ -34,6 +34,7 @@ class TrainingConfig(Settings):
     alert_z: Bound
     alert_update: Bound
     sharpness_iterations: Index  # of Lanczos, at probes; 0: none
+    evaluate_mimg: Bound
     checkpoint_mimg: Bound
     keep_checkpoints: Count
     keep_checkpoint_mimg: Bound

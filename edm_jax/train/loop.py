@@ -1,6 +1,7 @@
 """The training loop: what happens, from top to bottom."""
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import jax
 
 from edm_jax import data, diffusion, menu
 from edm_jax.ema import averaging, snapshots
+from edm_jax.evals.evaluation import Midway
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.evals.sharpness import Sharpness
 from edm_jax.models.build import count_params
@@ -222,6 +224,9 @@ class _Loop:
             if self._due(training.probe_mimg, step, total):
                 state = self._probe(state, step)
                 self.log.restart_clock()
+            if self._due(training.evaluate_mimg, step, total):
+                self._evaluate(state, step)
+                self.log.restart_clock()
             # A run that stops early is evaluated at its best.
             best = training.patience_mimg < math.inf and self.monitor.is_best(
                 step * self.batch_size
@@ -323,6 +328,20 @@ class _Loop:
         for sentence in self.monitor.after_sharpness(curved.get("beyond_edge")):
             self._alert(step, "sharpness", sentence)
         return state
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        """Logs what evaluators find of samples of the longest average."""
+        if self.config.training.evaluate_mimg == math.inf:
+            return  # nor at the end
+        average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
+        if hosts.is_first():
+            nimg = step * self.batch_size
+            found = self._midway.evaluate(average, nimg)
+            self.run_dir.log("evaluation", step, nimg, **found)
+
+    @functools.cached_property
+    def _midway(self) -> Midway:
+        return Midway(self.config, self.run_dir.path, self.trainer.denoiser)
 
     def _sharpness(self, params: Params, opt_state: Any, nimg: int) -> dict[str, float]:
         """How curved the loss is, and that over the edge of stability, where measured."""

@@ -258,6 +258,7 @@ def test_the_page_of_200_runs_of_2000_points_is_below_15_megabytes(tmp_path):
         "train": Log(nimg, train),
         "heldout": Log(nimg, loss),
         "dynamics": Log(nimg, dynamics),
+        "evaluation": Log(nimg, {("fd_effnetlite0",): values[0]}),
     }
     log = "".join(map(chr, rng.integers(40, 120, 32_000)))
     noise = (tmp_path / "noise.png", rng.integers(0, 256, (256, 256, 3), np.uint8))

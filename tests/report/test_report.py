@@ -20,6 +20,7 @@ from synthetic_runs import (
 )
 
 from edm_jax import report
+from edm_jax.report import figures
 from edm_jax.report.columns import COLUMNS, GROWTH, format_number
 from edm_jax.report.curves import traditional_sigma_rel
 from edm_jax.report.runs import Log
@@ -58,6 +59,26 @@ def out(study) -> Path:
     out = study / "report"
     report.write(compared(study), out)
     return out
+
+
+def test_metrics_that_evaluators_logged_are_drawn_each_in_a_panel(tmp_path):
+    for seed, offset in ((0, 0.0), (1, 2.0)):
+        run = write_run(tmp_path / "runs", "g", f"digits-g-s{seed}")
+        rewrite(run / "config.json", seed=seed)
+        with open(run / "metrics.jsonl", "a") as file:
+            for step, nimg in ((1, 500_000), (2, TOTAL)):
+                found = {"fd_effnetlite0": 9 - step + offset, "own_metric": step}
+                record = {"kind": "evaluation", "step": step, "nimg": nimg, **found}
+                file.write(json.dumps(record | {"num_samples": 4}) + "\n")
+    entries = compared(tmp_path / "runs").entries
+    (chart,) = figures.metrics(entries)
+    titles = [panel.title for panel in chart.panels]
+    assert titles == ["FD-EffNetLite0 (not FID)", "own metric"]
+    line = chart.panels[0].lines[0]
+    np.testing.assert_allclose(line.x, [500, 1500])  # thousands of images
+    np.testing.assert_allclose(line.y, [9, 8])  # the mean over both seeds
+    np.testing.assert_allclose([line.low, line.high], [[8, 7], [10, 9]])
+    assert not figures.metrics(compared(write_run(tmp_path / "none", "a")).entries)
 
 
 def test_config_diff_is_computed_exactly_from_the_two_configs():

@@ -456,6 +456,7 @@ def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
         "training__alert_z": "5.0",
         "training__alert_update": "0.25",
         "training__sharpness_iterations": "10",
+        "training__evaluate_mimg": "0.5",
     }
     assert {name.replace("__", ".") for name in free} == directory.FREE
     for name, value in free.items():

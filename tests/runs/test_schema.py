@@ -52,6 +52,12 @@ def version_3(fields):
 def version_4(fields):
     """What version 5 added, taken away."""
     del fields["loss"]["label_dropout"]
+    return version_6(fields)
+
+
+def version_6(fields):
+    """What version 7 added, taken away."""
+    del fields["training"]["evaluate_mimg"]
     return fields
 
 
@@ -87,7 +93,8 @@ def test_version_1_reads_as_the_config_that_does_the_same_today(
 
 @pytest.mark.parametrize("letter", configs.LETTERS)
 @pytest.mark.parametrize(
-    ("version", "made"), [(2, version_2), (3, version_3), (4, version_4)]
+    ("version", "made"),
+    [(2, version_2), (3, version_3), (4, version_4), (6, version_6)],
 )
 def test_later_versions_read_as_the_same_letter_today(letter, version, made):
     today = load(letter)

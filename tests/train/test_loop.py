@@ -450,6 +450,27 @@ def test_samples_come_from_the_best_length(load, whole, evaluated, denoiser):
     assert evaluated.result["pixel_frechet"] == pytest.approx(distance, rel=1e-4)
 
 
+def test_evaluators_of_samples_measure_on_the_way_and_change_nothing(
+    load, whole, denoiser, tmp_path
+):
+    done = train(load(training__evaluate_mimg="0.00024"), tmp_path)
+    records = [r for r in done.metrics() if r["kind"] == "evaluation"]
+    assert [record["nimg"] for record in records] == [240, 480]
+    assert [r for r in done.metrics() if r not in records] == whole.metrics()
+    meta = snapshots.SnapshotMeta(
+        ema.PowerProfile(0.10), TOTAL * BATCH, BATCH, done.run.config_hash
+    )
+    params, _ = snapshots.read(done.run.snapshots / meta.filename)
+    recipe, size = evaluation.recipe(done.config), done.config.evaluation.batch_size
+    images = Generator(denoiser, recipe, size)(params, range(12), np.arange(12) % 10)
+    real = data.load_split(load().data, "test", 40)["image"]
+    wanted = frechet.pixel_frechet(images, real)
+    assert records[-1]["pixel_frechet"] == pytest.approx(wanted, rel=1e-4)
+    assert "untrained_loss" not in records[-1]  # which needs the run's snapshots
+    pictures = sorted(path.name for path in tmp_path.glob("samples-*.png"))
+    assert pictures == ["samples-000000000240.png", "samples-000000000480.png"]
+
+
 def test_samples_are_a_grid_whose_rows_are_classes(whole, evaluated):
     with Image.open(whole.run.path / "samples.png") as image:
         # 12 samples of 10 classes: one column; an 8x8 digit and its frame, enlarged 8x.
