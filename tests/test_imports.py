@@ -90,7 +90,7 @@ REPORT_ORDER = [
         "toy_figure",
         "guided_figure",
     ),
-    *("embedded", "introduction", "results", "records", "grids", "page"),
+    *("embedded", "introduction", "results", "records", "grids", "page", "data_page"),
     "__init__",
 ]
 ORDERS = {"ema": EMA_ORDER, "report": REPORT_ORDER}
