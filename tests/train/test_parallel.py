@@ -1,5 +1,6 @@
 """However the step is spread over devices, its numbers are the same."""
 
+import contextlib
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import configs
 from edm_jax.cost import hlo
 from edm_jax.train import parallel, trainer
+from edm_jax.train.checkpoint import Checkpoints
 
 BATCH, STEPS = 32, 20
 # As small as a U-Net with dropout, attention and forced weight normalization gets.
@@ -103,6 +105,29 @@ def test_every_form_gives_the_numbers_of_one_device(one_device, name):
         trees = getattr(state, field), getattr(last, field)
         for w, v in zip(*map(jax.tree.leaves, trees), strict=True):
             np.testing.assert_allclose(w, v, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_4_of_8_devices_and_then_on_8_again(one_device, tmp_path):
+    parts = {8: {"sharding": "state"}, 4: {}}
+    state, losses = None, []
+    for devices, stop in ((8, 7), (4, 14), (8, STEPS)):
+        made = made_for(devices, **parts[devices])
+        with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+            if state is None:
+                state = made.initial_state()
+            else:
+                restored = checkpoints.restore(made.step.abstract(made.shapes))
+                assert restored.step == len(losses)
+                state = made.step.place(restored.state)
+            for step in range(len(losses), stop):
+                state, reported = made.step(state, make_batch(step))
+                losses.append(float(made.step.fetch(reported)["loss"]))
+            checkpoints.save(stop, made.step.global_arrays(state), {})
+    expected, last = one_device
+    np.testing.assert_allclose(losses, [m["loss"] for m in expected], rtol=1e-5)
+    for w, v in zip(*map(jax.tree.leaves, (state.params, last.params)), strict=True):
+        np.testing.assert_allclose(w, v, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
