@@ -65,7 +65,19 @@ def user_path(text: str) -> Path:
     """A path that a user typed, as a type of argparse: ~ is their home directory."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name a path")
+    if why := no_object_store(text):
+        raise argparse.ArgumentTypeError(why)
     return Path(os.path.expanduser(text))
+
+
+def no_object_store(text: str) -> str:
+    """Why gs://... is no path of a file system; '' for one that is."""
+    if "://" not in text:
+        return ""
+    return (
+        f"{text!r} is on an object store, which takes snapshots alone "
+        "(training.snapshot_dir): mount the bucket, and name the path there"
+    )
 
 
 def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:

@@ -151,10 +151,12 @@ def _taken_over(options: argparse.Namespace) -> Path:
 
     if not options.run:
         raise ValueError("--run is empty: name a run directory.")
+    if why := files.no_object_store(options.run):
+        raise ValueError(f"--run={why}.")
     path = Path(options.run)
-    if (path / "config.json").exists() or not (files := originals.find(path)):
+    if (path / "config.json").exists() or not (found := originals.find(path)):
         return path
-    return originals.take_over(path, files, options.config)
+    return originals.take_over(path, found, options.config)
 
 
 def find_snapshots(options: argparse.Namespace) -> tuple[epath.Path, epath.Path]:

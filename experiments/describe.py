@@ -130,7 +130,7 @@ def describe_advice(
         )
     best = {(each.remat, each.sharding): each for each in reversed(found)}
     said = {
-        "by": "a model of the memory, within about 5% of steps without remat",
+        "by": "a model of the memory, fitted to XS and S, rougher with remat",
         "devices": devices,
         "usable_gib_per_device": round(limit / topology.GIB, 2),
         "proposal": _layout(found[0]),
