@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy as np
 from edm_jax import data, files, menu, report
 from edm_jax.evals import evaluation, generation, guided_sweeps, sweeps
 from edm_jax.evals.evaluators import EVALUATORS
+from edm_jax.evals.features import sources
 from edm_jax.evals.guided_sweeps import Averages, Grid, GuidedSweeps, Point, Samples
+from edm_jax.evals.metrics import METRICS
+from edm_jax.evals.scoring import Scorer
 from edm_jax.evals.sweeps import Memory, checksums
 from edm_jax.runs import directory
 from edm_jax.runs.directory import RunDir
@@ -26,10 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     guides.add_options(parser)
     group = parser.add_argument_group("with a guide")
     add = group.add_argument
-    add("--metric", default="pixel_frechet", help="an evaluator, or EVALUATOR.FIELD, of "
-        "which less is better (%(default)s)")  # fmt: skip
+    add("--metric", default="pixel_frechet", help="a distance as of evaluate.py --metric, "
+        "or an evaluator, or EVALUATOR.FIELD, of which less is better (%(default)s)")  # fmt: skip
     add("--guide_sigma_rel", default="", help="the guide's lengths (the network's)")
-    add("--weights", default="1,1.25,...,3", help="values of w (%(default)s)")
+    add("--weights", type=files.user_path, metavar="PATH", help="of a metric's network")
+    add("--strengths", default="1,1.25,...,3", help="values of w (%(default)s)")
     add(
         "--interval_ends",
         default="0.05,0.1,0.2,0.5,1,2,5",
@@ -66,18 +71,14 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
     generate = generation.Generator(network.denoiser, recipe, batch, guide.denoiser)
     seeds = range(count)
     labels = evaluation.classes(seeds, config.network.num_classes)
-    samples = Samples(config, labels)
-    name, _, field = options.metric.partition(".")
-    if ".py:" in options.metric:
-        name, field = options.metric, ""
-    evaluator = menu.build(EVALUATORS, "--metric", name)
+    evaluator, measure = _metric(options, config, Samples(config, labels))
     made_of = {
         "network": checksums(stored),
         "guide": checksums(guides_stored),
         "unconditional": guide.unconditional,
         "recipe": repr(recipe),
         "samples": count,
-        "metric": repr((evaluator, options.metric)),
+        "metric": repr((evaluator, options.metric, options.weights)),
     }
     out = options.out or run.path / "sweeps"
     out.mkdir(parents=True, exist_ok=True)
@@ -87,16 +88,16 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
             lambda own, weak, weight, interval: generate(
                 own, seeds, labels, generation.Guidance(weak, weight, interval)
             ),
-            lambda images: samples.measure(evaluator, field, images),
+            measure,
             Averages(stored, x),
             Averages(guides_stored, y),
             Memory(out / f"{stem}-points.json", json.loads(json.dumps(made_of))),
             cli.report_to(bar),
         )
-        weights = sorted(cli.number_list("--weights", options.weights))
+        strengths = sorted(cli.number_list("--strengths", options.strengths))
         ends = sorted(cli.number_list("--interval_ends", options.interval_ends))
         at = start._replace(sigma_rel=_middle(x), guide_sigma_rel=_middle(y))
-        swept = guided_sweeps.grids(measured, kinds, (x, y), weights, ends, at)
+        swept = guided_sweeps.grids(measured, kinds, (x, y), strengths, ends, at)
         found = dict(swept)
     written = {k: _written(k, grid) for k, grid in found.items()}
     directory.write_json(out / f"{stem}.json", written)
@@ -106,6 +107,34 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
     for kind, grid in found.items():
         _print(kind, grid)
     cli.say(f"Drawn in {out / stem}.png")
+
+
+def _metric(
+    options: argparse.Namespace, config: RunConfig, samples: Samples
+) -> tuple[Any, Callable[[np.ndarray], float]]:
+    """What --metric names, and how it measures normalised images; raises ValueError."""
+    if options.metric in METRICS:
+        metric = METRICS[options.metric]
+        if metric.distance not in ("fd", "kd"):
+            raise ValueError(
+                f"--metric={options.metric}: a sweep looks for the lowest, and of that more "
+                "is better."
+            )
+        scorer = Scorer([options.metric], options.weights)
+        real = scorer.of_split(config.data, config.data.train_split)
+
+        def distance(images: np.ndarray) -> float:
+            if not np.isfinite(images).all():
+                return math.inf
+            pictures = sources.of_samples(config.data, images)
+            return float(scorer.score([pictures], real)[options.metric])
+
+        return metric, distance
+    name, _, field = options.metric.partition(".")
+    if ".py:" in options.metric:
+        name, field = options.metric, ""
+    evaluator = menu.build(EVALUATORS, "--metric", name)
+    return evaluator, lambda images: samples.measure(evaluator, field, images)
 
 
 def _kinds(text: str) -> list[str]:

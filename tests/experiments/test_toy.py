@@ -70,7 +70,7 @@ def test_both_lengths_are_swept_and_drawn_and_nothing_is_measured_twice(
 ):
     arguments = [
         *(f"--run={run}", f"--guide={guides.UNCONDITIONAL}", "--metric=density"),
-        *("--sigma_rel=0.05,0.1", "--kinds=lengths,weights", "--weights=1,2"),
+        *("--sigma_rel=0.05,0.1", "--kinds=lengths,weights", "--strengths=1,2"),
         *("--samples=32", "--steps=2", f"--out={tmp_path}"),
     ]
     monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
@@ -84,3 +84,25 @@ def test_both_lengths_are_swept_and_drawn_and_nothing_is_measured_twice(
     monkeypatch.setattr(generation.Generator, "__call__", None)
     cli.run(sweep.main)
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--metric=precison", "--metric is 'precison', but takes one of"),
+        ("--metric=pr_effnetlite0", "looks for the lowest"),
+        ("--kinds=groups", "with a guide, choose from lengths"),
+        ("--guidance=1:1,2:2", "a sweep takes one strength"),
+        ("--guide=SNAPSHOT", "has one EMA length"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(
+    run, monkeypatch, capsys, option, sentence
+):
+    snapshot = min((run / "snapshots").iterdir())
+    arguments = [f"--run={run}", f"--guide={guides.UNCONDITIONAL}"]
+    arguments += [option.replace("SNAPSHOT", str(snapshot))]
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(sweep.main)
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err
