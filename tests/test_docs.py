@@ -25,6 +25,7 @@ SMALLER = [
     (r"\bruns/digits-g\b", "runs/digits-tiny-g"),
     (r"--seeds=0-2", "--seeds=0"),
     (r"--seeds=0-99", "--seeds=0-9"),
+    (r"--score=10000", "--score=40"),
     (r"000000040000", "000000000640"),
     (r"halflife:0.002", "halflife:0.0001"),
     (r"uniform:20000", "uniform:320"),
