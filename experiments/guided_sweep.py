@@ -12,7 +12,7 @@ from edm_jax import data, files, menu, report
 from edm_jax.evals import evaluation, generation, guided_sweeps, sweeps
 from edm_jax.evals.evaluators import EVALUATORS
 from edm_jax.evals.features import sources
-from edm_jax.evals.guided_sweeps import Averages, Grid, GuidedSweeps, Point, Samples
+from edm_jax.evals.guided_sweeps import Averages, Given, Grid, GuidedSweeps, Point
 from edm_jax.evals.metrics import METRICS
 from edm_jax.evals.scoring import Scorer
 from edm_jax.evals.sweeps import Memory, checksums
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
     generate = generation.Generator(network.denoiser, recipe, batch, guide.denoiser)
     seeds = range(count)
     labels = evaluation.classes(seeds, config.network.num_classes)
-    evaluator, measure = _metric(options, config, Samples(config, labels))
+    evaluator, measure = _metric(options, config, Given(config, labels))
     made_of = {
         "network": checksums(stored),
         "guide": checksums(guides_stored),
@@ -110,7 +110,7 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
 
 
 def _metric(
-    options: argparse.Namespace, config: RunConfig, samples: Samples
+    options: argparse.Namespace, config: RunConfig, samples: Given
 ) -> tuple[Any, Callable[[np.ndarray], float]]:
     """What --metric names, and how it measures normalised images; raises ValueError."""
     if options.metric in METRICS:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edm_jax import data
 from edm_jax.diffusion.guidance import EVERYWHERE
 from edm_jax.ema.snapshots import Snapshot
-from edm_jax.evals import sweeps
+from edm_jax.evals import evaluation, sweeps
 from edm_jax.evals.config import Config
 from edm_jax.evals.evaluators import Evaluator
 from edm_jax.evals.sweeps import Memory, OnProgress
@@ -61,17 +60,13 @@ class Grid(NamedTuple):
         return self.x[i], self.y[j], float(lowest)
 
 
-class Samples:
-    """Images and what to hold them against, as evaluators see a run's."""
+class Given(evaluation.Samples):
+    """Images that are given, as evaluators see a run's."""
 
     def __init__(self, config: Config, labels: np.ndarray):
         self.config, self.labels = config, labels
-        self.images = np.zeros(0)
-        self.real = functools.cache(self._real)
-
-    def _real(self, split: str) -> np.ndarray:
-        limit = self.config.evaluation.num_heldout
-        return data.load_split(self.config.data, split, limit, 0)["image"]
+        self.on_progress = lambda *_: None
+        self.real = functools.cache(self.real)
 
     def measure(self, evaluator: Evaluator, field: str, images: np.ndarray) -> float:
         """A field of what an evaluator finds of images; the first number for ''.
@@ -81,7 +76,7 @@ class Samples:
         if not np.isfinite(images).all():
             return math.inf
         self.images = images
-        found: dict[str, Any] = evaluator.evaluate(self)  # pyright: ignore
+        found: dict[str, Any] = evaluator.evaluate(self)
         numbers = {k: v for k, v in found.items() if isinstance(v, int | float)}
         if not numbers or field not in ("", *numbers):
             raise ValueError(

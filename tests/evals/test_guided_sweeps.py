@@ -9,7 +9,7 @@ import pytest
 from edm_jax import ema, report
 from edm_jax.ema import snapshots
 from edm_jax.evals import guided_sweeps
-from edm_jax.evals.guided_sweeps import Averages, Grid, GuidedSweeps, Point, Samples
+from edm_jax.evals.guided_sweeps import Averages, Given, Grid, GuidedSweeps, Point
 from edm_jax.evals.sweeps import Memory
 
 LENGTHS = [0.05, 0.08, 0.1, 0.15]
@@ -128,7 +128,7 @@ def test_the_best_is_the_lowest_that_is_finite():
 
 def test_a_metric_is_a_field_of_an_evaluator():
     config = types.SimpleNamespace()
-    samples = Samples(config, np.zeros(2))
+    samples = Given(config, np.zeros(2))
     mean = types.SimpleNamespace(
         evaluate=lambda subject: {
             "what": "mean",
