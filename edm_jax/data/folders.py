@@ -60,11 +60,10 @@ class Images(Settings):
         if inside:
             names = np.array([rest for _, _, rest in parts], dtype="S")
         if self.labels:
-            raw = found.extra(self.labels)
-            path = os.path.join(found.path, self.labels)
-            if raw is None:
+            numbers, classes = _listed(found, self.labels)
+            if numbers is None:
+                path = os.path.join(found.path, self.labels)
                 raise FileNotFoundError(f"{path}, data.reader.labels, is not there.")
-            numbers, classes = labels.of_list(found.names, raw, path)
         else:
             numbers, classes = labels.of_folders(names)
         if inside:
@@ -122,10 +121,11 @@ class Original(Settings):
         found = _opened(data, _STORED)
         names = map(bytes, found.names)
         chosen = shares.select(names, split, self.heldout, found.path)
-        numbers = np.full(len(found.names), labels.UNLABELLED, np.int32)
-        if num_classes != 0 and (raw := found.extra("dataset.json")) is not None:
-            path = os.path.join(found.path, "dataset.json")
-            numbers, _ = labels.of_list(found.names, raw, path)
+        numbers = None
+        if num_classes != 0:
+            numbers, _ = _listed(found, "dataset.json")
+        if numbers is None:
+            numbers = np.full(len(found.names), labels.UNLABELLED, np.int32)
         shape, dtype, is_moments = _form(found, chosen, data.on_bad)
 
         def example(
@@ -264,6 +264,18 @@ def _remembered(path: str, suffixes: tuple[str, ...], changed: int) -> members.M
     return members.open_members(path, suffixes)
 
 
+# Splits share it; a list of a million takes seconds.
+@functools.lru_cache(maxsize=4)
+def _listed(
+    found: members.Members, name: str
+) -> tuple[np.ndarray | None, list[str] | None]:
+    """Class numbers by a list, and its classes; None where there is no such file."""
+    raw = found.extra(name)
+    if raw is None:
+        return None, None
+    return labels.of_list(found.names, raw, os.path.join(found.path, name))
+
+
 def _fingerprint(data: "DataConfig", found: members.Members) -> dict[str, Any]:
     base = os.path.basename(os.path.abspath(data.path))
     return {"name": base, "files": len(found.names), "xxh128": found.fingerprint()}
@@ -314,10 +326,24 @@ def _form_of(
 
 def _array(encoded: bytes) -> np.ndarray:
     try:
+        if encoded.startswith(b"\x93NUMPY\x01\x00"):
+            start = 10 + int.from_bytes(encoded[8:10], "little")
+            shape, in_columns, dtype = _header(encoded[:start])
+            if not dtype.hasobject:
+                flat = np.frombuffer(encoded, dtype, math.prod(shape), start)
+                return flat.reshape(shape, order="F" if in_columns else "C")
         return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
     # It raises many kinds for damaged files.
     except Exception as error:
         raise ValueError(f"is a damaged NPY file ({error}).") from error
+
+
+# The same in every file of a set, and slow: it is Python that is parsed.
+@functools.lru_cache(maxsize=16)
+def _header(raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    file = io.BytesIO(raw)
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def _check_form(

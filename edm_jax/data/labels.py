@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,12 @@ def of_folders(names: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Class numbers (N,) int32 by the first folder of each name, and the classes.
 
     Classes are numbered in the order of their names; a file in no folder has none.
+    A folder that holds everything, such as the one that was packed, is no class.
     """
+    ends = os.fsdecode(min(map(bytes, names))), os.fsdecode(max(map(bytes, names)))
+    above = os.fsencode(os.path.commonprefix(ends).rpartition("/")[0])
+    if above:
+        names = np.array([bytes(name)[len(above) + 1 :] for name in names], dtype="S")
     firsts = [bytes(name).partition(b"/") for name in names]
     found = sorted({first for first, slash, _ in firsts if slash})
     number = {name: i for i, name in enumerate(found)}

@@ -238,6 +238,16 @@ def test_classes_are_folders_in_the_order_of_their_names(sets):
         assert rows.place(row).split("/")[-2] == "abc"[rows.labels[row]]
 
 
+def test_a_folder_that_holds_everything_is_no_class():
+    names = np.array([b"all/sub/a/1.png", b"all/sub/b/1.png", b"all/sub/b/2.png"])
+    assert labels.of_folders(names)[0].tolist() == [0, 1, 1]
+    found, classes = labels.of_folders(names[1:])
+    assert found.tolist() == [labels.UNLABELLED] * 2 and classes == []
+    # Of two splits, one after the other.
+    both = np.array([b"a/1.png", b"b/1.png", b"a/2.png"])
+    assert labels.of_folders(both)[0].tolist() == [0, 1, 0]
+
+
 def test_splits_can_be_folders_whose_classes_are_numbered_alike(tmp_path):
     for name in ("train/cat", "train/dog", "val/dog"):
         (tmp_path / name).mkdir(parents=True)
