@@ -105,6 +105,7 @@ class ArrayRows:
     """Some of the rows of an array, in memory or in a file."""
 
     draws = False
+    is_sorted = True
 
     def __init__(
         self, path: str, images: np.ndarray, labels: np.ndarray, chosen: np.ndarray

@@ -149,6 +149,8 @@ class Original(Settings):
 class FileRows:
     """A split whose examples are files, decoded one by one."""
 
+    is_sorted = True
+
     def __init__(
         self,
         found: members.Members,

@@ -76,7 +76,10 @@ class Folder:
         return os.path.join(self.path, os.fsdecode(bytes(self.names[number])))
 
     def read(self, number: int) -> bytes:
-        return files.read_bytes(self.place(number))
+        try:
+            return files.read_bytes(self.place(number))
+        except FileNotFoundError:
+            raise files.Damaged(self.place(number), "is no longer there.") from None
 
     def extra(self, name: str) -> bytes | None:
         path = Path(self.path, name)

@@ -146,7 +146,10 @@ def load_split(
     limit: int | None = None,
     num_classes: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns a whole split, or its first `limit` examples, always in the same order.
+    """Returns a whole split, or `limit` of its examples, always in the same order.
+
+    Those are the first; of data that lie in order, such as class by class, they are
+    spread evenly.
 
     Args:
       data: the config's data section.
@@ -162,8 +165,11 @@ def load_split(
     """
     source = _Source(data, split, num_classes)
     size = len(source) if limit is None else min(limit, len(source))
-    found = source.read(np.arange(size))
-    good = [row not in source.skipped for row in range(size)]
+    rows = np.arange(size)
+    if source.is_sorted:
+        rows = rows * len(source) // max(size, 1)
+    found = source.read(rows)
+    good = [row not in source.skipped for row in rows.tolist()]
     return {name: array[good] for name, array in found.items()}
 
 
@@ -194,6 +200,11 @@ class _Source:
 
     def __len__(self) -> int:
         return len(self._split)
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the first examples may be of some classes only."""
+        return getattr(self._split, "is_sorted", False)
 
     def read(
         self, rows: np.ndarray, keys: np.ndarray | None = None

@@ -248,6 +248,13 @@ def test_a_folder_that_holds_everything_is_no_class():
     assert labels.of_folders(both)[0].tolist() == [0, 1, 0]
 
 
+def test_a_part_of_sorted_data_is_of_all_classes(sets):
+    for limit in (3, 10):
+        found = data_room.load_split(sets["images"], "all", limit, 3)["label"]
+        counts = np.bincount(found, minlength=3)
+        assert counts.sum() == limit and counts.max() - counts.min() <= 1
+
+
 def test_splits_can_be_folders_whose_classes_are_numbered_alike(tmp_path):
     for name in ("train/cat", "train/dog", "val/dog"):
         (tmp_path / name).mkdir(parents=True)
@@ -350,6 +357,8 @@ def damaged(tmp_path):
         (tmp_path / f"{i:02d}.png").write_bytes(png(pixels))
     for name, (raw, _) in bad.items():
         (tmp_path / name).write_bytes(raw)
+    (tmp_path / "e.png").symlink_to(tmp_path / "gone.png")
+    bad["e.png"] = b"", "no longer there"
     (tmp_path / "readme.txt").write_text("not a picture, and not in the way")
     return tmp_path, {name: why for name, (_, why) in bad.items()}
 
@@ -366,16 +375,16 @@ def test_bad_pictures_are_skipped_counted_and_named_once(damaged, fit, caplog):
     path, bad = damaged
     reader = Images(resolution=8, heldout=0.0, fit=fit)
     data = config(path, reader, on_bad="skip")
-    batches = data_room.train_batches(data, batch_size=15, seed=0, num_classes=0)
+    batches = data_room.train_batches(data, batch_size=16, seed=0, num_classes=0)
     with caplog.at_level(logging.WARNING):
         taken = [next(batches) for _ in range(4)]
-    assert len(batches.skipped) == len(caplog.records) == 3
+    assert len(batches.skipped) == len(caplog.records) == 4
     for name, why in bad.items():
         (said,) = [each for each in batches.skipped.values() if f"/{name} " in each]
         assert why in said
     levels = np.rint(data_room.denormalize(data, taken[0]["image"]))[:, 4, 4, 0]
-    # The first of those that follow takes their place: of the last three, the first.
-    assert sorted(levels) == sorted([20 * i for i in range(12)] + [0] * 3)
+    # The first of those that follow takes their place: of the last four, the first.
+    assert sorted(levels) == sorted([20 * i for i in range(12)] + [0] * 4)
     whole = data_room.load_split(data, "train", num_classes=0)
     assert len(whole["image"]) == 12
 
