@@ -83,6 +83,16 @@ def test_mp_sum_keeps_unit_magnitude_and_b_contributes_by_t(t):
     np.testing.assert_allclose(y, blend, atol=1e-6)
 
 
+def test_mp_sum_rounds_once_in_float16():
+    a, b = (jnp.asarray(normal(10_000, seed=i), jnp.float16) for i in range(2))
+    y = layers.mp_sum(a, b, 0.3)
+    wide_a, wide_b = (np.asarray(x, np.float64) for x in (a, b))
+    once = ((0.7 * wide_a + 0.3 * wide_b) / np.hypot(0.7, 0.3)).astype(np.float16)
+    assert y.dtype == jnp.float16
+    # Rounding to float32 on the way moves the result once in thousands.
+    assert np.mean(np.asarray(y) != once) < 1e-3
+
+
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.7])
 def test_mp_cat_keeps_unit_magnitude_and_b_contributes_by_t(t):
     a, b = normal(4, 50, 50, 12), normal(4, 50, 50, 36, seed=1)
