@@ -135,14 +135,17 @@ def find(path: str) -> Found:
     if arrays.all() or (
         found.extra("dataset.json") is not None and _one_size(found, ~arrays)
     ):
-        return Found("original", ("train", "heldout"), {}, ignored=found.ignored)
+        lists = found.extra("dataset.json") is not None
+        others = found.ignored - lists
+        return Found("original", ("train", "heldout"), {}, ignored=others)
     listed = [n for n in LISTS if found.extra(n) is not None]
     sizes, modes = _headers(found, np.flatnonzero(~arrays))
     settings: dict[str, object] = {"labels": listed[0]} if listed else {}
     settings["channels"] = 1 if set(modes) <= {"1", "L", "LA", "I;16", "I"} else 3
     folder_splits = place.is_dir() and _splits(place, "")
     splits = folder_splits or ("train", "heldout")
-    return Found("images", splits, settings, sizes, modes, found.ignored)
+    others = found.ignored - len(listed)
+    return Found("images", splits, settings, sizes, modes, others)
 
 
 def _splits(place: Path, suffix: str) -> tuple[str, str] | None:

@@ -104,6 +104,7 @@ def test_each_kind_of_data_is_told_by_what_is_there(tmp_path):
     (tmp_path / "gray" / "labels.csv").write_text("train/1.png,3\nval/1.png,2\n")
     found = measure.find(str(tmp_path / "gray"))
     assert found.settings == {"labels": "labels.csv", "channels": 1}
+    assert found.ignored == 0  # the list is none of the data
     with pytest.raises(FileNotFoundError, match="There are no data"):
         measure.find(str(tmp_path / "none"))
 
