@@ -150,6 +150,13 @@ class Learned(Settings):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LearnedFrechet(Learned):
+    """Fréchet distance alone in EfficientNet-Lite0's features: FD-EffNetLite0; not FID."""
+
+    metrics: str = "fd_effnetlite0"
+
+
 EVALUATORS = {
     "heldout_loss": HeldOutLoss,
     "sample_grid": SampleGrid,
@@ -157,4 +164,5 @@ EVALUATORS = {
     "decay_averages": DecayAverages,
     "density": Density,
     "effnetlite0": Learned,
+    "fd_effnetlite0": LearnedFrechet,
 }

@@ -1,6 +1,7 @@
 """Images to metrics: networks loaded, references found, samples scored."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Scorer:
     ):
         self.names, self.on_progress = names, on_progress
         self._extractors: dict[str, Extractor] = {}
+        self._splits: dict[str, dict[str, Reference]] = {}
         for name in metrics.networks_of(names):
             network = NETWORKS[name]
             self._extractors[name] = Extractor(network.load(network.find(weights)))
@@ -57,7 +59,11 @@ class Scorer:
         data.prepare(config)
         images = sources.Split(config, split)
         identity = {"data": data.fingerprint(config), "split": split}
-        return self.reference(f"{config.name} ({split})", images, identity)
+        key = json.dumps(identity, sort_keys=True)
+        if key not in self._splits:
+            name = f"{config.name} ({split})"
+            self._splits[key] = self.reference(name, images, identity)
+        return self._splits[key]
 
     def of_file(self, path: Path) -> dict[str, Reference]:
         """By network, of a file of statistics; raises as `references.read`."""

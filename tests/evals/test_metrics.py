@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from edm_jax.evals import evaluators, frechet, metrics
+from edm_jax.evals import evaluators, frechet, guided_sweeps, metrics
 from edm_jax.evals.features import extraction, networks, references, sources
 from edm_jax.models import pretrained, resizing
 from experiments import cli, evaluate
@@ -228,6 +228,9 @@ def test_the_evaluator_scores_samples_against_the_whole_training_split(place):
         "precision_effnetlite0",
         "recall_effnetlite0",
     } < found.keys()
+    swept = guided_sweeps.Given(subject.config, np.zeros(40))
+    alone = evaluators.LearnedFrechet(weights=str(place))
+    assert swept.measure(alone, "", samples) == found["fd_effnetlite0"]
     assert {"density_effnetlite0", "coverage_effnetlite0"} < found.keys()
 
 

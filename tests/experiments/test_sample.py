@@ -51,7 +51,8 @@ def take(runs, tmp_path, monkeypatch):
         command = [f"--run={run}", f"--out={tmp_path / out}", "--steps=2", *arguments]
         monkeypatch.setattr(sys, "argv", ["sample", f"--batch={BATCH}", *command])
         cli.run(sample.main)
-        return np.load(tmp_path / out / "samples.npz")
+        with np.load(tmp_path / out / "samples.npz") as found:
+            return dict(found)
 
     return take
 
