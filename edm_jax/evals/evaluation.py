@@ -131,7 +131,7 @@ def evaluate(
         config: the run's; `evaluation.evaluators` are those that measure.
         run: its directory.
         on_progress: takes what is being done, and how far.
-        more: evaluators besides those, by name.
+        more: evaluators besides those, by name; what they measure counts.
 
     Returns:
         What evaluation.json then holds.
@@ -150,9 +150,11 @@ def evaluate(
     }
     for name, evaluator in evaluators.items():
         found = evaluator.evaluate(subject)
-        if both := sorted(found.keys() & result.keys()):
+        both = sorted(found.keys() & result.keys())
+        if both and name not in (more or {}):  # which may measure it again
             raise ValueError(
-                f"evaluation.evaluators: {name} measures {both[0]!r}, which evaluation.json has already."
+                f"evaluation.evaluators: {name} measures {both[0]!r}, which "
+                "evaluation.json has already."
             )
         result |= found
     directory.write_json(run.path / "evaluation.json", result)

@@ -17,6 +17,7 @@ import configs
 from edm_jax import data, diffusion, ema
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.evals import dynamics, evaluation, frechet, sweeps
+from edm_jax.evals.evaluators import PixelFrechet
 from edm_jax.evals.generation import Generator
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.models.build import count_params
@@ -118,8 +119,9 @@ def interrupted(load, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(whole):
     reports = []
+    again = {"--metric": PixelFrechet()}  # though the config's evaluators measure it
     result = evaluation.evaluate(
-        whole.config, whole.run, lambda *report: reports.append(report)
+        whole.config, whole.run, lambda *report: reports.append(report), again
     )
     return types.SimpleNamespace(result=result, reports=reports)
 
