@@ -14,7 +14,7 @@ from typing import Any
 
 from edm_jax import files
 from edm_jax.data.config import DataConfig
-from edm_jax.evals import evaluation, metrics, protocol
+from edm_jax.evals import evaluation, metrics
 from edm_jax.evals.evaluators import Learned
 from edm_jax.evals.features import references, sources
 from edm_jax.evals.features.networks import NETWORKS
@@ -107,7 +107,7 @@ def score_images(options: argparse.Namespace) -> None:
             result = {"num_images": len(sets[0]), **scorer.score(sets, real)}
     if options.statistics:
         cli.say(f"{options.statistics}: statistics of {len(images):,} images")
-    _tell(result)
+    _tell(result, len(sets[0]))
     if options.json:
         files.write_json(options.json, result)
 
@@ -137,11 +137,10 @@ def _sets(images: Source, size: int) -> list[Source]:
     return [sources.Part(images, i, count, size) for i in range(count)]
 
 
-def _tell(result: dict[str, Any]) -> None:
+def _tell(result: dict[str, Any], count: int) -> None:
     for name, value in result.items():
         if isinstance(value, float):
             cli.say(f"{name}: {value:.6g}")
-    count = result.get("num_images", protocol.ENOUGH)
     biased = [name for name in result if name.endswith("_at_infinity")]
     if biased:
         plain = biased[0].removesuffix("_at_infinity")
@@ -198,7 +197,8 @@ def evaluate_run(options: argparse.Namespace) -> None:
         f"{best['sigma_rel']:.3f}{was}; see evaluation.json there"
     )
     told = [k for k in result if k.endswith(tuple(NETWORKS)) or k in metrics.METRICS]
-    _tell({k: v for k, v in result.items() if k.removesuffix("_at_infinity") in told})
+    metric = {k: v for k, v in result.items() if k.removesuffix("_at_infinity") in told}
+    _tell(metric, config.evaluation.num_samples)
 
 
 if __name__ == "__main__":

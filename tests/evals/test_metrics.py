@@ -234,6 +234,13 @@ def test_the_evaluator_scores_samples_against_the_whole_training_split(place):
     assert {"density_effnetlite0", "coverage_effnetlite0"} < found.keys()
 
 
+def test_the_bias_is_told_with_the_number_of_images(capsys):
+    evaluate._tell({"fid": 2.5, "fid_at_infinity": 2.0}, 1234)
+    assert "fid of 1,234 images is biased upwards" in capsys.readouterr().out
+    evaluate._tell({"fid": 2.5}, 50_000)
+    assert capsys.readouterr().out == "fid: 2.5\n"
+
+
 def test_pictures_of_one_set_must_be_alike(tmp_path):
     write_folder(tmp_path, PIXELS[:3])
     found = sources.open_path(tmp_path)
