@@ -1,6 +1,6 @@
-"""The ladder of paper Table 1: config_a ... config_g, and what they are trained on.
+"""The ladder of paper Table 1, config_a ... config_g, and the workloads.
 
-`load` turns `configs/config_g.py:digits` and overrides into a locked ConfigDict.
+`load` turns `configs/config_g.py:digits` and overrides into a typed RunConfig.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from edm_jax.train.config import RunConfig
 
 LETTERS = "abcdefg"
 CHOICES = menu.choices(RunConfig)
-# {dotted field: its menu} of choices with fields of their own.
+# {dotted field: its menu} for choices whose entries have fields.
 MENUS = {field: each for field, each in CHOICES.items() if each.kind is not None}
 # {name: (the field that chooses, its entries)}
 ALL_MENUS = {each.title: (each.flag, each.menu) for each in CHOICES.values()}
@@ -30,17 +30,18 @@ NO_VALUE = "(no value)"  # the text of an override that is a bare --config.FIELD
 
 
 def load(reference: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
-    """The config of 'PATH.py:WORKLOAD' with dotted overrides, typed and checked.
+    """Loads the config 'PATH.py:WORKLOAD' with dotted overrides, typed and checked.
 
-    Raises ValueError or FileNotFoundError, one sentence that names the nearest right
-    word, for a mistyped file, workload, field or value and for a contradiction.
+    Raises:
+        ValueError: a workload, field or value is wrong, or two fields contradict.
+        FileNotFoundError: there is no such file.
     """
     path, _, workload = reference.partition(":")
     return _changed(_get_config(pathlib.Path(path), workload or "digits"), overrides)
 
 
 def changed(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig:
-    """A run's config with overrides; raises as `load` does."""
+    """Applies overrides to a run's config; raises as `load` does."""
     return _changed(ml_collections.ConfigDict(config.to_dict()), overrides)
 
 
@@ -48,13 +49,13 @@ def _changed(
     config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None
 ) -> RunConfig:
     _complete(config)
-    # What is chosen decides which fields there are.
+    # Choices first: they decide which other fields exist.
     overrides = overrides or {}
     for field in sorted(overrides, key=lambda field: not field.endswith(".name")):
         _override(config, field, overrides[field])
     _complete(config)
     found = RunConfig.of(config)
-    # Not when a run is read: it may have been trained so.
+    # Checked here only, so that a run that was trained this way can still be read.
     sentences = chain.misfits(found.optimizer, found.training.duration_mimg)
     for sentence in itertools.chain(sentences, found.data.misfits()):
         raise ValueError(sentence)
@@ -62,9 +63,10 @@ def _changed(
 
 
 def from_json(fields: Mapping, path: files.PathLike) -> RunConfig:
-    """The config of a run's config.json.
+    """Reads the config from the fields of a run's config.json at `path`.
 
-    Raises files.Damaged, naming the file `path`, for fields that make no config.
+    Raises:
+        files.Damaged: the fields do not make a config.
     """
     try:
         return RunConfig.of(schema.upgrade(fields))
@@ -73,12 +75,12 @@ def from_json(fields: Mapping, path: files.PathLike) -> RunConfig:
 
 
 def letter_path(letter: str) -> pathlib.Path:
-    """The file of a letter of the ladder."""
+    """The config file of a letter."""
     return pathlib.Path(__file__).parent / f"config_{letter}.py"
 
 
 def parent_letter(letter: str) -> str | None:
-    """The letter before in the ladder; None before A."""
+    """The letter before this one in the ladder; None for A."""
     return LETTERS[LETTERS.index(letter) - 1] if letter in tuple(LETTERS[1:]) else None
 
 
@@ -99,11 +101,11 @@ def _get_config(path: pathlib.Path, workload: str) -> ml_collections.ConfigDict:
     with contextlib.nullcontext() if is_ours else files.blamed_on(path):
         config = get_config(workload)
     if not isinstance(config, ml_collections.ConfigDict):
-        raise files.Damaged(path, "returns no ConfigDict from get_config(workload).")
+        raise files.Damaged(path, "must return a ConfigDict from get_config(workload).")
     try:
         RunConfig.of(config)
     except ValueError as error:
-        raise files.Damaged(path, f"makes no config: {error}") from error
+        raise files.Damaged(path, f"returns an invalid config: {error}") from error
     return config
 
 
@@ -116,7 +118,7 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
         return
     if field in ("letter", "workload"):
         raise ValueError(
-            f"{field!r} follows from --config=FILE:WORKLOAD; name it there."
+            f"{field!r} is set by --config=FILE:WORKLOAD: change it there."
         )
     if field not in flat:
         near = menu.suggest(field, list(flat))
@@ -131,11 +133,11 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
         said = (
             f"--config.{field} has no value" if text == NO_VALUE else f"{field}={text}"
         )
-        raise ValueError(f"{said}, but takes {kind}; it is now {old!r}.") from None
+        raise ValueError(f"{said}, but must be {kind}; it is now {old!r}.") from None
 
 
 def _complete(config: ml_collections.ConfigDict) -> None:
-    """Gives every choice all its fields, and checks them, the user's own entries too."""
+    """Gives every choice all its fields and checks them, for users' own entries, too."""
     for field in CHOICES:
         room, _, name = field.rpartition(".")
         _choose(config, field, config[room][name])
@@ -176,7 +178,7 @@ def _parse_text(text: str) -> str:
     return text[1:-1] if quoted else text
 
 
-# What a field takes, and how a text becomes it: as ml_collections' flags have it.
+# {type: (what a message calls it, text -> value)}, parsed as ml_collections' flags are.
 _PARSERS = {
     bool: ("True or False", _parse_bool),
     int: ("a whole number", _parse_int),
@@ -187,10 +189,10 @@ _PARSERS = {
 
 
 def duration_note(config: RunConfig) -> str:
-    """A sentence on fields chosen for another duration than the run's; '' for none.
+    """A note on fields that suit another duration than the run's; '' if there are none.
 
-    A workload chooses its ramps, decays and intervals for its own duration, and they
-    keep their values where training.duration_mimg alone is changed.
+    A workload chooses ramps, decays and intervals for its own duration; they keep their
+    values when only training.duration_mimg is changed.
     """
     w = get_workload(config.workload)
     if config.training.duration_mimg == w.duration_mimg:
@@ -209,9 +211,8 @@ def duration_note(config: RunConfig) -> str:
     if not kept:
         return ""
     return (
-        f"training.duration_mimg is {config.training.duration_mimg:g}, and these fields "
-        f"keep what {config.workload} has for its own {w.duration_mimg:g}: "
-        f"{', '.join(kept)}."
+        f"training.duration_mimg is {config.training.duration_mimg:g}, but these fields "
+        f"still suit {config.workload}'s own {w.duration_mimg:g}: {', '.join(kept)}."
     )
 
 

@@ -2,8 +2,8 @@
 
     python experiments/train.py --config=configs/config_a.py:digits
 
-The later letters import the one before and reassign. [choice] marks what the paper
-leaves open.
+Each later letter imports the one before it and changes some fields. [choice] marks
+decisions that the paper leaves open.
 """
 
 import math
@@ -25,7 +25,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.data = data = ConfigDict()
     data.reader = dict(w.reader)  # tfds: TensorFlow Datasets; or images, original, ...
     data.name = w.dataset
-    data.data_dir = ""  # '' is TFDS's own default
+    data.data_dir = ""  # '': TFDS's default
     data.train_split = w.train_split
     data.heldout_split = w.heldout_split
     data.raw_mean = w.raw_mean
@@ -44,10 +44,10 @@ def get_config(workload: str = "digits") -> ConfigDict:
     net.attention_resolutions = w.attention_resolutions
     net.noise_channels = 0  # features of the noise level; 0: model_channels
     net.embedding_channels = 0  # 0: the channels of the widest level
-    net.head_channels = 64  # a level has as many heads as these fit into its channels
+    net.head_channels = 64  # per attention head
     net.block = "branch"  # or main_path: where resampling and pixel norm act
     net.weights = "biased"  # or plain, mp
-    # Menus of edm_jax/models; `describe.py --menu=init` lists one.
+    # Choices from edm_jax/models; `describe.py --menu=init` lists those for init.
     net.init = "adm"  # or uniform, normal, he, ...
     net.zero_last = True  # the last layer of every branch starts at zero
     net.norm = "group"  # or rms_group, none
@@ -72,7 +72,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     net.dropout_resolutions = ()  # levels that have dropout; (): all
     net.compute_dtype = w.compute_dtype
     net.half_precision = "partial"  # or full
-    # Of float32 products: default lets GPUs take TF32 and TPUs bfloat16 for them.
+    # For float32 products. With "default", GPUs use TF32 and TPUs bfloat16.
     net.matmul_precision = "highest"
 
     config.loss = loss = ConfigDict()
@@ -87,7 +87,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.optimizer = opt = ConfigDict()
     opt.batch_size = 2 * w.batch_size
     opt.alpha_ref = w.alpha_ref_plain
-    # Menus of edm_jax/optim; `describe.py --menu=optimizer` lists them.
+    # Choices from edm_jax/optim; `describe.py --menu=optimizer` lists those for method.
     opt.schedule = choice("constant")  # or inverse_sqrt, cosine, one_cycle, ...
     opt.warmup = choice("linear", rampup_mimg=w.rampup_mimg)  # or none, cosine, ...
     opt.method = choice("adam", beta1=0.9, beta2=0.999, eps=1e-8)
@@ -100,8 +100,8 @@ def get_config(workload: str = "digits") -> ConfigDict:
     opt.nonfinite = "zero"  # or skip, stop
 
     config.ema = ema = ConfigDict()
-    # The paper's A has the traditional average only; the power-function pair is
-    # tracked beside it so that A, too, can be rebuilt at any length. [choice]
+    # The paper's A has only the traditional average; the power-function pair is tracked
+    # as well so that averages of A, too, can be rebuilt at any length. [choice]
     ema.sigma_rels = (0.05, 0.10)
     ema.halflives_mimg = (w.halflife_mimg,)
     ema.halflife_rampup = 0.05  # half-life <= this fraction of the images seen
@@ -111,39 +111,40 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.training = training = ConfigDict()
     training.duration_mimg = w.duration_mimg
     training.snapshot_mimg = w.snapshot_mimg
-    # '' is RUN itself; under a place such as gs://BUCKET/DIR, RUN's last two names.
+    # '': inside RUN. Under gs://BUCKET/DIR, say, the last two parts of RUN's path.
     training.snapshot_dir = ""
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes
-    training.patience_mimg = math.inf  # stops when the held-out loss no longer falls
-    # Alerts in the log, where these are exceeded:
+    # Stop after so many images without a better held-out loss.
+    training.patience_mimg = math.inf
+    # Thresholds for alerts in the log:
     training.alert_loss = 3.0  # a step's loss over its running mean
     training.alert_growth = 10.0  # magnitudes over those of the first probe
-    # Robust deviations of a loss or gradient from those of the steps before.
+    # Robust deviations of a loss or gradient norm from those of earlier steps.
     training.alert_z = 10.0
-    training.alert_update = 0.5  # an update over the weights
+    training.alert_update = 0.5  # size of an update over that of the weights
     training.sharpness_iterations = 0  # of Lanczos, at probes; 0: none
-    training.evaluate_mimg = math.inf  # evaluation.evaluators of samples on the way
-    # How the run is executed; these may change when it resumes.
+    training.evaluate_mimg = math.inf  # evaluate samples during training this often
+    # How the run is executed; these fields may change when it resumes.
     training.checkpoint_mimg = 8 * w.snapshot_mimg
     training.keep_checkpoints = 2  # the last ones
-    training.keep_checkpoint_mimg = math.inf  # keeps one per interval as well
+    training.keep_checkpoint_mimg = math.inf  # also keep one per such interval
     training.parallel = "jit"  # or pmap
-    # What is spread over the devices rather than repeated on each: none, state (the
-    # moments and averages), or full (the parameters, too).
+    # What is sharded over the devices rather than replicated: none, state (moments and
+    # averages), or full (the parameters, too).
     training.sharding = "none"
     training.microbatches = 1  # parts of a batch, their gradients summed
-    training.remat = False  # compute activations again rather than keep them
+    training.remat = False  # recompute activations instead of storing them
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.sigma_rels = tuple(round(0.01 * i, 3) for i in range(2, 26))
     evaluation.P_mean = w.P_mean  # noise levels of the held-out loss,
     evaluation.P_std = w.P_std  # the same for every letter
-    evaluation.num_heldout = 4096  # images at most
+    evaluation.num_heldout = 4096  # images, at most
     evaluation.num_sigmas = 1  # per held-out image
     evaluation.batch_size = w.evaluation_batch_size
     evaluation.num_samples = w.num_samples
-    # Menus of edm_jax: `describe.py --menu=evaluator`, `--menu=sampler`.
+    # Listed by `describe.py --menu=evaluator` and `--menu=sampler`.
     evaluation.evaluators = w.evaluators
     evaluation.sampler = choice("heun")
     evaluation.num_steps = 32  # of the sampler

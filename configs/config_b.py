@@ -20,7 +20,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     config.loss.P_mean = w.P_mean  # App. B.2: -0.4 for latents
     config.loss.P_std = w.P_std  # App. B.2: 1.0 for latents
     config.loss.uncertainty = True  # Eq. 21
-    # App. B.2: no attention at the highest of its resolutions, 32x32.
+    # App. B.2: no attention at the highest of these resolutions, 32x32.
     attention = config.network.attention_resolutions
     config.network.attention_resolutions = attention[1:]
     config.ema.halflives_mimg = ()  # Sec. 3: power-function averages only

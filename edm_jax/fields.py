@@ -15,23 +15,23 @@ from typing import Annotated, Any, Literal
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """' Did you mean ...?' for a mistyped word, or '' when nothing is near."""
+    """' Did you mean ...?' for a mistyped word, or '' if no word is similar."""
     near = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class Fault(ValueError):
-    """A value that its field does not take; the text begins with the field's name."""
+    """A value that its field does not accept; the text begins with the field's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, without those ends that are not `closed`."""
+    """Numbers from `low` to `high`; `closed` says which ends are included."""
 
     low: float
     high: float
     closed: str  # "[]", "[)", "(]" or "()"
-    text: str  # what a value "must be"
+    text: str  # completes "must be ..." in messages
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low or (self.closed[0] == "[" and value == self.low)
@@ -54,7 +54,7 @@ Index = Annotated[int, Range(0, _INF, "[)", "0 or more")]
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Texts of a table's keys, which state what there is once."""
+    """Text that must be one of `words`, such as the keys of a table."""
 
     words: Collection[str]
 
@@ -66,20 +66,20 @@ class Choice:
     """An annotation of a field whose value is chosen by name; see `menu`."""
 
     def convert(self, path: str, value: Any) -> Any:
-        """The field's value, of what the config at `path` says."""
+        """Turns what the config holds at `path` into the field's value."""
         raise NotImplementedError
 
     def check(self, field: str, value: Any, kind: Any) -> None:
-        """Raises Fault where the value is not of the field's type."""
+        """Raises Fault if the value is not of the field's type."""
         _check_type(field, value, kind)
 
     def plain(self, value: Any) -> Any:
-        """What a config says for the field's value; the inverse of `convert`."""
+        """Turns the field's value into what a config holds; the inverse of `convert`."""
         return value
 
 
 class Settings:
-    """Base of frozen dataclasses that are checked as they are made."""
+    """Base of frozen dataclasses that check their fields on construction."""
 
     def __post_init__(self) -> None:
         for field, hint in hints(type(self)).items():
@@ -88,12 +88,12 @@ class Settings:
             raise Fault(fault)
 
     def faults(self) -> Iterator[str]:
-        """What contradicts itself: sentences that begin with a field's name."""
+        """Yields contradictions as sentences that begin with a field's name."""
         return iter(())
 
 
 def check(field: str, value: Any, hint: Any) -> None:
-    """Raises Fault where a value is not of a type, or is outside its range."""
+    """Raises Fault if a value has the wrong type or is outside its range."""
     kind, notes = hint, ()
     if typing.get_origin(hint) is Annotated:
         kind, *notes = typing.get_args(hint)
@@ -123,10 +123,10 @@ def check(field: str, value: Any, hint: Any) -> None:
 
 
 def one_of(value: Any, words: Iterable[str]) -> str:
-    """'but takes one of ...' for a word that is not among them."""
+    """'but must be one of ...' for a word that is not among them."""
     words = list(words)
     listed = ", ".join(map(repr, words))
-    return f"but takes one of {listed}.{suggest(value, words)}"
+    return f"but must be one of {listed}.{suggest(value, words)}"
 
 
 _NAMES = {
@@ -144,14 +144,14 @@ def _check_type(field: str, value: Any, kind: type) -> None:
         fits = False
     if not fits:
         said = field if " has " in field else f"{field}={value!r}, but"
-        raise Fault(f"{said} takes {_NAMES.get(kind, kind.__name__)}.")
+        raise Fault(f"{said} must be {_NAMES.get(kind, kind.__name__)}.")
 
 
 def make(cls: type, path: str, values: Mapping[str, Any]) -> Any:
-    """A settings dataclass of a config's fields at `path`, such as 'optimizer'.
+    """Makes a settings dataclass from a config's fields at `path`, such as 'optimizer'.
 
-    Whole numbers become floats where the field holds one, lists become tuples, and
-    groups of fields become the settings that the annotation names.
+    Whole numbers become floats where the field is a float, lists become tuples, and
+    groups of fields become the settings class in the annotation.
 
     Args:
         cls: the dataclass.
@@ -162,7 +162,7 @@ def make(cls: type, path: str, values: Mapping[str, Any]) -> Any:
         An instance of `cls`.
 
     Raises:
-        ValueError: a field is missing, unknown or does not take its value.
+        ValueError: a field is missing or unknown, or its value is invalid.
     """
     known = hints(cls)
     prefix = f"{path}." if path else ""
@@ -183,7 +183,7 @@ def make(cls: type, path: str, values: Mapping[str, Any]) -> Any:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as the fields that `make` makes it of: nested dicts."""
+    """Turns a settings dataclass into nested dicts; the inverse of `make`."""
     found = {}
     for name, hint in hints(type(settings)).items():
         value = getattr(settings, name)
@@ -195,7 +195,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def hints(cls: type) -> dict[str, Any]:
-    """{field: annotation} of a dataclass, with what is annotated."""
+    """{field: annotation} of a dataclass, with the metadata of Annotated."""
     found = typing.get_type_hints(cls, include_extras=True)
     return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
@@ -211,7 +211,7 @@ def _converted(path: str, value: Any, hint: Any) -> Any:
         if isinstance(value, hint):
             return value
         if not hasattr(value, "items"):
-            raise ValueError(f"{path}={value!r}, but holds fields.")
+            raise ValueError(f"{path}={value!r}, but must be a group of fields.")
         return make(hint, path, dict(value.items()))
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         each = typing.get_args(hint)[0]

@@ -13,9 +13,9 @@ from typing import IO, Any
 
 PathLike = str | os.PathLike[str]
 LIMIT_BYTES = 1 << 30  # of a file that is read whole
-DEPTH = 50  # of nested JSON values: recursive readers stay far from Python's limit
-SOURCE_BYTES = 1 << 20  # of a file of Python
-_LONGEST = 500  # characters of what a user's code says
+DEPTH = 50  # of nested JSON values, to stay far from Python's recursion limit
+SOURCE_BYTES = 1 << 20  # of a Python file
+_LONGEST = 500  # characters quoted from an error in a user's code
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -27,7 +27,7 @@ _KINDS = (
 
 
 class Damaged(ValueError):
-    """A file that does not hold what it should; `path` is which, `reason` is why."""
+    """A file has the wrong contents: `path` names the file, `reason` says what is wrong."""
 
     def __init__(self, path: PathLike, reason: str):
         super().__init__(printable(f"{os.fspath(path)} {reason}"))
@@ -35,7 +35,7 @@ class Damaged(ValueError):
 
 
 def open_regular(path: PathLike) -> IO[bytes]:
-    """Opens a regular file for reading; never waits, as for the writer of a pipe.
+    """Opens a regular file for reading, and never blocks, even on a named pipe.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,16 +62,16 @@ def kind_of(descriptor: int) -> str:
 
 
 def user_path(text: str) -> Path:
-    """A path that a user typed, as a type of argparse: ~ is their home directory."""
+    """A path that a user typed, for argparse's `type`; ~ is the home directory."""
     if not text:
-        raise argparse.ArgumentTypeError("it is empty: name a path")
+        raise argparse.ArgumentTypeError("the path is empty: name one")
     if why := no_object_store(text):
         raise argparse.ArgumentTypeError(why)
     return Path(os.path.expanduser(text))
 
 
 def no_object_store(text: str) -> str:
-    """Why gs://... is no path of a file system; '' for one that is."""
+    """Why gs://... is not a path in a file system; '' if it is one."""
     if "://" not in text:
         return ""
     return (
@@ -81,12 +81,17 @@ def no_object_store(text: str) -> str:
 
 
 def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:
-    """A regular file's bytes; raises as `open_regular`, and Damaged beyond `limit`."""
+    """Reads a regular file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it is not a regular file, cannot be read, or is larger than `limit`.
+    """
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                reason = f"is too large: {size:,} bytes, of at most {limit:,}."
+                reason = f"is too large: {size:,} bytes, at most {limit:,} are allowed."
                 raise Damaged(path, reason)
             return file.read()
         except OSError as error:
@@ -94,11 +99,11 @@ def read_bytes(path: PathLike, limit: int = LIMIT_BYTES) -> bytes:
 
 
 def parse_json(raw: bytes, unique: bool = False) -> Any:
-    """The value of a JSON text.
+    """Parses JSON.
 
-    Raises ValueError for anything else, and for what would trip whoever uses the value:
-    deep nesting, whole numbers beyond 64 bits, text that is not valid Unicode; with
-    `unique`, also for an object that holds a name twice.
+    Raises:
+        ValueError: it is not JSON, or would break code that uses it: deep nesting, whole
+            numbers beyond 64 bits, invalid Unicode; with `unique`, a repeated name.
     """
     try:
         value = _DECODERS[unique].decode(raw.decode())
@@ -135,24 +140,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODERS = [  # with an object's names as they are, and unique
+_DECODERS = [  # repeated names allowed, and refused
     json.JSONDecoder(parse_int=_whole, object_pairs_hook=pairs)
     for pairs in (None, _unique)
 ]
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Reads a file that holds a JSON object.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Damaged: it cannot be read, or holds anything else.
+        Damaged: it cannot be read, or holds something else.
     """
     return json_object(path, read_bytes(path))
 
 
 def json_object(path: PathLike, raw: bytes) -> dict[str, Any]:
-    """The JSON object that a file's bytes are; raises Damaged naming the file."""
+    """Parses a file's bytes as a JSON object; raises Damaged if they are anything else."""
     if not raw.strip():
         raise Damaged(path, "is damaged: it is empty.")
     try:
@@ -165,29 +170,29 @@ def json_object(path: PathLike, raw: bytes) -> dict[str, Any]:
 
 
 def json_kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Describes a JSON value in words, such as 'a list'."""
     kinds = {list: "a list", str: "a text", dict: "an object", type(None): "null"}
     return kinds.get(type(value)) or str(value).lower()
 
 
 def run_python(path: PathLike) -> dict[str, Any]:
-    """Runs a user's file of Python, and returns the names that it defines.
+    """Runs a user's Python file and returns the names that it defines.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Damaged: it cannot be read, or does not run to its end.
+        Damaged: it cannot be read, or it raises an error.
     """
     source = read_bytes(path, SOURCE_BYTES)
     names: dict[str, Any] = {"__name__": Path(path).stem, "__file__": os.fspath(path)}
     with blamed_on(path):
         code = compile(source, os.fspath(path), "exec", dont_inherit=True)
-        exec(code, names)  # noqa: S102  it is the user's own
+        exec(code, names)  # noqa: S102  the user's own code
     return names
 
 
 @contextlib.contextmanager
 def blamed_on(path: PathLike) -> Iterator[None]:
-    """Turns whatever a user's code raises, or exits with, into Damaged of its file."""
+    """Turns an error or exit in a user's code into Damaged, which names the file."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -199,7 +204,7 @@ def blamed_on(path: PathLike) -> Iterator[None]:
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Writes a file whole or not at all; an OSError names the file."""
     directory, name = os.path.split(os.fspath(path))
-    # Always the same name, so that what a kill leaves is written over.
+    # Always the same name, so that the next write replaces what a kill leaves behind.
     temporary = os.path.join(directory, f".{name}.partial")
     try:
         with open(temporary, "wb") as file:
@@ -216,14 +221,14 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 
 def named(error: OSError, path: PathLike) -> OSError:
-    """An error of the system, with the file that it happened to."""
+    """A system error that names the file it happened to."""
     if not error.errno:
         return error
     return OSError(error.errno, os.strerror(error.errno), os.fspath(path))
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """`write_bytes` of a text, as UTF-8."""
+    """Writes a text as UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
 
 
@@ -232,9 +237,9 @@ def write_json(
     value: Mapping[str, Any],
     default: Callable[[Any], Any] | None = None,
 ) -> None:
-    """`write_bytes` of a JSON object; `default` converts what JSON has no form for.
+    """Writes a JSON object whole or not at all; `default` converts other types.
 
-    A name of a file that is not UTF-8 has ? there: `read_json` takes Unicode alone.
+    File names that are not UTF-8 get a ? for each such byte: `read_json` needs Unicode.
     """
     text = json.dumps(value, indent=1, default=default, ensure_ascii=False)
     write_bytes(path, f"{text}\n".encode(errors="replace"))
@@ -261,7 +266,7 @@ def human(count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without what would act on a terminal: control characters as escapes."""
+    """Escapes control characters, which could act on a terminal."""
     return "".join(
         c
         if c.isprintable()

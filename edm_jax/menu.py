@@ -1,7 +1,7 @@
 """Choices by name. A menu is a dict from names to frozen dataclasses, its entries.
 
 An entry's fields are the config's fields, its docstring is its documentation, and its
-method does the work. A name may also be FILE.py:CLASS, an entry of the user's own.
+method does the work. A name may also be FILE.py:CLASS, for a class in the user's file.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ __all__ = [
     "describe",
     "suggest",
 ]
-Menu = Mapping[str, Any]  # of classes, or of what needs no settings
+Menu = Mapping[str, Any]  # of classes, or of objects that need no settings
 
 
 def choice(name: str, **settings: Any) -> dict[str, Any]:
-    """What a config holds for a choice: the entry's name and the fields that are set."""
+    """A choice as a config holds it: the entry's name and the fields to set."""
     return {"name": name, **settings}
 
 
 def entry(menu: Menu, path: str, name: str) -> type:
-    """The class that a name stands for.
+    """Returns the class that a name selects.
 
     Args:
         menu: the built-in entries.
@@ -55,21 +55,21 @@ def entry(menu: Menu, path: str, name: str) -> type:
             raise ValueError(f"{path}={name!r}: {file} defines no {attribute}.")
         return found
     raise ValueError(
-        f"{path} is {name!r}, but takes one of {', '.join(map(repr, menu))}, or "
+        f"{path} is {name!r}, but must be one of {', '.join(map(repr, menu))}, or "
         f"FILE.py:NAME.{suggest(name, menu)}"
     )
 
 
 def build(menu: Menu, path: str, chosen: Any) -> Any:
-    """The entry that a config chooses, with its fields.
+    """Makes the entry that a config chooses, with its fields.
 
     Args:
         menu: the built-in entries.
         path: the config's field, for messages.
-        chosen: `choice(...)`, the name alone, or an entry, which is returned.
+        chosen: `choice(...)`, the name alone, or an entry, which is returned unchanged.
 
     Raises:
-        ValueError: there is no such entry, or its fields do not fit.
+        ValueError: there is no such entry, or a field is unknown, missing or invalid.
     """
     if dataclasses.is_dataclass(chosen):
         return chosen
@@ -83,9 +83,9 @@ def build(menu: Menu, path: str, chosen: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """An entry of the user's own, which its file gives when it is used first.
+    """An entry from the user's file, which is loaded on first use.
 
-    So what a run left is read without that file, unless it is needed.
+    An old run can thus be read without that file, as long as the entry is not used.
     """
 
     path: str  # the config's field, for messages
@@ -105,9 +105,9 @@ def _built(own: Own) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry(fields.Choice):
-    """The field holds an entry of a menu, and the config its name and fields.
+    """The field holds an entry of a menu; the config holds the entry's name and fields.
 
-    The menu is listed by the field's name, or by `title` where that says more.
+    The menu is listed under the field's name, or under `title` if one is given.
     """
 
     menu: Menu
@@ -123,7 +123,7 @@ class Entry(fields.Choice):
         name = settings.pop("name")
         if not isinstance(name, str) or ".py:" not in name:
             return build(self.menu, path, choice(name, **settings))
-        # Tuples, because it is hashed.
+        # Tuples, because an Own is hashed.
         held = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return Own(path, name, tuple(held.items()))
 
@@ -140,9 +140,9 @@ class Entry(fields.Choice):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Word(fields.Choice):
-    """The field holds the name of an entry, which has no fields or takes its defaults.
+    """The field holds the name of an entry, whose fields keep their defaults.
 
-    several: it holds one or more, separated by commas.
+    With `several` it holds one or more names, separated by commas.
     """
 
     menu: Menu
@@ -152,7 +152,7 @@ class Word(fields.Choice):
     def convert(self, path: str, value: Any) -> Any:
         if isinstance(value, str):
             for name in value.split(",") if self.several else [value]:
-                # The user's own file is read when it is used, as for `Own`.
+                # As for `Own`, the user's file is read only when it is used.
                 if ".py:" not in name:
                     entry(self.menu, path, name)
         return value
@@ -165,7 +165,7 @@ class Choosable:
     path: str  # dotted
     menu: Menu
     title: str
-    kind: Any  # what an entry must be; None where the field holds a name alone
+    kind: Any  # the type of its entries; None where the field holds only a name
     several: bool = False  # names, separated by commas
 
     @property
@@ -174,10 +174,10 @@ class Choosable:
         return self.path if self.kind is None else f"{self.path}.name"
 
     def whole(self, chosen: Any) -> Any:
-        """A choice with all its fields, as the entry holds them.
+        """The choice with all its fields, defaults included.
 
         Raises:
-            ValueError: there is no such entry, or its fields do not fit.
+            ValueError: there is no such entry, or a field is unknown, missing or invalid.
         """
         if self.kind is None:
             for name in str(chosen).split(",") if self.several else [chosen]:
@@ -189,7 +189,7 @@ class Choosable:
 
 
 def choices(cls: type, path: str = "") -> dict[str, Choosable]:
-    """{dotted field: its menu} of a settings dataclass and of those that it holds."""
+    """{dotted field: its menu} of a settings dataclass and the ones nested in it."""
     found = {}
     for name, hint in fields.hints(cls).items():
         dotted = f"{path}.{name}" if path else name
@@ -205,7 +205,7 @@ def choices(cls: type, path: str = "") -> dict[str, Choosable]:
 
 
 def describe(menu: Menu) -> str:
-    """A menu as lines: names, fields with their defaults, and first docstring lines."""
+    """Lists a menu: names, fields with their defaults, and first docstring lines."""
     lines = []
     for name, cls in menu.items():
         if not isinstance(cls, type):  # an entry without settings
@@ -214,12 +214,12 @@ def describe(menu: Menu) -> str:
         settings = ", ".join(
             f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}"
             for f in dataclasses.fields(cls)
-            if f.name not in ("parent", "name")  # of every Flax module
+            if f.name not in ("parent", "name")  # every Flax module has these
         )
         summary = (cls.__doc__ or "").strip().splitlines()[0]
         lines.append(f"{name}({settings})\n    {summary}")
     return "\n".join(lines)
 
 
-# Once: the classes of a file stay the same, however often it is named.
+# Cached, so that a file named twice gives the same classes.
 _run = functools.cache(files.run_python)

@@ -8,10 +8,10 @@ def flatten(tree: Any, separator: str = "/", prefix: str = "") -> dict[str, Any]
     """Nested dicts -> {'outer/inner': leaf}, in their order.
 
     Args:
-        tree: a dict, or anything else with `items()`, of such or of leaves. An empty
-            one leaves no trace.
-        separator: stands between the names.
-        prefix: stands before every name.
+        tree: a dict, or anything else with `items()`, of trees and leaves. An empty dict
+            leaves no trace.
+        separator: goes between the names.
+        prefix: goes before every name.
 
     """
     flat: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
             node = node.setdefault(key, {}) if isinstance(node, dict) else node
         if not all([*outer, name]) or not isinstance(node, dict) or name in node:
             raise ValueError(
-                f"{path[:60]!r} is not a place of its own in nested dicts."
+                f"{path[:60]!r} has an empty part, or is both a leaf and a dict."
             )
         node[name] = leaf
     return nested

@@ -1,8 +1,8 @@
 """Compare runs: python experiments/compare.py runs/ladder-digits --out=report.
 
 Reads run directories only and writes index.html (opens from disk), results.csv,
-results.md, results.tex and figures/ as PNG, PDF and SVG. Each config stands with its
-mean over seeds, its 95% interval, and how sure its difference to --baseline is.
+results.md, results.tex and figures/ as PNG, PDF and SVG. For each config it shows the
+mean over seeds, a 95% interval, and how significant the difference to --baseline is.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.follow:
         _follow(options)
     else:
-        # Millions of numbers without a cycle, which Python would look for all the time.
+        # Millions of numbers and no reference cycles: collection would only cost time.
         gc.disable()
         found = report.find_runs(options.directories)
         _write(options, [report.load_run(path) for path in found], _warn)
@@ -48,19 +48,19 @@ def _seconds(text: str) -> float:
 OPTIONS = (  # name, metavar, default, type, what it is
     ("--out", "FOLDER", "report", user_path, "where to write (%(default)s)"),
     ("--baseline", "CONFIG", None, str,
-     "what all are compared with: a letter, a label or a run (the first)"),
+     "what to compare the others with: a letter, a label or a run (the first)"),
     ("--x", "FIELD", "", str,
-     ("draw a result against this field of the config, such as optimizer.alpha_ref: "
-      "by_field.csv, figures/by_field.*, and on the page")),
+     ("draw a result against this config field, such as optimizer.alpha_ref, on the "
+      "page, in by_field.csv and in figures/by_field.*")),
     ("--y", "KEY", "heldout_loss", str,
-     "the column that is drawn against --x (%(default)s)"),
+     "column to draw against --x (%(default)s)"),
     ("--by", "FIELD,...", "letter", _words,
-     "a line of that figure for each value of these fields (%(default)s)"),
+     "draw one line for each value of these fields (%(default)s)"),
     ("--metric", "KEY,...", ",".join(report.METRICS), _words,
      "columns of results.csv to compare (%(default)s)"),
     ("--columns", "KEY,...", (), _words,
-     ("those that results.md and results.tex show, and the page besides its own, among "
-      "`describe.py --menu=column` or FILE.py:NAME (all)")),
+     ("columns of results.md and results.tex, also added to the page; see "
+      "`describe.py --menu=column`, or FILE.py:NAME for your own (all)")),
 )  # fmt: skip
 
 
@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     add("directories", nargs="+", type=user_path, help="a study, or run directories")
     for name, metavar, default, kind, about in OPTIONS:
         add(name, metavar=metavar, default=default, type=kind, help=about)
-    about = "write again when files of the runs change, until all have ended "
-    about += "(looking every %(const)g seconds)"
+    about = "rewrite the comparison whenever the runs' files change, until all runs "
+    about += "have ended (checks every %(const)g seconds)"
     add("--follow", nargs="?", type=_seconds, const=10.0, metavar="SECONDS", help=about)
     return parser
 
@@ -82,7 +82,7 @@ def _write(
     warn: Callable[[str], object],
     following: report.Following | None = None,
 ) -> None:
-    """Write the comparison; figures for papers wait until all runs have ended."""
+    """Write the comparison; with --follow, figures/ waits until all runs have ended."""
     o = options
     comparison = report.compare(runs, o.baseline, o.metric, o.columns, o.x, o.y, o.by)
     for warning in report.table_warnings(comparison):
@@ -93,7 +93,7 @@ def _write(
 
 
 def _follow(options: argparse.Namespace) -> None:
-    """Write the comparison again whenever the runs' files change."""
+    """Rewrite the comparison whenever the runs' files change."""
     warned: set[str] = set()
 
     def warn(warning: str) -> None:
@@ -102,7 +102,7 @@ def _follow(options: argparse.Namespace) -> None:
             _warn(warning)
 
     def write(runs: Sequence[report.Run], following: report.Following | None) -> None:
-        # What is doubtful while runs are in progress may not be doubtful at the end.
+        # A warning about unfinished runs may no longer hold when they end.
         said = (lambda warning: None) if following else warn
         _write(options, runs, said, following)
 
@@ -111,7 +111,7 @@ def _follow(options: argparse.Namespace) -> None:
     with rich.live.Live(console=console, auto_refresh=False) as live:
 
         def show(lines: Sequence[str]) -> None:
-            """All lines in their place on a terminal; elsewhere those that changed."""
+            """Redraws all lines on a terminal; elsewhere prints those that changed."""
             if console.is_terminal:
                 live.update(rich.text.Text("\n".join(lines)), refresh=True)
                 return

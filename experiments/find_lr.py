@@ -1,13 +1,13 @@
 """Find a learning rate: python experiments/find_lr.py --config=configs/config_g.py:digits.
 
-Trains a copy for --num_steps steps, in which the rate grows exponentially from --min to
---max, and stops where the loss diverges: 4 times the best smoothed one, or not finite.
-With --run, probes that run from its last checkpoint. Suggests rates by three readings of
-the curve, with their range over --repeats, and draws it. Nothing else is written: a
-training afterwards is the same to the bit.
+Trains a copy for --num_steps steps while the rate grows exponentially from --min to --max,
+and stops when the loss diverges: 4 times the best smoothed loss, or not finite. With
+--run, probes that run from its last checkpoint. Suggests three rates read off the curve,
+with their range over --repeats, and draws the curve. Writes nothing else: training
+afterwards gives the same bits.
 
-The loss is that of fixed noisy held-out images, so that noise levels do not blur it. What
-the finder sees is the start of a training: to choose between letters or for a long
+The loss is measured on fixed noisy held-out images, so that random noise levels do not
+blur it. The finder sees only the start of a training: to compare letters, or for a long
 duration, the study lr_sensitivity tells more.
 """
 
@@ -47,7 +47,7 @@ def main() -> None:
     _print(config, found)
     out = options.out or Path("find_lr.png")
     files.write_bytes(out, draw(config, found).render(out.suffix[1:]))
-    cli.say(f"Drawn in {out}. To train at it, add:")
+    cli.say(f"Drew {out}. To train at the valley's rate, add:")
     print(f"  --config.optimizer.alpha_ref={found.advised.rate:.3g}")
 
 
@@ -59,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
     low, high, count = finder.RATES[0], finder.RATES[-1], len(finder.RATES)
     add("--min", type=float, default=low, help="first rate (%(default)g)")
     add("--max", type=float, default=high, help="last rate (%(default)g)")
-    add("--num_steps", type=int, default=count, help="(%(default)s)")
-    add("--repeats", type=int, default=3, help="of other seeds (%(default)s)")
-    add("--out", type=_figure, help="the figure, .png, .svg or .pdf (find_lr.png)")
+    add("--num_steps", type=int, default=count, help="steps in a search (%(default)s)")
+    add("--repeats", type=int, default=3, help="searches, one per seed (%(default)s)")
+    add("--out", type=_figure, help="the figure: .png, .svg or .pdf (find_lr.png)")
     return options
 
 
@@ -80,10 +80,10 @@ def _subject(
         return cli.load_config(options, cli.overrides(rest)), None
     if options.config or rest:
         raise ValueError(
-            "--run has a config of its own: leave out --config and its overrides."
+            "--run uses that run's config: leave out --config and overrides."
         )
     if not claims.is_free(options.run):
-        raise ValueError(f"{options.run} is in training: stop it first.")
+        raise ValueError(f"{options.run} is still training: stop it first.")
     return cli.recorded_config(options.run), options.run / "checkpoints"
 
 
@@ -93,17 +93,17 @@ def _print(config: RunConfig, found: finder.Found) -> None:
         print(f"{each.name:>10}: {each.rate:.3g} ({span}): {each.why}")
     limits = [curve.limit for curve in found.curves if curve.limit]
     if limits:
-        print(f"  diverges: {np.median(limits):.3g}, where every step begins to hurt")
+        print(f"  diverges: {np.median(limits):.3g}, above which every step raises it")
     else:
-        print("The loss did not diverge: --max may be higher.", file=sys.stderr)
+        print("The loss did not diverge: try a higher --max.", file=sys.stderr)
     print(f"       now: {config.optimizer.alpha_ref:.3g}")
 
 
 def draw(config: RunConfig, found: finder.Found) -> Drawing:
-    """Loss against rate; beside it the effective rate where the weights' norm is fixed."""
+    """Draws loss against rate, and the effective rate if the weights' norm is fixed."""
     lowest = min(float(curve.smoothed.min()) for curve in found.curves)
     first = max(float(curve.smoothed[0]) for curve in found.curves)
-    top = first + 0.3 * (first - lowest)  # what diverges would press the rest flat
+    top = first + 0.3 * (first - lowest)  # cut diverging losses off: they hide the rest
     lines, marks = [], []
     for curve in found.curves:
         for x, y, colour in (

@@ -1,4 +1,4 @@
-"""The table of a study's runs while it goes."""
+"""A live table of a study's runs."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -15,7 +15,7 @@ _BAR = 20  # characters
 
 
 class Table:
-    """A live table of runs; lines of text where there is no terminal."""
+    """A live table of runs, or lines of text if there is no terminal."""
 
     def __init__(self, tasks: Sequence[Task], done: int = 0):
         self._console = rich.console.Console(stderr=True)
@@ -38,7 +38,7 @@ class Table:
             self._live.stop()
 
     def stopping(self) -> None:
-        """Says that the runs were asked to save and stop."""
+        """Prints that the runs were asked to save and stop."""
         self.close()
         print("Stopping: each run finishes its step and saves.", flush=True)
 
@@ -56,7 +56,7 @@ class Table:
             counts[row.note] = counts.get(row.note, 0) + 1
         title = ", ".join(f"{n} {note}" for note, n in counts.items() if n)
         table = rich.table.Table("run", "", "images", "img/s", "left", "", title=title)
-        # Those that move first; what does not fit is counted in the title.
+        # Active runs first; the title counts those that do not fit.
         order = ("running", "failed", "held", "preempted", "waiting", "done")
         rows.sort(key=lambda row: order.index(row.note))
         for row in rows[: max(4, self._console.height - 8)]:
@@ -82,7 +82,7 @@ class _Row:
 
     @property
     def _progress(self) -> tuple[float, str, str, str]:
-        """The fraction done, the images, and while it trains the rate and what is left."""
+        """The fraction done, the images, and during training the rate and time left."""
         nimg, total = (self._status.get(key) or 0 for key in ("nimg", "total_nimg"))
         rate = self._status.get("images_per_s") or 0.0
         moving = rate and self.note == "running" and self._stage == "train"
@@ -94,7 +94,7 @@ class _Row:
         )
 
     def cells(self) -> list[str]:
-        """Name, bar, images, rate, time left, and where or why."""
+        """Name, bar, images, rate, time left, and where it runs or why it failed."""
         done, images, rate, left = self._progress
         full = round(_BAR * done)
         colour = _COLOURS.get(self.note, "dim")
@@ -109,7 +109,7 @@ class _Row:
         ]
 
     def news(self) -> str:
-        """A line for every tenth of the training and for every stage, else ''."""
+        """A line for each new tenth of the training and each new stage, else ''."""
         done, images, rate, left = self._progress
         key = f"{self._stage} {int(10 * done) if self._stage == 'train' else ''}"
         if key == self._said:
@@ -124,7 +124,7 @@ class _Row:
 
 
 def duration(seconds: float) -> str:
-    """Such as 3 h 05 min, 8 min 31 s or 9 s."""
+    """Formats a time, such as 3 h 05 min, 8 min 31 s or 9 s."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

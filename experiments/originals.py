@@ -1,7 +1,7 @@
-"""Snapshots of the original code, PREFIX-{kimg}-{sigma_rel}.pkl, taken over as a run.
+"""Imports snapshots of the original code, PREFIX-{kimg}-{sigma_rel}.pkl, as a run.
 
-Each pickle is checked and copied, once, into a snapshot of this project's own format;
-from then on the run is like any other.
+Each pickle is checked and copied once into a snapshot in this project's format. After
+that the run is like any other.
 """
 
 import dataclasses
@@ -27,47 +27,47 @@ SUFFIX = ".pkl"
 
 
 def find(path: Path) -> list[Path]:
-    """The pickles that a path means: one file, a pattern with *, or a directory's own."""
+    """Finds the pickles that a path names: one file, a pattern with *, or a directory."""
     if path.is_dir():
         return sorted(path.glob(f"*{SUFFIX}"))
     if path.suffix != SUFFIX:
         return []
     if path.exists() or "*" not in path.name:
         return [path]
-    # The other characters of patterns stand for themselves.
+    # Only * is special; other pattern characters are literal.
     pattern = glob.escape(path.name).replace("[*]", "*")
     if not (found := sorted(path.parent.glob(pattern))):
-        raise FileNotFoundError(f"There is no file like {path}.")
+        raise FileNotFoundError(f"No file matches {path}.")
     return found
 
 
 def take_over(path: Path, files: list[Path], reference: str) -> Path:
-    """Copies the snapshots that a run made of them does not hold yet.
+    """Copies pickles that are not yet in their run directory.
 
     Args:
-        path: what the user named.
-        files: the pickles that it means.
-        reference: the config of the data they were trained on; '' infers it from sizes.
+        path: the path that the user gave.
+        files: the pickles that it names.
+        reference: the config of their training data; '' infers it from the sizes.
 
     Returns:
         The run's directory.
 
     Raises:
         ValueError: the files belong to several networks, hold no average, or one of them
-            is damaged; or the disk has no room.
+            is damaged; or the disk is too full.
     """
     files = _averages(path, files)
     prefixes = sorted({original.name_of(file)[0] for file in files})
     if len(prefixes) > 1:
         pattern = shlex.quote(f"--run={path}/{prefixes[0]}-*{SUFFIX}")
         raise ValueError(
-            f"{path} holds snapshots of several networks ({', '.join(prefixes)}): name "
-            f"those of one, such as {pattern}."
+            f"{path} holds snapshots of several networks ({', '.join(prefixes)}): select "
+            f"one, such as {pattern}."
         )
     name = prefixes[0] if len(files) > 1 else files[0].name.removesuffix(SUFFIX)
     first = original.load(files[0])
     settings, config = first.settings, _config(first, reference)
-    del first  # one file at a time stays mapped
+    del first  # keep only one file mapped at a time
     run = _open(Path("runs") / f"original-{name}", config)
     memory = run.path / "originals.json"
     taken = read_json(memory)
@@ -92,7 +92,7 @@ def take_over(path: Path, files: list[Path], reference: str) -> Path:
 
 
 def _averages(path: Path, files: list[Path]) -> list[Path]:
-    """The files that hold an average; says which were left out, and why."""
+    """Returns the files that hold an average; prints which were left out, and why."""
     if files == [path]:
         foreign = []
     else:
@@ -111,7 +111,7 @@ def _averages(path: Path, files: list[Path]) -> list[Path]:
     if not found:
         raise ValueError(
             f"{path} holds no average: its snapshots were stored at 0 images, before "
-            "training; name later ones."
+            "training. Name later ones."
             if empty
             else f"{path} holds no snapshot named PREFIX-KIMG-SIGMA_REL.pkl."
         )
@@ -124,22 +124,22 @@ def _open(place: Path, config: RunConfig) -> RunDir:
     except ValueError as error:
         difference = str(error).partition(". ")[0]
         raise ValueError(
-            f"{difference}. It was made of other snapshots, or by another version: "
+            f"{difference}. It was made from other snapshots or by another version: "
             f"remove it with `rm -r {shlex.quote(str(place))}`, then run the same "
             "command again."
         ) from error
 
 
 def _identity(file: Path) -> list[Any]:
-    """Tells a file from another one put in its place."""
+    """Identifies a file, to notice when another one replaces it."""
     stat = file.stat()
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def _config(first: original.Original, reference: str) -> RunConfig:
-    """Config G with the network and the scale of its data as the file tells them.
+    """Config G with the network and data scaling stored in the file.
 
-    Raises ValueError for a network that config G cannot be.
+    Raises ValueError if config G cannot describe the network.
     """
     found = first.settings
     config = configs.load(reference or _guess(found.network)).to_dict()
@@ -170,18 +170,18 @@ def _guess(network: original.OriginalNetwork) -> str:
     raise ValueError(
         f"No workload has images of {network.resolution}x{network.resolution}x"
         f"{network.channels}, {network.num_classes} classes and {network.model_channels} "
-        "channels: name the one with this data, --config=configs/config_g.py:WORKLOAD."
+        "channels: add --config=configs/config_g.py:WORKLOAD, the one with this data."
     )
 
 
 def _meta(run: RunDir, file: Path, dtype: str = "float16") -> ema.SnapshotMeta:
-    """What the copy of a pickle says of itself."""
+    """The metadata for the copy of a pickle."""
     _, nimg, sigma_rel = original.name_of(file)
     try:
         return ema.SnapshotMeta(
             profile=ema.PowerProfile(sigma_rel),
             nimg=nimg,
-            update_interval=2048,  # the paper's batch: the files do not say
+            update_interval=2048,  # the paper's batch size; the files do not record it
             config_hash=run.config_hash,
             dtype=dtype,
         )
@@ -192,7 +192,7 @@ def _meta(run: RunDir, file: Path, dtype: str = "float16") -> ema.SnapshotMeta:
 def _store(run: RunDir, file: Path, settings: original.Settings) -> None:
     loaded = original.load(file)
     if loaded.settings != settings:
-        raise ValueError(f"{file} is of another network than the files beside it.")
+        raise ValueError(f"{file} holds another network than the files beside it.")
     params, meta = loaded.params(), _meta(run, file, loaded.dtype)
     flat = snapshots.flatten(params)
     exact = {name for name, leaf in flat.items() if leaf.dtype == np.float32}
@@ -204,7 +204,7 @@ def _check_space(run: RunDir, files: list[Path]) -> None:
     free = shutil.disk_usage(run.path).free
     if needed > free:
         raise ValueError(
-            f"Copies of {len(files)} snapshots take {human(needed)}, and {run.path} has "
+            f"Copies of {len(files)} snapshots need {human(needed)}, but {run.path} has "
             f"{human(free)} free: make room, or name fewer with --run='PREFIX-*{SUFFIX}'."
         )
 

@@ -4,9 +4,9 @@
     python experiments/plot_schedule.py --config=configs/config_g.py:digits \\
         --config=configs/config_g.py:digits --config.optimizer.schedule.name=one_cycle
 
-Overrides belong to the --config before them; those before the first belong to all. --csv
-prints the columns nimg, rate and beta1 instead, after a column config where there are
-several. A plateau is drawn as if the held-out loss always improved.
+Overrides apply to the --config before them; those before the first --config apply to all.
+--csv prints nimg, rate and beta1 instead, after a column config if there are several
+configs. A plateau is drawn as if the held-out loss always improved.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from experiments import cli
 
 
 class Curve(NamedTuple):
-    """A config's arrays (points,): images seen before a step, rate and beta1."""
+    """One config's arrays (points,): images seen before a step, rate and beta1."""
 
     name: str
     nimg: np.ndarray
@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 def curve(name: str, config: RunConfig, points: int) -> Curve:
-    """The rate and beta1 at up to `points` steps of a run, with the first and the last."""
+    """The rate and beta1 at up to `points` steps of a run, first and last included."""
     opt, duration = config.optimizer, config.training.duration_mimg
     steps = np.unique(np.linspace(0, config.total_steps, points).round())
     nimg = steps * opt.batch_size
@@ -50,7 +50,7 @@ def curve(name: str, config: RunConfig, points: int) -> Curve:
 
 
 def split(arguments: list[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """[(--config, its overrides)] of a command line, and all other arguments."""
+    """Splits a command line into [(--config, its overrides)] and all other arguments."""
     found: list[tuple[str, list[str]]] = []
     for_all, others = [], []
     for argument in arguments:
@@ -65,7 +65,7 @@ def split(arguments: list[str]) -> tuple[list[tuple[str, list[str]]], list[str]]
 
 
 def draw(curves: list[Curve]) -> Figure:
-    """The rate above, and beta1 below where any curve moves it."""
+    """Draws the rate, and beta1 below it if any schedule moves beta1."""
     moves = any(np.ptp(each.beta1) > 0 for each in curves)
     heights = {"height_ratios": [2, 1]} if moves else {}
     figure = Figure(figsize=(8, 5.5 if moves else 4), layout="constrained")
@@ -95,7 +95,7 @@ def draw(curves: list[Curve]) -> Figure:
 
 
 def write_csv(curves: list[Curve]) -> None:
-    """nimg, rate, beta1 to standard output."""
+    """Prints nimg, rate and beta1 as CSV."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     several = len(curves) > 1
     writer.writerow([*["config"] * several, "nimg", "rate", "beta1"])
@@ -115,13 +115,11 @@ def main() -> None:
     )
     parser.add_argument("--csv", action="store_true", help="print numbers instead")
     parser.add_argument("--output", type=Path, default=Path("schedule.png"))
-    parser.add_argument("--points", type=int, default=1000, help="steps at most")
+    parser.add_argument("--points", type=int, default=1000, help="steps drawn, at most")
     chosen, others = split(sys.argv[1:])
     options = parser.parse_args(others)
     if not chosen:
-        raise ValueError(
-            "--config=FILE:WORKLOAD is missing: name a config, or several."
-        )
+        raise ValueError("--config=FILE:WORKLOAD is missing: add one or more.")
     if options.points < 2:
         raise ValueError(f"--points={options.points}, but must be at least 2.")
     cli.prepare_jax()

@@ -4,12 +4,12 @@
     python experiments/reconstruct.py --run=gs://bucket/run --sigma_rel=0.02,0.03,...,0.25
     python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=halflife:0.002
 
-One pass over the snapshots makes every target, each a safetensors file that says what it
-was made of. After Ctrl-C or a kill the same command resumes from a few seconds before.
+One pass over the snapshots makes all targets. Each is a safetensors file that lists its
+inputs. After Ctrl-C or a kill the same command resumes, losing a few seconds of work.
 Prints the errors of each target: `fit` is the relative error of its profile, `rounding`
-the error to expect from the snapshots' format, relative to a unit weight. Damaged
-snapshots, and targets that the snapshots cannot express, are left out and named; the
-exit status is 0 where at least one target was made, else 2.
+the expected error from the snapshots' number format, relative to a unit weight. Leaves
+out, and names, damaged snapshots and targets that the snapshots cannot express. The exit
+status is 0 if at least one target was made, else 2.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from experiments import cli
 _NUMBER = r"\d*\.?\d+(?:[eE][+-]?\d+)?"
 PROFILES = """a profile other than a power function; may be given several times:
 halflife:MIMG[,RAMPUP] (traditional, in millions of images; RAMPUP 0.05, inf for none),
-uniform:FROM[-TO] (in images), decay:cosine|linear|wsd[:FRACTION] (what a decay over the
-last FRACTION of the time would leave; 1, and 0.2 of wsd, which is linear), table:FILE.csv (rows of nimg,weight), function:FILE.py:NAME
-(weights of an array of nimg)"""
+uniform:FROM[-TO] (in images), decay:cosine|linear|wsd[:FRACTION] (stands for a decay of
+the rate over the last FRACTION of the time; default 1, and 0.2 for wsd, which is linear),
+table:FILE.csv (rows nimg,weight), function:FILE.py:NAME (array of nimg -> weights)"""
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
             bar.update(task, completed=done, total=total)
 
         def on_damage(error: ema.Damaged, again: rebuild.Job) -> None:
-            cli.say(f"Left out, and solved again: {error}", sys.stderr)
+            cli.say(f"Left out, starting over: {error}", sys.stderr)
             bar.update(task, completed=0, total=again.plan.bytes_to_read)
 
         job, paths = rebuild.run(stored, request, out, on_progress, on_damage, job)
@@ -81,22 +81,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sigma_rel",
         default="",
-        help="relative lengths, such as 0.05,0.13 or 0.010,0.015,...,0.250",
+        help="relative EMA lengths, such as 0.05,0.13 or 0.010,0.015,...,0.250",
     )
     parser.add_argument("--profile", action="append", default=[], help=PROFILES)
     parser.add_argument(
         "--nimg",
         default="",
-        help="at these times, such as 4096,8192 (the last snapshot's)",
+        help="times of the averages in images, such as 4096,8192 (the last snapshot's)",
     )
     parser.add_argument(
-        "--out", type=os.path.expanduser, help="directory (RUN/reconstructed)"
+        "--out", type=os.path.expanduser, help="output directory (RUN/reconstructed)"
     )
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=list(snapshots.DTYPES),
-        help="format of the outputs (%(default)s)",
+        help="number format of the outputs (%(default)s)",
     )
     parser.add_argument(
         "--max_error",
@@ -124,7 +124,7 @@ def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfi
     profiles += [parse_profile(text) for text in options.profile]
     if not profiles:
         raise ValueError(
-            "Name a target, such as --sigma_rel=0.05,0.13 or --profile=uniform:4096."
+            "No target: add one, such as --sigma_rel=0.05,0.13 or --profile=uniform:4096."
         )
     times = [_whole(t) for t in cli.number_list("--nimg", options.nimg)] or [None]
     targets = [(nimg, profile) for nimg in times for profile in profiles]
@@ -133,12 +133,12 @@ def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfi
 
 def _whole(nimg: float) -> int:
     if nimg != int(nimg) or nimg < 1:
-        raise ValueError(f"--nimg={nimg:g} is not a whole number of images above 0.")
+        raise ValueError(f"--nimg={nimg:g}, but must be a whole number of at least 1.")
     return int(nimg)
 
 
 def parse_profile(text: str) -> ema.AnyProfile:
-    """A profile as --profile names it; raises ValueError saying the form."""
+    """Parses a --profile; raises ValueError, which states the right form."""
     kind, _, rest = text.partition(":")
     try:
         if kind == "halflife":
@@ -187,14 +187,14 @@ def _load_table(file: str) -> ema.TableProfile:
     except files.Damaged:
         raise
     except (ValueError, csv.Error):
-        raise ValueError(f"the rows of {file} are not pairs nimg,weight.") from None
+        raise ValueError(f"the rows of {file} must be pairs nimg,weight.") from None
     return ema.TableProfile(nimg, weight)
 
 
 def _load_function(text: str) -> ema.FunctionProfile:
     file, _, name = text.rpartition(":")
     if not Path(file).is_file():
-        raise ValueError("write function:FILE.py:NAME, of a file that is there.")
+        raise ValueError(f"write function:FILE.py:NAME; there is no file {file!r}.")
     function = files.run_python(file).get(name)
     if not callable(function):
         raise files.Damaged(file, f"has no function {name!r}.")
@@ -202,12 +202,12 @@ def _load_function(text: str) -> ema.FunctionProfile:
 
 
 def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
-    """Targets and errors, then the coefficient of every input for every target."""
+    """Prints targets and errors, then the coefficient of every input for each target."""
     plan, paths = job.plan, job.paths(out)
     print(f"{len(paths)} targets:")
     for k, (path, solution) in enumerate(zip(paths, plan.solutions, strict=True)):
         cli.say(f"  [{k}] {path}: {_errors(solution)}")
-    print(f"{len(plan.sources)} inputs, and the coefficient of each for every target:")
+    print(f"{len(plan.sources)} inputs, with their coefficient for each target:")
     heads = "".join(f"{f'[{k}]':>13}" for k in range(len(paths)))
     print(f"  {'':40} {'dtype':>9}{heads}")
     for source, row in zip(plan.sources, plan.coefficients, strict=True):
@@ -215,7 +215,7 @@ def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
         print(f"  {name:40} {source.dtype!s:>9}" + "".join(f"{x:13.4e}" for x in row))
     print(
         f"{human(plan.bytes_to_read)} to read, {human(job.bytes_to_write)} to write, "
-        f"{plan.size:,} weights a network."
+        f"{plan.size:,} weights per network."
     )
 
 

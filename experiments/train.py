@@ -1,9 +1,9 @@
 """Train one config: python experiments/train.py --config=configs/config_g.py:digits.
 
-The run directory holds all that evaluating and comparing need. Ctrl-C or SIGTERM saves
-and stops, with status 75; the same command resumes it, as after any crash. On
-several hosts start it on each: found by itself under SLURM and on TPU pods, else with
---coordinator, --num_processes and --process_id.
+The run directory holds everything that evaluation and comparison need. Ctrl-C or SIGTERM
+saves and stops with status 75; the same command resumes the run, as it does after a
+crash. With several hosts, start it on each one: SLURM and TPU pods are detected;
+elsewhere give --coordinator, --num_processes and --process_id.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from edm_jax.train import branch, hosts, loggers, loop
 from edm_jax.train.config import RunConfig
 from experiments import auto_rate, cli
 
-PREEMPTED = 75  # what the system calls a temporary failure: try again
+PREEMPTED = 75  # EX_TEMPFAIL: a temporary failure, try again
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     allow = cli.allowed_fields(options.allow, config)
     path = options.run or Path("runs") / name
     with contextlib.ExitStack() as stack:
-        # Process 0 claims the run for all; where it is refused, all of them stop.
+        # Process 0 claims the run for all processes; if the claim fails, all stop.
         claim = claims.held(path, f"train.py (process {os.getpid()})", _lost)
         hosts.first_alone(lambda: stack.enter_context(claim))
         if origin:
@@ -57,13 +57,13 @@ def main() -> None:
 def _origin(
     options: argparse.Namespace, is_auto: bool
 ) -> tuple[Path, RunConfig, int | None] | None:
-    """The run that --branch names, its config, and the images; None without."""
+    """--branch's run, its config, and the images to branch at; None without --branch."""
     if not options.branch:
         return None
     if options.config or not options.run or is_auto:
         raise ValueError(
-            "--branch takes its run's config and rate, and --run for its own directory: "
-            "leave out --config and alpha_ref=auto, and name --run."
+            "--branch uses the config and rate of the run that it names, and needs --run "
+            "for its own directory: leave out --config and alpha_ref=auto, and add --run."
         )
     name, at, nimg = options.branch.rpartition("@")
     if not (at and nimg.isdecimal()):
@@ -84,7 +84,7 @@ def _train(
     allow: list[str],
     learning_rate: dict[str, Any] | None,
 ) -> None:
-    """Trains in a run directory that this process holds."""
+    """Trains in a run directory that this process has claimed."""
     run = RunDir(path, config, allow, writing=hosts.is_first())
     run.learning_rate = learning_rate
     if options.study:
@@ -108,7 +108,7 @@ def _train(
         cli.say(f"train: {stop} The same command resumes it.", sys.stderr)
         sys.exit(PREEMPTED)
     except Exception as error:
-        # A full disk takes no status either, and must not hide what went wrong.
+        # On a full disk this fails, too; that must not hide the first error.
         with contextlib.suppress(OSError):
             run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
         raise
@@ -117,7 +117,7 @@ def _train(
 
 
 def _lost(sentence: str) -> None:
-    """Ends the process at once: another writes to the run now."""
+    """Ends the process at once, because another process owns the run now."""
     cli.say(f"train: {sentence}", sys.stderr)
     os._exit(2)
 
@@ -132,17 +132,17 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--branch",
         metavar="RUN[@NIMG]",
-        help="begin at a checkpoint of that run (its last), with its config but for the "
+        help="start from a checkpoint of that run (the last one), with its config and any "
         "overrides; needs --run",
     )
     add(
         "--allow",
         default="",
         metavar="FIELD,FIELD",
-        help="fields that may differ from those the run was begun with",
+        help="config fields that may differ from those that the run started with",
     )
-    add("--study", metavar="NAME", help="study to record that the run belongs to")
-    add("--variant", default="", metavar="NAME", help="which run of it this is")
+    add("--study", metavar="NAME", help="record that the run belongs to this study")
+    add("--variant", default="", metavar="NAME", help="the run's name in the study")
     add("--tensorboard", action="store_true", help="also write RUN/tensorboard")
     add("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add(
@@ -150,11 +150,11 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="STEPS",
-        help="trace this number of steps with jax.profiler, into RUN/profile",
+        help="trace this many steps with jax.profiler, into RUN/profile",
     )
-    add("--coordinator", metavar="HOST:PORT", help="of process 0, on several hosts")
-    add("--num_processes", type=int, help="of all hosts")
-    add("--process_id", type=int, help="of this one, from 0")
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    add("--num_processes", type=int, help="number of processes on all hosts")
+    add("--process_id", type=int, help="number of this process, from 0")
     add(
         "--join_timeout_s",
         type=float,
@@ -165,24 +165,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _cluster(options: argparse.Namespace) -> hosts.Cluster | None:
-    """As the options say, or as the environment does."""
+    """The cluster from the options, or else from the environment."""
     given = options.coordinator, options.num_processes, options.process_id
     if all(value is None for value in given):
         return hosts.find_cluster()
     if any(value is None for value in given):
         raise ValueError(
             "--coordinator, --num_processes and --process_id belong together: give all "
-            "three, or none under SLURM and on TPU pods."
+            "three, or none of them under SLURM and on TPU pods."
         )
     if not 0 <= options.process_id < options.num_processes:
         raise ValueError(
-            f"--process_id={options.process_id} is not in 0 to "
-            f"{options.num_processes - 1}: --num_processes={options.num_processes}."
+            f"--process_id={options.process_id}, but must be 0 to "
+            f"{options.num_processes - 1} for --num_processes={options.num_processes}."
         )
     host, _, port = options.coordinator.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(
-            f"--coordinator={options.coordinator!r} is not HOST:PORT, such as "
+            f"--coordinator={options.coordinator!r}, but must be HOST:PORT, such as "
             "10.0.0.1:12345."
         )
     return hosts.Cluster(*given)
@@ -190,7 +190,7 @@ def _cluster(options: argparse.Namespace) -> hosts.Cluster | None:
 
 @contextlib.contextmanager
 def _progress(config: RunConfig) -> Iterator[loop.OnProgress]:
-    """A bar, on the first process."""
+    """A progress bar, on the first process only."""
     if not hosts.is_first():
         yield lambda *_: None
         return
@@ -213,7 +213,7 @@ def _progress(config: RunConfig) -> Iterator[loop.OnProgress]:
 def _mirrors(
     run: RunDir, config: RunConfig, options: argparse.Namespace, nimg: int
 ) -> loggers.Mirrors:
-    """Where the options say that the records of metrics.jsonl go, too."""
+    """The loggers that the options ask for, besides metrics.jsonl."""
     openers = {}
     if options.tensorboard:
         openers["TensorBoard"] = lambda: loggers.TensorBoard(

@@ -58,7 +58,7 @@ def test_a_pipe_or_a_directory_is_refused_at_once(tmp_path):
 def test_a_file_beyond_the_limit_is_not_read(tmp_path):
     (tmp_path / "long").write_bytes(b"x" * 11)
     assert files.read_bytes(tmp_path / "long", limit=11) == b"x" * 11
-    with pytest.raises(Damaged, match="11 bytes, of at most 10"):
+    with pytest.raises(Damaged, match="11 bytes, at most 10"):
         files.read_bytes(tmp_path / "long", limit=10)
 
 

@@ -103,7 +103,7 @@ class NetworkConfig(topology.Sizes, Settings):
 
     def _size_faults(self) -> Iterator[str]:
         if not self.channel_mult:
-            yield "channel_mult is empty, but takes a whole number for each level."
+            yield "channel_mult is empty, but must have a whole number for each level."
         step = 2 ** (len(self.channel_mult) - 1)
         if self.resolution % step:
             yield (
@@ -124,7 +124,7 @@ class NetworkConfig(topology.Sizes, Settings):
             if (value := getattr(self, field)) % 2:
                 yield f"{field}={value}, but must be even; 0 follows model_channels."
         if self.embedding_layers > 2:
-            yield f"embedding_layers={self.embedding_layers}, but takes 1 or 2."
+            yield f"embedding_layers={self.embedding_layers}, but must be 1 or 2."
 
     def _width_faults(self) -> Iterator[str]:
         widths = [self.model_channels * mult for mult in self.channel_mult]

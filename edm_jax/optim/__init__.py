@@ -1,1 +1,1 @@
-"""Schedules in images, the optimizer chain, and its constraint on the weights."""
+"""Learning-rate schedules in images, the optimizer chain, and forced weight norm."""

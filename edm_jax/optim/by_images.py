@@ -1,4 +1,4 @@
-"""Rules whose settings move with the images seen."""
+"""Update rules whose settings change with the images seen."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ class ByImagesState(NamedTuple):
 def by_images(
     make: Callable[[jax.Array], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """The rule `make(count)` at step `count`.
+    """Applies the rule `make(count)` at step `count`.
 
-    Unlike `optax.inject_hyperparams` around the rule, it counts steps, whether or not a
-    guard within it skips their updates: the settings remain functions of the images.
+    Unlike `optax.inject_hyperparams`, it counts every step, even when a guard inside
+    skips the update, so the settings remain functions of the images.
 
     Args:
-        make: from the number of steps before to a rule, whose state always has the same
-            layout.
+        make: maps the number of steps taken to a rule, whose state must always have the
+            same layout.
     """
 
     def init(params: Params) -> ByImagesState:

@@ -1,4 +1,4 @@
-"""The optimizer chain: what a config's `optimizer` fields mean, in one place.
+"""The optimizer chain that a config's `optimizer` fields describe.
 
 The order of the links, from the gradient of the scaled loss to the change of the weights:
 
@@ -9,13 +9,13 @@ The order of the links, from the gradient of the scaled loss to the change of th
    c. L1 and L2 penalties,
    d. the update rule (the method),
    e. decoupled weight decay;
-3. the learning rate, a function of the images, and minus;
-4. what a plateau of the held-out loss has made of the rate;
+3. the learning rate, a function of the images, with a minus sign;
+4. the factor by which plateaus of the held-out loss have reduced the rate;
 5. forced weight normalization.
 
-Links that are off are left out, so that they leave no trace in the state. Where the
-schedule moves beta1, or the method takes the rate itself, 2 counts images, too, and in the
-latter case 3 is within 2d.
+Links that are off are left out and leave no trace in the state. If the schedule moves
+beta1 or the method applies the rate itself, link 2 counts images as well; in the latter
+case link 3 is part of 2d.
 """
 
 import dataclasses
@@ -60,9 +60,9 @@ class OptimizerConfig(Settings):
     nonfinite: Annotated[str, menu.Word(POLICIES)]
 
     def faults(self) -> Iterator[str]:
-        """Choices that contradict one another."""
+        """Yields choices that contradict one another."""
         chosen = (self.schedule, self.method, self.penalty)
-        # What a user's own entry can do is seen when its file is needed: `misfits`.
+        # A user's own entry is checked once its file is loaded: `misfits`.
         if not any(isinstance(each, menu.Own) for each in chosen):
             yield from _clashes(self)
 
@@ -72,31 +72,31 @@ def _clashes(opt: OptimizerConfig) -> Iterator[str]:
     name = type(method).__name__
     whole = hasattr(method, "whole")
     if opt.forced_weight_norm and (why := getattr(method, "unforced", "")):
-        yield f"forced_weight_norm does not go with {name}, which {why}."
+        yield f"forced_weight_norm does not work with {name}, which {why}."
     if _momentum(opt, Run(1.0, 1)) is not None and not hasattr(method, "rule_at"):
         yield (
-            f"method is {name}, whose beta1 cannot move, and the schedule would move it: "
+            f"method is {name}, whose beta1 is fixed, but the schedule changes beta1: "
             "set --config.optimizer.schedule.beta1='()'."
         )
     if whole and isinstance(opt.schedule, plateau.Plateau):
         yield (
-            f"method is {name}, which takes the learning rate itself, so that a plateau "
+            f"method is {name}, which applies the learning rate itself, so a plateau "
             "cannot scale it: choose another schedule."
         )
     if penalty.decoupled and whole:
         yield (
-            f"penalty is decoupled from the update, but {name} takes the learning rate "
+            f"penalty is decoupled from the update, but {name} applies the learning rate "
             "itself: use the method's own weight_decay, or penalty.name=l2."
         )
     if penalty.decoupled and getattr(method, "weight_decay", 0.0):
         yield (
-            f"penalty is weight decay, and so is method.weight_decay of {name}: set one "
-            "of them to none."
+            f"penalty is weight decay, but {name} has method.weight_decay, too: set "
+            "penalty.name=none, or method.weight_decay=0."
         )
 
 
 def misfits(opt: OptimizerConfig, duration_mimg: float) -> Iterator[str]:
-    """What of the choices does not fit a run, or one another: sentences."""
+    """Yields sentences on choices that do not fit the run or one another."""
     run = Run(duration_mimg * 1e6, opt.batch_size)
     for field in ("schedule", "warmup"):
         found = getattr(getattr(opt, field), "misfits", None)
@@ -107,23 +107,22 @@ def misfits(opt: OptimizerConfig, duration_mimg: float) -> Iterator[str]:
 
 
 def note(opt: OptimizerConfig) -> str:
-    """A sentence on choices that do less than they may seem to; '' for none."""
+    """A note on a penalty that forced weight normalization undoes; else ''."""
     decays = opt.penalty.link() is not None or getattr(opt.method, "weight_decay", 0)
     if not (opt.forced_weight_norm and decays):
         return ""
     return (
-        "Under forced weight normalization a penalty on the weights changes no weight's "
-        "size: decoupled decay shortens what is normalized again, which leaves every "
-        "weight as it was but for a slightly larger step along the update; L1 and L2 turn "
-        "the update, and their radial part is lost. Gains are penalized where "
-        "penalty.gains is True."
+        "Under forced weight normalization a penalty does not shrink the weights. "
+        "Decoupled decay shortens them just before they are normalized again, so its only "
+        "effect is a slightly larger step along the update; L1 and L2 turn the update, "
+        "and their radial part is lost. Gains are penalized only with penalty.gains=True."
     )
 
 
 def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
-    """The learning rate as a function of the images seen before a step.
+    """Returns the learning rate as a function of the images seen before a step.
 
-    Without what a plateau of the held-out loss makes of it: `plateau.rate_scale`.
+    It does not include reductions on plateaus of the held-out loss: `plateau.rate_scale`.
 
     Args:
         opt: the config's `optimizer` fields.
@@ -139,7 +138,7 @@ def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
 
 
 def momentum(opt: OptimizerConfig, duration_mimg: float) -> Rate | None:
-    """beta1 as a function of the images seen; None where the schedule leaves it."""
+    """beta1 as a function of the images seen; None if the schedule does not change it."""
     return _momentum(opt, Run(duration_mimg * 1e6, opt.batch_size))
 
 
@@ -153,7 +152,7 @@ def _momentum(opt: OptimizerConfig, run: Run) -> Rate | None:
 def make_optimizer(
     opt: OptimizerConfig, duration_mimg: float
 ) -> optax.GradientTransformation:
-    """The chain.
+    """Builds the chain.
 
     Args:
         opt: the config's `optimizer` fields.
@@ -200,9 +199,9 @@ def _guarded(
 
 
 def averaged(params: Params, opt_state: Any) -> Params:
-    """The weights that averages are made of: as the rule left them, before projection.
+    """The weights to average: as the rule left them, before the projection.
 
-    Of a schedule-free method, its own average x rather than y.
+    For a schedule-free method, its own average x rather than y.
     """
     for link in links(opt_state, contrib.ScheduleFreeState):
         params = contrib.schedule_free_eval_params(link, params)

@@ -1,6 +1,6 @@
-"""What bounds the gradients before the update rule sees them.
+"""Clipping and normalization: bounds on the gradients before the update rule.
 
-After the loss scale was divided out and elements that are not finite were replaced.
+They act after the loss scale is divided out and non-finite elements are replaced.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class GlobalNorm(Settings):
     limit: Positive = 1.0
 
     def link(self) -> optax.GradientTransformation | None:
-        """Clips all of them alike."""
+        """Clips all gradients by the same factor."""
         return optax.clip_by_global_norm(self.limit)
 
 
@@ -53,19 +53,19 @@ class BlockRms(Settings):
 class Adaptive(Settings):
     """g min(1, ratio max(|w|, eps) / |g|) for each output unit: AGC (arXiv 2102.06171).
 
-    A unit is an output channel of a kernel, or a whole bias. Left alone are the last
-    layer, as in Sec. 4.1, and gains, which start at 0 and could not leave it.
+    A unit is an output channel of a kernel, or a whole bias. The last layer is not
+    clipped (Sec. 4.1), and neither are gains, which start at 0 and could not leave it.
     """
 
     ratio: Positive = 0.01
     eps: Positive = 1e-3
 
     def link(self) -> optax.GradientTransformation | None:
-        """Clips by unit. Optax's own takes a kernel of one row for a single unit."""
+        """Clips by unit. Optax's version treats a kernel with one row as a single unit."""
 
         def clip(g: Any, w: Any) -> jax.Array:
             if w is None:
-                raise ValueError("AGC compares gradients with weights: give it those.")
+                raise ValueError("AGC compares gradients with weights: pass params.")
             allowed = self.ratio * jnp.maximum(_unit_norm(w), self.eps)
             return g * jnp.minimum(allowed / jnp.maximum(_unit_norm(g), 1e-30), 1.0)
 
@@ -80,14 +80,14 @@ class Adaptive(Settings):
 
 
 def _unit_norm(x: jax.Array) -> jax.Array:
-    """Of each output channel of a kernel, (1, ..., out); of a whole vector, (1,)."""
+    """The norm of each output channel of a kernel, (1, ..., out), or of a vector, (1,)."""
     axes = tuple(range(max(x.ndim - 1, 1)))
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class UnitNorm(Settings):
-    """g / |g|, |g| the norm of all gradients: normalized rather than clipped."""
+    """g / |g|, |g| the norm of all gradients: normalizes rather than clips."""
 
     def link(self) -> optax.GradientTransformation | None:
         """Divides by the norm."""
@@ -104,12 +104,12 @@ class ZClipState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ZClip(Settings):
-    """|g| down to mean + (threshold^2 / z) std where z > threshold (arXiv 2504.02507).
+    """Cuts |g| to mean + (threshold^2 / z) std where z > threshold (arXiv 2504.02507).
 
     z = (|g| - mean) / std. Mean and variance of the norm are exponential averages:
     mean' = decay mean + (1 - decay) |g|, then variance' = decay variance + (1 - decay)
-    (|g| - mean')^2, |g| after clipping. The first `warmup` updates are not clipped; both
-    start as the mean and variance of their norms.
+    (|g| - mean')^2, |g| after clipping. The first `warmup` updates are not clipped; their
+    norms give the initial mean and variance.
     """
 
     threshold: Positive = 2.5
@@ -140,7 +140,7 @@ class ZClip(Settings):
 
     def _follow(self, state: ZClipState, norm: jax.Array) -> ZClipState:
         seen = state.updates + 1
-        # While it warms up, the plain mean and variance, by Welford's recursion.
+        # During the warm-up, the plain mean and variance by Welford's recursion.
         kept = jnp.where(state.updates < self.warmup, 1 - 1 / seen, self.decay)
         mean = kept * state.mean + (1 - kept) * norm
         after = (norm - mean) ** 2

@@ -1,4 +1,4 @@
-"""Schedules that rise and fall, and the beta1 that some of them move inversely."""
+"""Schedules that rise and fall; some move beta1 inversely to the rate."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ class CosineRestarts(Ending):
     """Cycle i: final + (decay^i - final) (1 + cos(pi p)) / 2 (arXiv 1608.03983, Eq. 5).
 
     p goes from 0 to 1 over cycle i, which has cycle * multiplier^i images. First value 1;
-    each cycle ends at `final` and the next begins at its peak, where that is above `final`.
-    From `end` on, `final`. `optax.sgdr_schedule` takes a list of cycles; diffusers has
-    equal cycles only, and measures them from the end of the warm-up.
+    each cycle ends at `final`, and the next starts at its peak (at least `final`).
+    From `end` on the value is `final`. `optax.sgdr_schedule` takes a list of cycles;
+    diffusers has equal cycles only, and measures them from the end of the warm-up.
     """
 
-    cycle_mimg: NotNegative = 0.0  # of the first cycle; 0: a quarter of the run
-    multiplier: AtLeast1 = 1.0  # of a cycle's length over the one before
-    decay: Part = 1.0  # of a cycle's peak over the one before
+    cycle_mimg: NotNegative = 0.0  # length of the first cycle; 0: a quarter of the run
+    multiplier: AtLeast1 = 1.0  # a cycle's length over that of the one before
+    decay: Part = 1.0  # a cycle's peak over that of the one before
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor after `nimg` images."""
@@ -48,7 +48,7 @@ class CosineRestarts(Ending):
         """(cycles + 1,) images where cycles begin, up to the end of the last."""
         end = self.end_nimg(run)
         length, starts = self.cycle_mimg * 1e6 or end / 4, [0.0]
-        # Rounding does not make a cycle of its own.
+        # The tolerance keeps rounding from adding a cycle.
         while starts[-1] < end * (1 - 1e-9):
             starts.append(starts[-1] + length)
             length *= self.multiplier
@@ -59,26 +59,26 @@ class CosineRestarts(Ending):
 class Cycled(Settings):
     """A schedule that may move the method's beta1 (or momentum) inversely to the rate."""
 
-    # (lowest, highest) of beta1; () leaves the method's own.
+    # (lowest, highest) beta1; () keeps the method's own.
     beta1: tuple[Fraction, ...] = ()
 
     def faults(self) -> Iterator[str]:
-        """Anything but an ascending pair, or ()."""
+        """Refuses anything but an ascending pair, or ()."""
         if self.beta1 and (len(self.beta1) != 2 or self.beta1[0] > self.beta1[1]):
             yield (
-                f"beta1={self.beta1}, but takes the lowest and the highest, such as "
+                f"beta1={self.beta1}, but must be the lowest and the highest, such as "
                 "0.85,0.95, or () for the method's own."
             )
 
     def momentum(self, nimg: jax.Array, run: Run) -> jax.Array | None:
-        """The method's beta1 after `nimg` images; None leaves its own."""
+        """The method's beta1 after `nimg` images; None keeps its own."""
         if not self.beta1:
             return None
         low, high = self.beta1
         return high - (high - low) * self.height(nimg, run)
 
     def height(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """0 where the rate is lowest and beta1 highest, 1 at the opposite."""
+        """0 where the rate is lowest and beta1 highest; 1 where it is the reverse."""
         raise NotImplementedError
 
 
@@ -87,9 +87,9 @@ class Cyclical(Cycled):
     """low + (1 - low) s max(0, 1 - |nimg / half - 2 c + 1|), c = floor(1 + nimg / (2 half)).
 
     arXiv 1506.01186, Sec. 3.2. s is 1 (triangular), 2^(1 - c) (triangular2) or
-    gamma^(nimg / (2 half)) (exp_range). First value `low`; where the run ends depends on
-    its cycles. gamma is per cycle: torch's CyclicLR and the paper have it per iteration.
-    beta1 follows the unscaled triangle: torch scales its swing by s, too.
+    gamma^(nimg / (2 half)) (exp_range). First value `low`; the last value depends on the
+    cycles. gamma is per cycle; in torch's CyclicLR and the paper it is per iteration.
+    beta1 follows the unscaled triangle; torch scales its swing by s, too.
     """
 
     low: Share = 0.1  # fraction of alpha_ref between the peaks
@@ -126,8 +126,8 @@ class OneCycle(Cycled, Timed):
     inversely: from its highest to its lowest at the peak and back, over the first two
     phases. First value 1 / initial_div, last value 1 / (initial_div final_div) at `end`.
     torch's OneCycleLR has the peak at step rise T - 1 and the last value at T - 1;
-    fastai's last value is 1e-5; `optax.cosine_onecycle_schedule` is the same as here.
-    The menu's warm-up multiplies: choose none.
+    fastai's last value is 1e-5; `optax.cosine_onecycle_schedule` equals this one.
+    A warm-up would multiply this schedule: choose none.
     """
 
     beta1: tuple[Fraction, ...] = (0.85, 0.95)
@@ -138,7 +138,7 @@ class OneCycle(Cycled, Timed):
     three_phase: bool = False
 
     def faults(self) -> Iterator[str]:
-        """Phases that do not fit into the run."""
+        """Refuses phases that do not fit into the run."""
         yield from super().faults()
         limit = 0.5 if self.three_phase else 1.0
         if self.rise >= limit:

@@ -1,9 +1,9 @@
-"""Schedules that stay or fall.
+"""Schedules that stay constant or fall.
 
-`t` is nimg / end in [0, 1]: every decay here has its first value at 0 images and its last
-at `end` images, where it stays, as in Optax. torch.optim.lr_scheduler counts epochs, and its
+`t` is nimg / end in [0, 1]: every decay here starts at 0 images, reaches its last value at
+`end` images and keeps it, as in Optax. torch.optim.lr_scheduler counts epochs, and its
 CosineAnnealingLR rises again past the end. diffusers measures t from the end of the
-warm-up; here t counts the warm-up's images, too, and the warm-up multiplies.
+warm-up; here t includes the warm-up's images, and the warm-up multiplies the schedule.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class Polynomial(Ending):
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor after `nimg` images."""
-        end: Any = self.end_nimg(run)  # Optax says int, and takes any number
+        end: Any = self.end_nimg(run)  # Optax declares int but accepts any number
         shape = optax.polynomial_schedule(1.0, self.final, self.power, end)
         return jnp.asarray(shape(nimg))
 
@@ -114,18 +114,18 @@ class Step(Settings):
     multiplier: Positive = 0.1  # at each boundary
 
     def faults(self) -> Iterator[str]:
-        """Boundaries out of order, or given twice over."""
+        """Refuses boundaries out of order, or both kinds of boundaries."""
         listed = self.boundaries_mimg
         if any(a >= b for a, b in itertools.pairwise(listed)):
             yield f"boundaries_mimg={listed}, but must ascend: sort them."
         if listed and self.every_mimg:
             yield (
-                f"every_mimg={self.every_mimg:g} does not go with boundaries_mimg="
+                f"every_mimg={self.every_mimg:g} cannot be combined with boundaries_mimg="
                 f"{listed}: leave every_mimg at 0, or boundaries_mimg at ()."
             )
 
     def misfits(self, run: Run) -> Iterator[str]:
-        """A boundary that the run never reaches."""
+        """Refuses a boundary that the run never reaches."""
         duration = run.duration_nimg / 1e6
         for boundary in self.boundaries_mimg:
             if boundary >= duration:
@@ -157,7 +157,7 @@ class Exponential(Settings):
     final: Share = 0.0
 
     def faults(self) -> Iterator[str]:
-        """An exponential that grows."""
+        """Refuses an exponential that grows."""
         if self.multiplier > 1:
             yield f"multiplier={self.multiplier:g}, but must be at most 1: it decays."
 

@@ -1,7 +1,7 @@
 """Learning-rate finder: the rate grows exponentially until the loss diverges.
 
-NumPy only, for any training step: `search` drives a function of the rate, `suggestions`
-reads the curve. After Smith (arXiv 1506.01186) and fastai's lr_find.
+NumPy only, for any training step: `search` calls a function with each rate, and
+`suggestions` reads the curve. After Smith (arXiv 1506.01186) and fastai's lr_find.
 """
 
 import dataclasses
@@ -14,33 +14,33 @@ import numpy as np
 Series = Sequence[float] | np.ndarray
 
 DIVERGED = 4.0  # times the best smoothed loss
-_KEPT = 0.8  # of the smoothed loss at each step [choice]
-_FLAT = 1e-3  # of the whole fall: a smaller one from step to step is none [choice]
+_KEPT = 0.8  # share of the smoothed loss that each step keeps [choice]
+_FLAT = 1e-3  # of the whole fall; a smaller fall in one step counts as flat [choice]
 
 
 class Curve(NamedTuple):
-    """What a search saw: arrays (steps,), and whether the loss diverged at the end."""
+    """The result of a search: arrays (steps,), and whether the loss diverged."""
 
     rates: np.ndarray
-    losses: np.ndarray  # after the step of that rate
+    losses: np.ndarray  # after the step at that rate
     smoothed: np.ndarray
     diverged: bool
 
     @property
     def places(self) -> np.ndarray:
-        """The rates (steps,) that the smoothed losses belong to: their average, too.
+        """The rates (steps,) of the smoothed losses, smoothed in the same way.
 
-        So that smoothing does not move the curve to higher rates.
+        Otherwise smoothing would shift the curve to higher rates.
         """
         return np.exp(smooth(np.log(self.rates)))
 
     @property
     def limit(self) -> float | None:
-        """The divergence point: from the next rate on every step raised the loss.
+        """The divergence point: after this rate, every step raised the loss.
 
-        None where it did not diverge. For gradient descent on a quadratic of largest
-        curvature lambda, this is 2 / lambda: where its direction had died out and the
-        loss rises late, it is told by the last rise, of (rate lambda - 1)^2.
+        None if the loss did not diverge. For gradient descent on a quadratic whose
+        largest curvature is lambda, this is 2 / lambda. If that direction had died out,
+        the loss rises late, and the last rise, (rate lambda - 1)^2, gives lambda.
         """
         if not self.diverged or not len(self.rates):
             return None
@@ -56,7 +56,7 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """A rate, and how it was read off the curve."""
+    """A rate, and why the curve suggests it."""
 
     name: str
     rate: float
@@ -67,7 +67,7 @@ def grid(low: float, high: float, num_steps: int) -> np.ndarray:
     """Rates (num_steps,) from low to high, equally spaced in their logarithm.
 
     Raises:
-        ValueError: the rates do not rise from above 0, or there are fewer than 10.
+        ValueError: not 0 < low < high < inf, or there are fewer than 10 steps.
     """
     if not 0 < low < high < math.inf:
         raise ValueError(
@@ -75,12 +75,12 @@ def grid(low: float, high: float, num_steps: int) -> np.ndarray:
             "a finite maximum above it."
         )
     if num_steps < 10:
-        raise ValueError(f"{num_steps} steps make no curve: choose 10 or more.")
+        raise ValueError(f"{num_steps} steps are too few: choose 10 or more.")
     return np.geomspace(low, high, num_steps)
 
 
 def smooth(losses: Series, kept: float = _KEPT) -> np.ndarray:
-    """Exponential average of losses (n,), without the bias of its start at 0.
+    """Exponential average of losses (n,), corrected for its start at 0.
 
     m_n = kept m_(n-1) + (1 - kept) l_n, divided by 1 - kept^n, n counted from 1.
     """
@@ -92,16 +92,16 @@ def smooth(losses: Series, kept: float = _KEPT) -> np.ndarray:
 
 
 def search(step: Callable[[float], float], rates: Series) -> Curve:
-    """Takes steps of growing rates until the loss diverges.
+    """Takes steps at growing rates until the loss diverges.
 
     Args:
-        step: trains one step at a rate and returns the loss after it. Losses that share
-            their random numbers differ by the weights alone.
-        rates: rising.
+        step: trains one step at a rate and returns the loss after it. If all losses use
+            the same random numbers, they differ by the weights alone.
+        rates: in ascending order.
 
     Returns:
         The curve up to the first loss that is not finite (left out), or whose smoothed
-        value is above DIVERGED times the best one before it.
+        value exceeds DIVERGED times the best one before it.
     """
     losses: list[float] = []
     best, diverged = math.inf, False
@@ -119,7 +119,7 @@ def search(step: Callable[[float], float], rates: Series) -> Curve:
 
 
 def suggestions(curve: Curve) -> list[Suggestion]:
-    """Rates to train at, by three readings of a curve.
+    """Suggests rates to train at, by three readings of a curve.
 
     Raises:
         ValueError: the loss does not fall anywhere.
@@ -130,7 +130,7 @@ def suggestions(curve: Curve) -> list[Suggestion]:
         raise ValueError(
             "The loss rises from the first rates on: start from a smaller minimum."
         )
-    # Over the logarithm: the grid is equally spaced in it.
+    # By the logarithm of the rate, in which the grid is equally spaced.
     slope = np.gradient(loss, np.log(rates))[: lowest + 1]
     steepest = int(np.argmin(slope))
     start, stop = _longest_fall(loss)
@@ -139,8 +139,8 @@ def suggestions(curve: Curve) -> list[Suggestion]:
         Suggestion(
             "steepest",
             float(rates[steepest]),
-            f"the loss falls fastest there, by {-slope[steepest] * math.log(10):.3g} for "
-            "a tenfold rate",
+            f"the loss falls fastest there, by {-slope[steepest] * math.log(10):.3g} per "
+            "tenfold rate",
         ),
         Suggestion(
             "valley",
@@ -151,13 +151,13 @@ def suggestions(curve: Curve) -> list[Suggestion]:
         Suggestion(
             "minimum/10",
             float(rates[lowest] / 10),
-            f"a tenth of {rates[lowest]:.3g}, where the loss is least",
+            f"a tenth of {rates[lowest]:.3g}, where the loss is lowest",
         ),
     ]
 
 
 def _longest_fall(loss: np.ndarray) -> tuple[int, int]:
-    """First and last place of the longest stretch in which every value is lower."""
+    """First and last index of the longest stretch in which every step lowers the loss."""
     best, start = (0, 0), 0
     least = _FLAT * (loss[0] - loss.min())
     for i in range(1, len(loss)):
@@ -179,7 +179,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(curves: Sequence[Curve]) -> list[Agreement]:
-    """Each suggestion over the curves of repeats; raises what `suggestions` raises."""
+    """Combines each suggestion over repeats; raises ValueError as `suggestions` does."""
     found = []
     for same in zip(*map(suggestions, curves), strict=True):
         rates = [each.rate for each in same]

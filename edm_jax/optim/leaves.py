@@ -1,4 +1,4 @@
-"""What a leaf of the parameters is, by its path: what masks are made of."""
+"""Sorts the parameters' leaves into kinds by their paths; masks are made from these."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,10 +12,10 @@ LAST_LAYER = "out_conv"
 
 
 def kind(path: tuple[Any, ...]) -> str:
-    """One of KINDS.
+    """The leaf's kind, one of KINDS.
 
-    `frozen` are the frequencies and phases of Fourier features, which are not trained;
-    `embeddings` the weights and biases of what embeds noise level and label.
+    `frozen` leaves are the frequencies and phases of Fourier features, which are not
+    trained; `embeddings` are the weights and biases that embed noise level and label.
     """
     *layers, name = (str(getattr(key, "key", key)) for key in path)
     if name in ("freqs", "phases"):
@@ -30,7 +30,7 @@ def kind(path: tuple[Any, ...]) -> str:
 
 
 def of_kinds(params: Params, kinds: Collection[str]) -> Params:
-    """A tree of booleans: which leaves are of these kinds."""
+    """A tree of booleans: True for leaves of these kinds."""
     return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) in kinds, params)
 
 

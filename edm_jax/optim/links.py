@@ -1,4 +1,4 @@
-"""Links of the optimizer's chain: those that a config chooses, and finding one's state."""
+"""Links of the optimizer chain, and a way to find a link's state."""
 
 import dataclasses
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -14,23 +14,23 @@ class Link(Protocol):
     """An entry of CLIPS, NOISES or PENALTIES."""
 
     def link(self) -> optax.GradientTransformation | None:
-        """What the gradients or updates go through; None leaves them as they are."""
+        """The transformation of the gradients or updates; None leaves them as they are."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class NoLink(Settings):
-    """None."""
+    """Off."""
 
-    decoupled: ClassVar[bool] = False  # as of a penalty
+    decoupled: ClassVar[bool] = False  # every penalty has this
 
     def link(self) -> optax.GradientTransformation | None:
-        """None."""
+        """No link."""
         return None
 
 
 def links(opt_state: Any, kind: type) -> list[Any]:
-    """The states of one kind of link within an optimizer's state."""
+    """Finds the states of one type within an optimizer's state."""
 
     def is_link(node: Any) -> bool:
         return isinstance(node, kind)

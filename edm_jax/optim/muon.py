@@ -23,14 +23,14 @@ class Muon(Settings):
     """0.2 sqrt(max(n, m)) U V^T, U S V^T the momentum of a kernel as an (n, m) matrix.
 
     Newton-Schulz iterations of Jordan's quintic polynomial (kellerjordan.github.io, 2024)
-    take the place of the decomposition: after 5, singular values are not 1, but lie
-    between about 0.7 and 1.2 where they were above a hundredth of the Frobenius norm.
+    replace the decomposition. After 5 of them the singular values are not 1, but lie
+    between about 0.7 and 1.2 if they were above a hundredth of the Frobenius norm.
     Then `polish` steps of the cubic x (3 - x^2) / 2 bring those to 1: 3 to within 1e-2.
-    Which axes make the matrix is said for every kernel, so that none falls back to Adam:
-    convolutions (k, k, in, out) are (k k in, out) matrices, linear layers (in, out) ones,
-    the embedding of the label and the last layer included. Biases, gains, norms and all
-    else that is no kernel take Adam's update. The factor makes the RMS 0.2, near that of
-    Adam's update, so that both share alpha_ref.
+    Every kernel becomes a matrix, so that none falls back to Adam: convolutions
+    (k, k, in, out) become (k k in, out), and linear layers stay (in, out), including the
+    label embedding and the last layer. Everything else (biases, gains, norms) takes
+    Adam's update. The factor makes the RMS 0.2, close to that of Adam's update, so that
+    both can share alpha_ref.
     """
 
     beta: Fraction = 0.95
@@ -43,7 +43,7 @@ class Muon(Settings):
 
     def rule(self) -> optax.GradientTransformation:
         """The transformation of gradients into updates of rate 1."""
-        # One polynomial is a state of another layout than a list of them.
+        # The state's layout for one polynomial differs from that for a list of them.
         mixed = (*[QUINTIC] * self.ns_steps, *[CUBIC] * self.polish)
         matrices = contrib.scale_by_muon(
             mixed if self.polish else QUINTIC,

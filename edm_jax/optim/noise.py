@@ -21,9 +21,9 @@ class NoiseState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Annealed(Settings):
-    """g + n, n normal of variance eta / (1 + t)^gamma, t in updates (arXiv 1511.06807, Eq. 1).
+    """g + n, n ~ N(0, eta / (1 + t)^gamma), t in updates (arXiv 1511.06807, Eq. 1).
 
-    A function of the seed and of t, so that a run that resumes draws the same.
+    n depends only on the seed and t, so that a resumed run draws the same noise.
     """
 
     eta: Positive = 0.01

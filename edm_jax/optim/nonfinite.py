@@ -1,4 +1,4 @@
-"""Gradients that are not finite: counted, and kept away from the moments."""
+"""Counts gradient elements that are not finite, and keeps them out of the moments."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -22,33 +22,33 @@ class GuardState(NamedTuple):
 class Policy(Protocol):
     """An entry of POLICIES.
 
-    Its guard's state is a `GuardState`, so that a run can continue under another policy.
+    The state of its guard is a `GuardState`, so that a run can resume with another policy.
     """
 
-    done: ClassVar[str]  # what the alert says was done
-    stops: ClassVar[bool]  # whether the run ends there
+    done: ClassVar[str]  # the action that the alert reports
+    stops: ClassVar[bool]  # whether the run ends
 
     def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The update rule, kept from elements that are not finite, which are counted."""
+        """Wraps the update rule: counts non-finite elements and keeps them out of it."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Zero(Settings):
-    """Replaces gradient elements that are not finite by 0, as the original code does."""
+    """Replaces gradient elements that are not finite with 0, as the original code does."""
 
     done: ClassVar[str] = "zeroed"
     stops: ClassVar[bool] = False
     skips: ClassVar[bool] = False  # the whole update
 
     def guard(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The rule, kept from elements that are not finite."""
+        """Wraps the rule, so that it sees finite elements only."""
         return guard_nonfinite(rule, self.skips)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip(Zero):
-    """Leaves out the whole update and keeps the moments."""
+    """Skips the whole update and keeps the moments."""
 
     done: ClassVar[str] = "update skipped"
     skips: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class Skip(Zero):
 
 @dataclasses.dataclass(frozen=True)
 class Stop(Skip):
-    """Leaves out the update and ends the run."""
+    """Skips the update and ends the run."""
 
     done: ClassVar[str] = "stopping"
     stops: ClassVar[bool] = True
@@ -68,14 +68,14 @@ POLICIES = {"zero": Zero, "skip": Skip, "stop": Stop}
 def guard_nonfinite(
     inner: optax.GradientTransformation, skip: bool
 ) -> optax.GradientTransformation:
-    """`inner`, given 0 for elements that are not finite, which are counted.
+    """Wraps `inner`: counts elements that are not finite, and passes 0 in their place.
 
-    Wraps the update rule alone: the learning rate behind it counts images, not updates.
+    It wraps the update rule only: the learning rate after it counts images, not updates.
 
     Args:
         inner: the update rule, such as Adam.
-        skip: where an element is not finite, the update is 0 and the state of `inner`
-            is kept. The state has the same layout either way.
+        skip: if any element is not finite, make the update 0 and keep the state of
+            `inner`. The state has the same layout either way.
     """
 
     def init(params: Params) -> GuardState:
@@ -98,7 +98,7 @@ def guard_nonfinite(
 
 
 def nonfinite_by_leaf(tree: Params) -> jax.Array:
-    """(leaves,) int32: how many elements of each are not finite."""
+    """(leaves,) int32: the number of elements of each leaf that are not finite."""
     bad = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in jax.tree.leaves(tree)]
     return jnp.stack(bad)
 

@@ -1,4 +1,4 @@
-"""Anything of Optax by name: 'exponential_decay(init_value=1.0, transition_steps=1000)'."""
+"""Calls to Optax as text: 'exponential_decay(init_value=1.0, transition_steps=1000)'."""
 
 import ast
 import inspect
@@ -10,7 +10,7 @@ from edm_jax.fields import suggest
 
 
 def functions(*modules: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The public functions of modules by name; the first that has a name wins."""
+    """The public functions of modules by name; the first module with a name wins."""
     found: dict[str, Callable[..., Any]] = {}
     for module in modules:
         for name, value in inspect.getmembers(module, inspect.isfunction):
@@ -27,14 +27,17 @@ def arguments(function: Callable[..., Any]) -> list[str]:
 def parse(
     text: str, known: Mapping[str, Callable[..., Any]]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function and the keyword arguments of a call, which are Python literals.
+    """Parses a call whose keyword arguments are Python literals.
 
     Args:
         text: the call.
-        known: the functions that may be named.
+        known: the functions that it may name.
+
+    Returns:
+        The function and its keyword arguments.
 
     Raises:
-        ValueError: `text` is no such call, or the function has no such argument.
+        ValueError: `text` is not such a call, or the function has no such argument.
     """
     parsed = _parsed(text)
     if parsed is None:

@@ -1,8 +1,8 @@
 """Update rules: from gradients to updates, before the learning rate.
 
-Formulas: g gradient, w weights, m and v the moments, all by element. A penalty's weight
-decay goes with any rule; the rules that have a `weight_decay` of their own decay weights
-alone, not gains, biases, norms and embeddings.
+In the formulas g is the gradient, w the weights, and m and v the moments, elementwise. A
+penalty's weight decay works with any rule; rules with their own `weight_decay` decay
+weights only, not gains, biases, norms and embeddings.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Optimizer(Protocol):
     """An entry of OPTIMIZERS.
 
     It may have more methods. `rule_at(beta1)` is the rule with another beta1, for
-    schedules that move it. `whole(rate)` is the rule that takes the learning rate itself
-    and whose updates are added to the weights; it is used in place of `rule`.
+    schedules that change it. `whole(rate)` is a rule that applies the learning rate itself
+    and whose updates are added to the weights; it is used instead of `rule`.
     """
 
     def rule(self) -> optax.GradientTransformation:
@@ -52,7 +52,7 @@ class Adam(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam's update + weight_decay w (arXiv 1711.05101, Alg. 2), times the whole rate."""
+    """Adam's update + weight_decay w (arXiv 1711.05101, Alg. 2), times the full rate."""
 
     weight_decay: NotNegative = 0.01
 
@@ -67,7 +67,7 @@ class NAdam(Adam):
     """(beta1 m' + (1 - beta1) g') / (sqrt(v) + eps): Adam with Nesterov's momentum (Dozat 2016).
 
     m' = m / (1 - beta1^(t + 1)), g' = g / (1 - beta1^t), v bias-corrected; as in Optax,
-    without the paper's second factor of beta2. torch's NAdam warms its beta1 up.
+    without the paper's second factor of beta2. torch's NAdam warms up its beta1.
     """
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
@@ -108,7 +108,7 @@ class SGD(Settings):
 class RMSprop(Settings):
     """g / (sqrt(v) + eps), v from 0 and not bias-corrected (Hinton), then SGD's momentum.
 
-    As in torch; Optax has eps inside the root by default.
+    As in torch; Optax puts eps inside the root by default.
     """
 
     beta2: Fraction = 0.99
@@ -154,7 +154,7 @@ class Adafactor(Settings):
     """g / sqrt(v), v a product of row and column means, RMS at most clip (arXiv 1804.04235).
 
     v's decay is 1 - t^(-decay). Arrays whose second-largest axis is below min_size keep
-    a v of their own. relative_step multiplies by the RMS of the array, at least 1e-3.
+    a full v. relative_step multiplies by the RMS of the array, at least 1e-3.
     """
 
     decay: Positive = 0.8
@@ -178,7 +178,7 @@ class Adafactor(Settings):
 class LAMB(Adam):
     """u |w| / |u| for each array, u Adam's update + weight_decay w (arXiv 1904.00962, Alg. 2).
 
-    The ratio is 1 where either norm is 0, as for gains that start there.
+    The ratio is 1 where either norm is 0, as for gains, which start at 0.
     """
 
     eps: NotNegative = 1e-6

@@ -1,7 +1,7 @@
 """Penalties on the size of the weights.
 
-Each leaves out gains, biases, norms and embeddings unless its field of that name is
-True, and always the frozen Fourier features.
+Each one leaves out gains, biases, norms and embeddings unless its field of that name is
+True. Frozen Fourier features are never penalized.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from edm_jax.optim.links import Link, NoLink
 class Penalty(Link, Protocol):
     """An entry of PENALTIES."""
 
-    decoupled: ClassVar[bool]  # added behind the update rule rather than before it
+    decoupled: ClassVar[bool]  # added after the update rule rather than before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Masked(Settings):
     embeddings: bool = False
 
     def mask(self, params: Params) -> Params:
-        """Which leaves are penalized."""
+        """A tree of booleans: True for leaves that are penalized."""
         optional = ("gains", "biases", "norms", "embeddings")
         chosen = [kind for kind in optional if getattr(self, kind)]
         return leaves.of_kinds(params, ["weights", *chosen])
@@ -42,10 +42,10 @@ class _Masked(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class WeightDecay(_Masked):
-    """u + strength w behind the update rule: decoupled, w -= rate strength w.
+    """u + strength w after the update rule: decoupled, w -= rate strength w.
 
-    arXiv 1711.05101, Alg. 2. The rate is the whole one, as in torch's AdamW and Optax;
-    the paper multiplies by the schedule's factor alone.
+    arXiv 1711.05101, Alg. 2. The rate is the full rate, as in torch's AdamW and Optax;
+    the paper multiplies by the schedule's factor only.
     """
 
     decoupled: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class WeightDecay(_Masked):
 class L2(_Masked):
     """g + strength w before the update rule: the gradient of strength |w|^2 / 2.
 
-    Adam divides it by the root of the second moment with the rest of the gradient.
+    Adam divides it by the root of the second moment, like the rest of the gradient.
     """
 
     def link(self) -> optax.GradientTransformation | None:
@@ -76,7 +76,7 @@ class L1(_Masked):
 
         def add(g: Any, w: Any) -> jax.Array:
             if w is None:
-                raise ValueError("An L1 penalty needs the weights: give it the params.")
+                raise ValueError("An L1 penalty needs the weights: pass params.")
             return g + self.strength * jnp.sign(w)
 
         return optax.masked(optax.stateless_with_tree_map(add), self.mask)
@@ -86,5 +86,5 @@ PENALTIES = {"none": NoLink, "weight_decay": WeightDecay, "l1": L1, "l2": L2}
 
 
 def decay(strength: float) -> list[optax.GradientTransformation]:
-    """The decoupled weight decay of a method that has its own; no link for 0."""
+    """Decoupled weight decay for a method with its own field; no link for 0."""
     return [optax.add_decayed_weights(strength, WeightDecay().mask)] * bool(strength)

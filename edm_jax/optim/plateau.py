@@ -1,4 +1,4 @@
-"""Reduce on plateau: the one schedule that depends on what the run measures."""
+"""Reduce on plateau: the only schedule that depends on the run's measurements."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -19,16 +19,16 @@ class PlateauState(NamedTuple):
 
     scale: Any  # of the learning rate
     best: Any  # held-out loss
-    since: Any  # images at the best, or at the last reduction and its cooldown
+    since: Any  # images at the best loss, or at the end of the last cooldown
 
 
 @dataclasses.dataclass(frozen=True)
 class Plateau(Settings):
-    """Times `multiplier` whenever the held-out loss has not improved for `patience` images.
+    """1, times `multiplier` whenever the held-out loss has not improved for `patience` images.
 
     An improvement is a loss below (1 - threshold) best. After a reduction, patience begins
-    when the cooldown is over. Losses are measured every training.probe_mimg, so that this
-    is when the rate can change. First value 1, no value below `lowest`.
+    when the cooldown is over. The loss is measured every training.probe_mimg, so the rate
+    can change only then. First value 1, no value below `lowest`.
     `optax.contrib.reduce_on_plateau` is the same in calls rather than images; torch's
     ReduceLROnPlateau fires one measurement later.
     """
@@ -40,7 +40,7 @@ class Plateau(Settings):
     lowest: Share = 0.01
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """1: what was measured is in the state of `link`."""
+        """Always 1: the reductions are in the state of `link`."""
         del nimg, run
         return jnp.ones(())
 
@@ -60,7 +60,7 @@ class Plateau(Settings):
     def observed(
         self, state: PlateauState, loss: float, nimg: int, run: Run
     ) -> PlateauState:
-        """The state, as NumPy scalars, after a held-out loss at `nimg` images."""
+        """Returns the state, as NumPy scalars, after a held-out loss at `nimg` images."""
         scale, best, since = (float(each) for each in state)
         patience = self.patience_mimg * 1e6 or run.duration_nimg / 10
         if loss < (1 - self.threshold) * best:
@@ -74,10 +74,13 @@ class Plateau(Settings):
 def observe(
     schedule: Any, opt_state: Any, loss: float, nimg: int, run: Run
 ) -> tuple[Any, float]:
-    """The optimizer's state after a held-out loss, and what the rate is multiplied by.
+    """Updates a plateau's scalars in the optimizer's state after a held-out loss.
 
-    Every process calls this with the same loss. The new scalars are laid out as those that
-    they replace. Without a plateau, the state as it is, and 1.
+    Every process must call this with the same loss. The new scalars are laid out on the
+    devices like the old ones.
+
+    Returns:
+        The state, and the factor of the rate: unchanged, and 1, without a plateau.
     """
     scale = 1.0
     if not links(opt_state, PlateauState):
@@ -97,18 +100,18 @@ def observe(
 
 
 def rate_scale(opt_state: Any) -> float:
-    """What a plateau has made of the rate so far; 1 without one."""
+    """The factor by which a plateau has reduced the rate so far; 1 without one."""
     found = [float(_scalar(link.scale)) for link in links(opt_state, PlateauState)]
     return found[0] if found else 1.0
 
 
 def without(opt_state: Any) -> Any:
-    """The optimizer's state as of the same chain without a plateau."""
+    """The optimizer's state as the same chain without a plateau would have it."""
     return tuple(link for link in opt_state if not isinstance(link, PlateauState))
 
 
 def _scalar(leaf: Any) -> np.ndarray:
-    """Of an array on the devices, each of which has the same number."""
+    """Reads a scalar that every device holds a copy of."""
     shards = getattr(leaf, "addressable_shards", None)
     return np.asarray(shards[0].data if shards else leaf).reshape(-1)[0]
 

@@ -1,4 +1,4 @@
-"""Rules that take the learning rate themselves, rather than being multiplied by it."""
+"""Rules that apply the learning rate themselves, rather than being multiplied by it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ _MOVED = (
 
 @dataclasses.dataclass(frozen=True)
 class _RateInside(Settings):
-    # Why forced weight normalization does not go with the rule; '' where it does.
+    # Why the rule does not work with forced weight normalization; '' if it does.
     unforced: ClassVar[str] = ""
 
     def rule(self) -> optax.GradientTransformation:
@@ -37,9 +37,9 @@ class _RateInside(Settings):
 class ScheduleFree(_RateInside):
     """y = (1 - beta1) z + beta1 x: schedule-free AdamW (arXiv 2405.15682, Alg. 1).
 
-    z takes Adam's steps (without a first moment) at gradients at y, and x is their
-    average, weighted by the squares of the largest rate so far. The weights are y; the
-    tracked averages are those of x. Meant for a constant rate after a warm-up.
+    z takes Adam's steps (without a first moment) with gradients at y, and x is the average
+    of z, weighted by the square of the largest rate so far. The weights are y; the tracked
+    averages are those of x. Meant for a constant rate after a warm-up.
     """
 
     unforced: ClassVar[str] = _MOVED
@@ -64,8 +64,8 @@ class ScheduleFree(_RateInside):
 class Prodigy(_RateInside):
     """AdamW that finds its own rate d, times alpha_ref (arXiv 2306.06101, Alg. 4).
 
-    Set alpha_ref=1: it is a factor of the rate found, as the schedule is. The estimate of
-    d leaves the rate out of its denominator, as its authors advise for warm-ups.
+    Set alpha_ref=1: like the schedule, it multiplies the rate that was found. The estimate
+    of d omits the rate from its denominator, as its authors advise for warm-ups.
     """
 
     beta1: Fraction = 0.9
@@ -73,7 +73,7 @@ class Prodigy(_RateInside):
     eps: NotNegative = 1e-8
     initial: Positive = 1e-6  # d before the first step
     growth: Positive = 1.0  # factor of the estimate
-    weight_decay: NotNegative = 0.0  # of every parameter
+    weight_decay: NotNegative = 0.0  # applies to every parameter
 
     def whole(self, rate: float | jax.Array) -> optax.GradientTransformation:
         """The rule with this learning rate."""
@@ -83,7 +83,7 @@ class Prodigy(_RateInside):
             eps=self.eps,
             estim_lr0=self.initial,
             estim_lr_coef=self.growth,
-            # Else d is 0 / 0 where a warm-up starts at a rate of 0.
+            # Otherwise d is 0 / 0 if a warm-up starts at a rate of 0.
             safeguard_warmup=True,
             weight_decay=self.weight_decay,
         )
@@ -91,29 +91,29 @@ class Prodigy(_RateInside):
 
 @dataclasses.dataclass(frozen=True)
 class OptaxOptimizer(_RateInside):
-    """An optimizer of Optax or optax.contrib by name, with its own arguments.
+    """An optimizer from Optax or optax.contrib by name, with its own arguments.
 
     Such as call='adabelief(b1=0.9, eps=1e-16)'. The learning rate is the config's. Frozen
-    features stay as they are, whatever the arguments say.
+    features do not change, whatever the arguments are.
     """
 
     call: str = "adabelief()"
 
     @property
     def unforced(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Why forced weight normalization does not go with the rule."""
+        """Why the rule does not work with forced weight normalization."""
         return _MOVED if "schedule_free" in self.call else ""
 
     def faults(self) -> Iterator[str]:
-        """A call that Optax does not take, or a rule that needs more than gradients."""
+        """Refuses an invalid call, or a rule that needs more than gradients."""
         try:
             _, settings = self._parsed()
             if "learning_rate" in settings:
-                raise ValueError("the rate is optimizer.alpha_ref's; leave it out")
+                raise ValueError("set the rate with optimizer.alpha_ref instead")
             jax.eval_shape(self._one_update, jnp.ones(()))
         except (TypeError, ValueError, NotImplementedError) as error:
             said = " ".join(str(error).split())[:200]
-            yield f"call={self.call!r} makes no optimizer here: {said}"
+            yield f"call={self.call!r} does not make an optimizer: {said}"
 
     def whole(self, rate: float | jax.Array) -> optax.GradientTransformation:
         """The rule with this learning rate."""

@@ -1,8 +1,8 @@
 """Learning-rate schedules as functions of the images seen (App. D).
 
-The learning rate is alpha_ref times the factor of a schedule and that of a warm-up.
+The learning rate is alpha_ref times a schedule's factor times a warm-up's factor.
 Counting images rather than optimizer calls keeps it the same for any batch size, number
-of devices, accumulation and resumption.
+of devices or gradient accumulation, and when a run resumes.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ Rate = Callable[..., jax.Array]  # images seen before a step -> its learning rat
 class Schedule(Protocol):
     """An entry of SCHEDULES.
 
-    It may have more methods: `misfits(run)` yields what does not fit the run, sentences
-    that begin with a field's name, and `momentum(nimg, run)` is the method's beta1.
+    It may have more methods: `misfits(run)` yields sentences, which begin with a field's
+    name, on what does not fit the run; `momentum(nimg, run)` is the method's beta1.
     """
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
@@ -48,7 +48,7 @@ class Schedule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OptaxSchedule(Settings):
-    """A schedule of Optax, its steps read as images, its value a fraction of alpha_ref.
+    """An Optax schedule that counts images as steps; its value is a fraction of alpha_ref.
 
     Such as call='exponential_decay(init_value=1.0, transition_steps=20000,
     decay_rate=0.5)'.
@@ -57,12 +57,12 @@ class OptaxSchedule(Settings):
     call: str = "constant_schedule(value=1.0)"
 
     def faults(self) -> Iterator[str]:
-        """A call that Optax does not take."""
+        """Refuses a call that Optax does not accept."""
         try:
             function, settings = self._parsed()
             float(function(**settings)(0.0))
         except (TypeError, ValueError) as error:
-            yield f"call={self.call!r} makes no schedule: {error}"
+            yield f"call={self.call!r} does not make a schedule: {error}"
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
         """The factor after `nimg` images."""
@@ -98,8 +98,8 @@ SCHEDULES = {
 
 
 def per_step(rate: Rate, batch_size: int) -> Rate:
-    """A rate as a function of Optax's step count.
+    """Turns a function of images into one of Optax's step count.
 
-    The product is taken in float32: 2^31 images do not fit an int32.
+    The product is in float32, because 2^31 images do not fit into an int32.
     """
     return lambda count: rate(jnp.asarray(count, jnp.float32) * batch_size)

@@ -1,4 +1,4 @@
-"""The edge of stability: how curved the loss may be for steps of a rate."""
+"""The edge of stability: the curvature above which steps at a given rate diverge."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from edm_jax.optim.optimizers import LAMB, SGD, Adam, AMSGrad, NAdam
 class Edge(NamedTuple):
     """Steps are stable while the largest eigenvalue of P^-1 H is below limit / rate.
 
-    H is the Hessian of the loss, P the diagonal of `scale`; None is the identity.
+    H is the Hessian of the loss and P = diag(scale), or the identity if `scale` is None.
     """
 
     limit: float
@@ -23,12 +23,12 @@ class Edge(NamedTuple):
 
 
 def edge(opt: OptimizerConfig, opt_state: Any, beta1: float | None) -> Edge | None:
-    """The edge of a method, where it is known.
+    """Returns the edge of a method; None if it is not known.
 
-    Of steps w -= rate P^-1 m on a quadratic: 2 (1 + momentum) of SGD's m = momentum m + g;
-    2 (1 + beta1) / (1 - beta1) of Adam's averaged m, with P = sqrt(v) + eps, v as it is
-    (arXiv 2207.14484, Sec. 2: 38 at beta1 = 0.9). None of other methods, and before the
-    first step. `beta1` is that of a schedule which moves it.
+    For steps w -= rate P^-1 m on a quadratic, the limit is 2 (1 + momentum) for SGD's
+    m = momentum m + g, and 2 (1 + beta1) / (1 - beta1) for Adam's averaged m, with
+    P = sqrt(v) + eps and v held fixed (arXiv 2207.14484, Sec. 2: 38 at beta1 = 0.9). It is
+    not known before the first step. `beta1` is the value if a schedule changes it.
     """
     method = opt.method
     if isinstance(method, SGD) and not method.nesterov:

@@ -1,4 +1,4 @@
-"""What a schedule may depend on, and where it ends."""
+"""What a schedule may depend on, and when it ends."""
 
 import dataclasses
 from typing import Annotated, NamedTuple
@@ -36,6 +36,6 @@ class Timed(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Ending(Timed):
-    """A schedule that reaches a final factor, which then stays."""
+    """A schedule that reaches a final factor and keeps it."""
 
     final: Share = 0.0  # fraction of alpha_ref at the end

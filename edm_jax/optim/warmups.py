@@ -1,8 +1,8 @@
 """Warm-ups: factors that rise to 1 over `rampup_mimg` million images and stay there.
 
-`p` is min(nimg / rampup, 1). The first step of a run has the value at p = 0, `start`: with
-0 it moves nothing. torch's LinearLR starts at 1/3 by default; timm's cosine begins at the
-total's start and so jumps where a warm-up ends, which a product cannot do.
+`p` is min(nimg / rampup, 1). The first step of a run has p = 0 and so the value `start`; if
+that is 0, the step changes nothing. torch's LinearLR starts at 1/3 by default. timm's
+cosine counts from the start of training and jumps when the warm-up ends; a product cannot.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from edm_jax.optim.timing import Inside, Run
 
 @runtime_checkable
 class Warmup(Protocol):
-    """An entry of WARMUPS. `misfits(run)`, where it has one, yields what does not fit."""
+    """An entry of WARMUPS. An optional `misfits(run)` yields what does not fit the run."""
 
     def factor(self, nimg: jax.Array) -> jax.Array:
         """The factor of alpha_ref after `nimg` images."""
@@ -44,13 +44,13 @@ class _Ramp(Settings):
         return jnp.minimum(nimg / (self.rampup_mimg * 1e6), 1.0)
 
     def misfits(self, run: Run) -> Iterator[str]:
-        """A warm-up that the run never completes."""
+        """Refuses a warm-up that the run never completes."""
         duration = run.duration_nimg / 1e6
         if self.rampup_mimg > duration * (1 + 1e-9):
             yield (
                 f"rampup_mimg={self.rampup_mimg:g} is longer than the run of {duration:g} "
-                "million images, which would never reach alpha_ref: shorten it, or choose "
-                "--config.optimizer.warmup.name=none."
+                "million images, so the rate would never reach alpha_ref: shorten it, or "
+                "choose --config.optimizer.warmup.name=none."
             )
 
 
@@ -80,7 +80,7 @@ class CosineWarmup(_Ramp):
 
 @dataclasses.dataclass(frozen=True)
 class ExponentialWarmup(_Ramp):
-    """start^(1 - p): grows by the same factor over equal numbers of images."""
+    """start^(1 - p): grows by equal factors over equal numbers of images."""
 
     start: Inside = 0.01
 

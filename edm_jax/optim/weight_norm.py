@@ -13,19 +13,19 @@ from edm_jax.optim.links import links
 
 
 class ForcedWeightNormState(NamedTuple):
-    """What each kernel's output units were divided by: (1, ..., out); 1 elsewhere."""
+    """The divisor of each kernel's output units, (1, ..., out); 1 for other leaves."""
 
     scale: Params
 
 
 def forced_weight_norm() -> optax.GradientTransformation:
-    """Puts every kernel back to RMS 1 per output unit after the update (Eq. 66).
+    """Scales every kernel back to RMS 1 per output unit after the update (Eq. 66).
 
-    The last link of a chain: rewrites the update u of weights w to normalize(w + u) - w.
-    Alg. 1 normalizes before each gradient instead; with the initial weights projected
-    once (`project`) both take the same gradients at the same weights. Averages are of
-    the weights as Adam left them, before the projection: `unprojected` has them. Gains
-    and frozen Fourier features are left alone.
+    The last link of a chain: replaces the update u of weights w by normalize(w + u) - w.
+    Alg. 1 normalizes before each gradient instead; if the initial weights are projected
+    once (`project`), both take the same gradients at the same weights. Averages are taken
+    of the weights as Adam left them, before the projection: see `unprojected`. Gains and
+    frozen Fourier features do not change.
     """
 
     def init(params: Params) -> ForcedWeightNormState:
@@ -34,7 +34,7 @@ def forced_weight_norm() -> optax.GradientTransformation:
     def update(updates: Params, state: Any, params: Params = None):
         del state
         if params is None:
-            raise ValueError("forced_weight_norm rewrites weights: give it the params.")
+            raise ValueError("forced_weight_norm needs the weights: pass params.")
         adam = optax.apply_updates(params, updates)
         scale = _scales(adam, lambda magnitude: magnitude)
         updates = jax.tree.map(lambda w, s, p: w / s - p, adam, scale, params)
@@ -44,14 +44,14 @@ def forced_weight_norm() -> optax.GradientTransformation:
 
 
 def project(params: Params) -> Params:
-    """Every kernel scaled to RMS 1 per output unit (Eq. 66); the rest as it is."""
+    """Scales every kernel to RMS 1 per output unit (Eq. 66); other leaves do not change."""
     return jax.tree.map(
         jnp.divide, params, _scales(params, lambda magnitude: magnitude)
     )
 
 
 def unprojected(params: Params, opt_state: Any) -> Params:
-    """The weights as Adam left them, before a `forced_weight_norm` link; for the EMA."""
+    """The weights as Adam left them, before `forced_weight_norm`; the EMA uses these."""
     for link in links(opt_state, ForcedWeightNormState):
         params = jax.tree.map(jnp.multiply, params, link.scale)
     return params

@@ -213,7 +213,7 @@ def test_digits_are_not_mirrored_and_latents_only_flipped():
         ("probability", "1.5", "data.augment.probability=1.5, but must be in"),
         ("scale", "-1", "data.augment.scale=-1.0, but must be finite and not"),
         ("rotation", "2", "data.augment.rotation=2.0, but must be in"),
-        ("x_flip", "0.5", "data.augment.x_flip=0.5, but takes True or False"),
+        ("x_flip", "0.5", "data.augment.x_flip=0.5, but must be True or False"),
         ("zoom", "1", "no field 'data.augment.zoom' of 'edm'"),
     ],
 )

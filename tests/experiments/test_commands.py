@@ -75,7 +75,7 @@ G = f"--config={configs.letter_path('g')}:digits"
         (describe.main, [G, "--config.network.dropuot=0.1"], "'network.dropout'"),
         (describe.main, [G, "--config.network.activation.name=sliu"], "'silu'"),
         (describe.main, [G, "--config.network.weights=plain"], "App. B.5"),
-        (describe.main, [G, "--config.network.dropout=much"], "takes a number"),
+        (describe.main, [G, "--config.network.dropout=much"], "must be a number"),
         (describe.main, [G, "--dropout=0.1"], "--config.FIELD=VALUE"),
         (describe.main, [G, "--config.workload=cifar10"], "--config=FILE:WORKLOAD"),
         (describe.main, [G, "--devices=0"], "at least 1"),
@@ -91,7 +91,7 @@ G = f"--config={configs.letter_path('g')}:digits"
         (
             train.main,
             [G, "--coordinator=a:1", "--num_processes=2", "--process_id=2"],
-            "not in 0 to 1",
+            "must be 0 to 1",
         ),
         (
             train.main,

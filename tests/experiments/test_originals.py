@@ -218,7 +218,7 @@ def test_snapshots_at_0_images_are_left_out(monkeypatch, capsys, pickles, tmp_pa
     only = f"--run={directory}/edm2-digits-0000000-*.pkl"
     for each in (only, f"--run={directory / names[0]}"):
         said = refused(monkeypatch, capsys, reconstruct.main, each, *command)
-        assert "holds no average" in said and "name later ones" in said
+        assert "holds no average" in said and "Name later ones" in said
 
 
 def test_other_pickles_in_a_directory_are_left_out(
@@ -304,7 +304,7 @@ def test_networks_of_other_settings_are_not_mixed(
     (directory / name).write_bytes(pickle_writer.snapshot(tree))
     command = [f"--run={directory}", f"--config={DIGITS}", "--sigma_rel=0.05"]
     said = refused(monkeypatch, capsys, reconstruct.main, *command)
-    assert f"{name} is of another network than the files beside it" in said
+    assert f"{name} holds another network than the files beside it" in said
 
 
 def test_pickles_of_another_network_under_the_same_name_ask_for_a_removal(

@@ -124,7 +124,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Name a target"),
+        ([], "No target: add one"),
         (["--sigma_rel=0.4"], "choose a relative EMA length"),
         (["--sigma_rel=0.005"], "sigma_rel from 0.014 to 0.27"),
         (
@@ -140,11 +140,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         (["--profile=decay:sqrt"], "write decay:cosine"),
         (["--sigma_rel=1e-300"], "choose 0.0001 or more"),
         (["--sigma_rel=0.1", "--nimg=inf"], "not a list of numbers"),
-        (["--sigma_rel=0.1", "--nimg=1024.5"], "not a whole number"),
+        (["--sigma_rel=0.1", "--nimg=1024.5"], "be a whole number"),
         (["--sigma_rel=0.1", "--max_error=-1"], "max_error = -1"),
         (["--sigma_rel=0.1", "--run=zz://x"], "object stores begin with gs://"),
         (["--sigma_rel=0.1", "--run="], "--run is empty"),
-        (["--profile=function:none.py:f"], "of a file that is there"),
+        (["--profile=function:none.py:f"], "there is no file 'none.py'"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_sentence(

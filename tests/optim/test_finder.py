@@ -140,7 +140,7 @@ def test_repeats_say_their_geometric_mean_and_range():
         ((0.0, 1.0, 100), "minimum above 0"),
         ((1.0, 1.0, 100), "cannot grow from 1 to 1"),
         ((1e-3, math.inf, 100), "finite maximum"),
-        ((1e-3, 1.0, 3), "3 steps make no curve"),
+        ((1e-3, 1.0, 3), "3 steps are too few"),
     ],
 )
 def test_a_grid_that_does_not_grow_is_refused(arguments, message):

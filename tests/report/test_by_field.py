@@ -139,7 +139,7 @@ def test_fields_that_vary_within_a_letter_are_columns_of_every_table(runs):
         ({"x": "optimizer.alpha_reff"}, "Did you mean 'optimizer.alpha_ref'"),
         ({"x": "network.norm"}, "--x=network.norm is group in a-0.01"),
         ({"x": X, "by": ["network.nom"]}, "Did you mean 'network.norm'"),
-        ({"x": X, "y": "heldout"}, "--y is 'heldout', but takes one of"),
+        ({"x": X, "y": "heldout"}, "--y is 'heldout', but must be one of"),
         ({"x": "loss.P_std"}, "both have loss.P_std = 1.2: add to --by=letter"),
     ],
 )

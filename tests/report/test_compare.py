@@ -505,7 +505,7 @@ def test_the_command_warns_on_stderr_and_writes_every_file(command, tmp_path, ca
         ("--columns=sigma", "Did you mean 'sigma_rel'"),
         (
             "--metric=heldout_loss,lpips",
-            "--metric is 'lpips', but takes one of 'heldout_loss'",
+            "--metric is 'lpips', but must be one of 'heldout_loss'",
         ),
     ],
 )
