@@ -1,8 +1,8 @@
 """Averages of weights, tracked while training and rebuilt afterwards at any length.
 
-Works with any training loop, and knows nothing of diffusion. `Averages` tracks and
-stores power-function averages of a pytree; `reconstruct` makes any profile of what was
-stored, with the error to expect (Karras et al., arXiv 2312.02696, Sec. 3, App. C).
+Works with any training loop, for diffusion or not. `Averages` tracks and stores
+power-function averages of a pytree; `reconstruct` makes averages of any profile from
+these, with the expected error (Karras et al., arXiv 2312.02696, Sec. 3, App. C).
 """
 
 from edm_jax.ema.averaging import (

@@ -30,22 +30,25 @@ class AverageState(NamedTuple):
 class Averages:
     """Power-function averages of a pytree of weights, at lengths σ_rel (App. C.2).
 
-    Time, nimg, is counted in any one unit: images, tokens, or steps. Raises ValueError
-    for a σ_rel outside [0.0001, 0.28867), or given twice.
+    Time, nimg, may be counted in any unit: images, tokens or steps.
+
+    Raises:
+        ValueError: a σ_rel is outside [0.0001, 0.28867), or given twice.
     """
 
     def __init__(self, sigma_rels: Sequence[float] = (0.05, 0.10)):
         self.profiles = tuple(PowerProfile(s) for s in sigma_rels)
         if len(set(self.profiles)) < len(self.profiles) or not self.profiles:
             raise ValueError(
-                f"sigma_rels = {sigma_rels}: name one length or more, each once."
+                f"sigma_rels = {sigma_rels}: give one or more lengths, each once."
             )
 
     def init(self, params: Any) -> AverageState:
         """The state before the first step; float32 copies of the weights.
 
-        Raises ValueError for a tree without leaves, and for leaves that are not
-        floating-point arrays: counters and keys have no average.
+        Raises:
+            ValueError: the tree has no leaves, or some are not floating-point arrays:
+                counters and keys have no average.
         """
         import jax.numpy as jnp
 
@@ -57,8 +60,8 @@ class Averages:
             dtype = getattr(leaf, "dtype", type(leaf))
             if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
                 raise ValueError(
-                    f"{name} holds {dtype}, not floating-point numbers: give the "
-                    "weights alone."
+                    f"{name} holds {dtype}, not floating-point numbers: pass only the "
+                    "weights."
                 )
 
         def copy(x: Any) -> Any:
@@ -67,10 +70,10 @@ class Averages:
         return AverageState(0, tuple(_map(copy, params) for _ in self.profiles))
 
     def update(self, state: AverageState, params: Any, nimg: Any) -> AverageState:
-        """The averages including the weights after `nimg`.
+        """Updates the averages with the weights at time `nimg`.
 
-        Updates may be any time apart. Inside jit, nimg may be a traced number: above 0,
-        and 32 bits wide, so count steps there if images would be too many. Outside, it
+        Updates may be any time apart. Inside jit, nimg may be a traced number above 0;
+        it has 32 bits, so count steps there if images would be too many. Outside jit it
         is exact up to 2^53.
         """
         averages = tuple(
@@ -88,10 +91,16 @@ class Averages:
         dtype: str = "float32",
         **meta: Any,
     ) -> list[epath.Path]:
-        """Stores a snapshot of every average; process 0 writes, and all call this.
+        """Stores a snapshot of every average; all processes call this, process 0 writes.
 
-        meta: further fields of SnapshotMeta, such as config_hash. Raises ValueError as
-        `snapshots.write`, and for a time that is not a whole number.
+        Args:
+            directory: where to write.
+            state: the averages.
+            dtype: the storage format.
+            **meta: more fields of SnapshotMeta, such as config_hash.
+
+        Raises:
+            ValueError: as `snapshots.write`, or the time is not a whole number.
         """
         import jax
 
@@ -127,16 +136,18 @@ def power_weight(
     """Weight 1 − β of the newest weights in a power-function EMA (App. C).
 
     β = (1 − Δ/nimg_next)^(γ+1), where Δ = delta_nimg is the number of images since the
-    EMA was last updated and nimg_next the count after this step. Taken as
-    −expm1((γ+1)·log1p(−Δ/nimg_next)), which keeps its digits where Δ << nimg_next. The
-    first update, Δ = nimg_next, has weight 1. Raises ValueError unless
-    0 < Δ <= nimg_next.
+    EMA was last updated and nimg_next the count after this step. Computed as
+    −expm1((γ+1)·log1p(−Δ/nimg_next)), which stays accurate for Δ << nimg_next. The first
+    update, Δ = nimg_next, has weight 1.
+
+    Raises:
+        ValueError: not 0 < Δ <= nimg_next.
     """
     ratio = np.asarray(delta_nimg, np.float64) / np.asarray(nimg_next, np.float64)
     if not np.all((ratio > 0) & (ratio <= 1)):
         raise ValueError(
-            f"delta_nimg = {delta_nimg} at nimg_next = {nimg_next}: an EMA update spans "
-            "more than 0 images, and at most all images so far."
+            f"delta_nimg = {delta_nimg} at nimg_next = {nimg_next}: an EMA update must "
+            "span more than 0 images, and at most all images so far."
         )
     with np.errstate(divide="ignore"):  # log1p(-1) = -inf is the first update
         return -np.expm1((gamma + 1) * np.log1p(-ratio))
@@ -147,8 +158,8 @@ def traditional_weight(
 ) -> np.ndarray:
     """Weight 1 − 0.5^(Δ/min(halflife, rampup·nimg)) of a traditional EMA (App. B.1).
 
-    nimg is counted before the step and Δ = delta_nimg since the last update, both in
-    images. At nimg = 0 the weight is 1; rampup = inf is a constant half-life.
+    nimg is the count before the step and Δ = delta_nimg that since the last update, both
+    in images. At nimg = 0 the weight is 1; rampup = inf means a constant half-life.
     """
     nimg = np.asarray(nimg, np.float64)
     started = nimg > 0
@@ -161,7 +172,7 @@ def traced_power_weight(delta: Any, nimg: Any, gamma: float) -> "jax.Array":
     """`power_weight` on a device, float32: 1 − (1 − Δ/nimg)^(γ+1)."""
     import jax.numpy as jnp
 
-    # (1 - ratio)^(gamma+1) rounds badly in float32 once the ratio is 1e-6.
+    # (1 - ratio)^(gamma+1) loses its digits in float32 for ratios near 1e-6.
     ratio = jnp.asarray(delta, jnp.float32) / jnp.asarray(nimg, jnp.float32)
     return -jnp.expm1((gamma + 1) * jnp.log1p(-jnp.clip(ratio, 0.0, 1.0)))
 
@@ -179,10 +190,16 @@ def traced_traditional_weight(
 def restore(
     stored: PathLike, targets: Sequence[Target], like: Any, **options: Any
 ) -> dict[Target, Any]:
-    """Reconstructs targets as pytrees like `like`, in its structure and dtypes.
+    """Reconstructs targets as pytrees with the structure and dtypes of `like`.
 
-    options: those of `posthoc.reconstruct`. Raises ValueError as that does, and where
-    the snapshots hold a tree of another structure.
+    Args:
+        stored: a directory of snapshots.
+        targets: σ_rel or profiles.
+        like: a pytree such as the one that was averaged.
+        **options: those of `posthoc.reconstruct`.
+
+    Raises:
+        ValueError: as `posthoc.reconstruct`, or the snapshots hold another tree.
     """
     import jax
 
@@ -195,13 +212,13 @@ def restore(
             odd = sorted(flat.keys() ^ set(names))
             raise ValueError(
                 f"The snapshots in {stored} hold other weights than `like`: only one of "
-                f"them has {odd[0]}."
+                f"the two has {odd[0]}."
             )
         for name, leaf in zip(names, leaves, strict=True):
             if flat[name].shape != np.shape(leaf):
                 raise ValueError(
                     f"{name} has shape {flat[name].shape} in {stored} and "
-                    f"{np.shape(leaf)} in `like`: give the tree that was averaged."
+                    f"{np.shape(leaf)} in `like`: pass a tree like the averaged one."
                 )
         dtypes = [jax.numpy.result_type(leaf) for leaf in leaves]
         values = [flat[n].astype(d) for n, d in zip(names, dtypes, strict=True)]
@@ -211,13 +228,13 @@ def restore(
 
 
 def to_dict(tree: Any) -> dict[str, Any]:
-    """Any pytree as a nested dict, named by its keys, fields and indices."""
+    """Turns a pytree into a nested dict, named by its keys, fields and indices."""
     names, leaves, _ = _named_leaves(tree)
     return nested.unflatten(dict(zip(names, leaves, strict=True)))
 
 
 def gather(leaf: Any) -> np.ndarray:
-    """The whole of a leaf on this host, however devices and processes share it."""
+    """Collects a whole leaf on this host, however it is sharded."""
     import jax
 
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -247,7 +264,7 @@ def _named_leaves(tree: Any) -> tuple[list[str], list[Any], Any]:
 
 def lerp(average: Any, latest: Any, weight: Any) -> Any:
     """average + weight·(latest − average) of two pytrees."""
-    # In this form an average of equal values stays that value, whatever the rounding.
+    # In this form the average of equal values is exactly that value.
     return _map(lambda a, w: a + weight * (w - a), average, latest)
 
 
@@ -259,7 +276,7 @@ def _jitted_lerp() -> Any:
 
 
 def _map(function: Any, *trees: Any) -> Any:
-    # Imported where it is used: rebuilding averages offline starts without JAX.
+    # Imported here, so that rebuilding averages offline needs no JAX.
     import jax
 
     return jax.tree.map(function, *trees)

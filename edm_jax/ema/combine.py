@@ -1,7 +1,7 @@
-"""One pass over stored averages that adds up every target at once.
+"""Computes all targets in one pass over the stored averages.
 
-Threads take one chunk of elements each, read it from every source in blocks, check it,
-and add it up in float64. Memory is a few blocks, whatever the size of the network.
+Each thread takes one chunk of elements, reads it from every source in blocks, checks it
+and sums it in float64. Memory is a few blocks, whatever the size of the network.
 """
 
 import concurrent.futures
@@ -20,8 +20,8 @@ from edm_jax.ema.snapshots import Params, Table
 from edm_jax.ema.solver import Solution
 
 FLOAT32 = np.dtype(np.float32)
-_BLOCK_BYTES = 2**26  # that a thread reads before it adds up
-_TILE_ELEMENTS = 2**19  # that are widened to float64 at a time: a few MB of cache
+_BLOCK_BYTES = 2**26  # read by a thread before it sums
+_TILE_ELEMENTS = 2**19  # widened to float64 at a time: a few MB of cache
 _MIN_BLOCK = 2**13  # elements
 _THREADS, _REMOTE_THREADS = 4, 16
 
@@ -47,7 +47,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to add up: sources, and for each target its coefficients and errors."""
+    """What to sum: sources, and for each target its coefficients and errors."""
 
     sources: Sequence[Source]
     solutions: list[Solution]
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Elements of a network."""
+        """Elements in one network."""
         return sum(int(np.prod(shape)) for shape in self.sources[0].table.values())
 
     @property
@@ -71,24 +71,24 @@ def combine(
     on_progress: OnProgress = lambda *_: None,
     dtype: np.dtype = FLOAT32,
 ) -> Generator[int, None, None]:
-    """Adds up the chunks asked for, and yields the number of each once it is stored.
+    """Sums the given chunks, and yields the number of each once it is stored.
 
     Args:
-        plan: what to add up.
-        chunks: numbers of the chunks, of `snapshots.CHUNK` elements each.
+        plan: what to sum.
+        chunks: numbers of chunks of `snapshots.CHUNK` elements.
         store: takes (start, values (targets, elements) of dtype). Several threads call
-            it, in rising order within a chunk.
-        on_progress: takes the bytes read so far and in all.
-        dtype: of the sums that are stored; they are taken in float64.
+            it, in ascending order within a chunk.
+        on_progress: called with the bytes read so far and in total.
+        dtype: the dtype of the stored sums; they are computed in float64.
 
     Raises:
-        Damaged: a source is not as it was written.
+        Damaged: a source does not match its checksums.
         ValueError: weights are not finite, or too large for the dtype.
     """
     local = all(source.local for source in plan.sources)
     threads = _THREADS if local else _REMOTE_THREADS
     worker = _Worker(plan, store, on_progress, dtype)
-    # The threads are the parallelism: BLAS must not start its own in each of them.
+    # These threads are the parallelism: BLAS must not start more in each of them.
     with (
         threadpoolctl.threadpool_limits(1, user_api="blas"),
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
@@ -103,7 +103,7 @@ def combine(
 
 
 class _Worker:
-    """Adds up chunks, in threads that each have buffers of their own."""
+    """Sums chunks, in threads that each have their own buffers."""
 
     def __init__(
         self,
@@ -115,10 +115,10 @@ class _Worker:
         self._plan, self._store, self._report = plan, store, report
         self._dtype = dtype
         count, targets = plan.coefficients.shape
-        # Sources of one format side by side: they are widened together.
+        # Sources of one format are adjacent, because they are widened together.
         order = sorted(range(count), key=lambda i: plan.sources[i].dtype.str)
         self._sources = [plan.sources[i] for i in order]
-        # Eight targets at least: BLAS then treats each alike, however many there are.
+        # A multiple of eight targets, so that BLAS rounds each one the same way.
         self._coefficients = np.zeros((count, -(-targets // 8) * 8))
         self._coefficients[:, :targets] = plan.coefficients[order]
         per_element = plan.bytes_to_read / plan.size + dtype.itemsize * targets
@@ -130,7 +130,7 @@ class _Worker:
         self.stopped = False
 
     def chunk(self, chunk: int) -> int:
-        """Reads, checks, adds up and stores one chunk; returns its number."""
+        """Reads, checks, sums and stores one chunk; returns its number."""
         stop = min((chunk + 1) * snapshots.CHUNK, self._plan.size)
         hashers = [xxhash.xxh3_64() for _ in self._sources]
         for start in range(chunk * snapshots.CHUNK, stop, self._block):
@@ -177,7 +177,7 @@ class _Worker:
         return self._buffers.arrays
 
     def _verify(self, source: Source, chunk: int) -> None:
-        """Whether it was written like this; raises Damaged where not."""
+        """Raises Damaged if a chunk does not match its checksum."""
         start = chunk * snapshots.CHUNK
         row = np.empty(min(snapshots.CHUNK, self._plan.size - start), source.dtype)
         source.read(start, row)
@@ -217,7 +217,7 @@ class Tree:
             if leaf.dtype.kind not in "fV":
                 raise ValueError(
                     f"{name} holds {leaf.dtype} in {key}, which is not a floating-point "
-                    "format: average the weights alone."
+                    "format: average only the weights."
                 )
         dtypes = {leaf.dtype for leaf in self._leaves}
         double = self.dtype in dtypes

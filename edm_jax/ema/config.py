@@ -1,4 +1,4 @@
-"""What a run averages, and what it stores of that: a config's `ema` fields."""
+"""The averages that a run tracks and stores: a config's `ema` fields."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ class EmaConfig(Settings):
 
     def faults(self) -> Iterator[str]:
         if not self.sigma_rels:
-            yield "sigma_rels is empty, so nothing could be rebuilt; name at least one."
+            yield "sigma_rels is empty, so nothing could be rebuilt: give at least one."
         yield from length_faults("sigma_rels", self.sigma_rels)
         yield from _twice("halflives_mimg", self.halflives_mimg)
         try:
@@ -40,7 +40,7 @@ class EmaConfig(Settings):
 
 
 def length_faults(field: str, sigma_rels: Sequence[float]) -> Iterator[str]:
-    """A sentence for each relative length that no average has, or that comes twice."""
+    """Yields a sentence for each relative length that is invalid or given twice."""
     for sigma_rel in sigma_rels:
         try:
             PowerProfile(sigma_rel)
@@ -53,4 +53,4 @@ def _twice(field: str, lengths: Sequence[float]) -> Iterator[str]:
     # The name of an average keeps six significant digits of its length.
     names = [f"{length:g}" for length in lengths]
     if twice := [name for name in names if names.count(name) > 1]:
-        yield f"{field}={tuple(lengths)} has {twice[0]} twice; name each length once."
+        yield f"{field}={tuple(lengths)} has {twice[0]} twice: give each length once."

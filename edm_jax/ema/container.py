@@ -1,7 +1,7 @@
-"""The safetensors container, read and written in ranges, here or on an object store.
+"""The safetensors container, read and written in ranges, locally or on an object store.
 
-The safetensors library maps local files only, and writes a file from memory at once. The
-format: 8 bytes of little-endian length, a JSON header of that length, the data.
+The safetensors library maps local files only, and writes whole files from memory. The
+format: 8 bytes of little-endian length, a JSON header of that length, then the data.
 """
 
 import json
@@ -22,7 +22,7 @@ from edm_jax.files import Damaged, open_regular, parse_json
 Table = dict[str, tuple[int, ...]]  # names in the order of the data, and their shapes
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1}
-# Its value is the checksum of the header in which it stands as zeros.
+# Its value is the checksum of the header with zeros in its place.
 CHECKSUM = "header_checksum"
 NO_DIGEST = "0" * 16
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
@@ -33,17 +33,17 @@ assert sys.byteorder == "little", "safetensors files are little-endian"
 
 
 class Header(NamedTuple):
-    """What stands before the data: free words, and the place of every array."""
+    """The part before the data: free metadata, and the place of every array."""
 
     words: dict[str, str]
     table: Table
-    formats: dict[str, str]  # of the arrays, such as F32
+    formats: dict[str, str]  # {array: format}, such as F32
     data_start: int  # bytes
     data_bytes: int
 
 
 class Run(NamedTuple):
-    """Elements `start` to `stop` of a file, which lie side by side in one format."""
+    """Elements `start` to `stop` of a file, contiguous and in one format."""
 
     start: int
     stop: int
@@ -67,9 +67,9 @@ def runs(table: Table, formats: Mapping[str, str]) -> tuple[Run, ...]:
 
 
 def encode(table: Table, formats: Mapping[str, str], words: Mapping[str, str]) -> bytes:
-    """The bytes before the data of arrays in formats such as F32.
+    """The bytes before the data, for arrays in formats such as F32.
 
-    Their number does not depend on the values of digests in the words.
+    Their number does not depend on the values of digests in `words`.
     """
     header: dict[str, Any] = {"__metadata__": dict(words) | {CHECKSUM: NO_DIGEST}}
     start = 0
@@ -90,16 +90,16 @@ def encode(table: Table, formats: Mapping[str, str], words: Mapping[str, str]) -
 def read_header(
     path: epath.Path, refuse: Callable[[dict[str, str]], str] = lambda words: ""
 ) -> Header:
-    """Parses and checks a file's header, including its checksum where it has one.
+    """Parses and checks a file's header, including its checksum if it has one.
 
     Args:
         path: the file.
-        refuse: returns why the file's free words rule it out, '' where they do not. It
-            is asked before anything that another format might lay out differently.
+        refuse: returns why the metadata rule the file out, or ''. It is called before
+            parsing anything that another format might lay out differently.
 
     Raises:
-        FileNotFoundError: there is no file.
-        Damaged: it is not a safetensors file, or not as it was written.
+        FileNotFoundError: there is no such file.
+        Damaged: it is not a safetensors file, or it is damaged.
     """
     file_bytes, start = _size(path), bytearray(8)
     read_range(path, 0, memoryview(start))
@@ -133,7 +133,7 @@ def read_header(
 
 
 def _size(path: epath.Path) -> int:
-    """Bytes of a file; raises FileNotFoundError, and Damaged for anything else."""
+    """The size in bytes; raises FileNotFoundError, or Damaged if it is not a file."""
     missing = FileNotFoundError(f"There is no snapshot at {path}.")
     if is_local(path):
         try:
@@ -191,7 +191,7 @@ def partial_path(path: epath.Path) -> str:
 
 
 def publish(partial: str, path: epath.Path) -> None:
-    """Moves a whole file to its name, in one step for whoever looks there."""
+    """Moves a complete file to its name, atomically."""
     if is_local(path):
         os.replace(partial, path)
     else:
@@ -204,7 +204,7 @@ def _field(digest: str) -> bytes:
 
 
 def _words(header: Any) -> dict[str, str]:
-    """Takes the free words out of a header; raises ValueError where they are no texts."""
+    """Takes the metadata out of a header; raises ValueError if values are not text."""
     words = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(words, dict) or not all(
         isinstance(value, str) for value in words.values()
@@ -231,14 +231,14 @@ def _entry(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], str]:
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [start, stop]}:
             sizes = [start, stop, *shape]
-            # A bool is an int to Python.
+            # Not isinstance: in Python a bool is an int.
             if all(type(size) is int and size >= 0 for size in sizes):
                 if code not in ITEMSIZE:
                     known = ", ".join(ITEMSIZE)
                     raise ValueError(
                         f"{_short(name)} has the format {_short(code)}, not {known}"
                     )
-                # NumPy makes no others, even where one dimension is 0.
+                # NumPy's own limits, even if one dimension is 0.
                 elements = math.prod(max(size, 1) for size in shape)
                 if len(shape) <= _MAX_DIMENSIONS and elements < 2**60:
                     return start, stop, tuple(shape), code

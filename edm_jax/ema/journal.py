@@ -1,5 +1,4 @@
-"""What makes a killed job resume: partial files, a note of which chunks are whole in
-them, and a lock."""
+"""Lets a killed job resume: partial files, a journal of complete chunks, and a lock."""
 
 import contextlib
 import fcntl
@@ -23,7 +22,7 @@ from edm_jax.ema.snapshots import Writer
 
 
 class Sink:
-    """Hands sums to the writers, and keeps the checksums of the chunks that are whole."""
+    """Passes sums to the writers, and keeps the checksums of complete chunks."""
 
     def __init__(self, writers: dict[int, Writer], done: dict[int, dict[str, str]]):
         self._writers, self.done = writers, done  # checksums by chunk and target
@@ -54,7 +53,7 @@ class Sink:
 
 
 class Journal:
-    """Which chunks of a job's partial files are whole, beside those files."""
+    """A file beside a job's partial files that lists their complete chunks."""
 
     def __init__(self, metas: Sequence[SnapshotMeta], out: epath.Path):
         text = json.dumps([_identity(meta) for meta in metas])
@@ -63,8 +62,7 @@ class Journal:
         self._written = time.monotonic()
 
     def read(self) -> dict[int, dict[str, str]]:
-        """Checksums by chunk and target; none where the journal is damaged, or that of
-        another job."""
+        """Checksums by chunk and target; none if the journal is damaged or of another job."""
         try:
             found = files.read_json(self._path)
         except (OSError, ValueError):
@@ -74,8 +72,7 @@ class Journal:
         return {int(chunk): digests for chunk, digests in found["chunks"].items()}
 
     def write(self, sink: Sink, every: float = 0.0) -> None:
-        """Notes which chunks are whole, once they are on the disk; at most once in
-        `every` seconds."""
+        """Records complete chunks once they are on disk, at most every `every` seconds."""
         if time.monotonic() - self._written < every:
             return
         sink.sync()
@@ -94,8 +91,8 @@ class Journal:
 
 
 def _checksum(note: dict[str, Any]) -> str:
-    """Of what a journal says: what matches it was written by this code."""
-    chunks = json.loads(json.dumps(note.get("chunks")))  # its keys become texts
+    """The checksum of a journal's contents."""
+    chunks = json.loads(json.dumps(note.get("chunks")))  # turns its keys into text
     return xxhash.xxh3_64_hexdigest(json.dumps(chunks, sort_keys=True).encode())
 
 
@@ -106,7 +103,7 @@ def _identity(meta: SnapshotMeta) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(out: epath.Path) -> Iterator[None]:
-    """Keeps other processes from writing to `out` meanwhile."""
+    """Keeps other processes from writing to `out` at the same time."""
     name = partial_path(out / "reconstruct.lock")
     os.makedirs(os.path.dirname(name), exist_ok=True)
     while True:
@@ -119,7 +116,7 @@ def locked(out: epath.Path) -> Iterator[None]:
                 f"Another process is writing to {out}: wait until it ends, or choose "
                 "another directory."
             ) from None
-        # The holder before may have removed the file that was opened here.
+        # The previous holder may have removed the file that was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(name)):
                 break

@@ -1,4 +1,4 @@
-"""What the header of a snapshot says."""
+"""The metadata in a snapshot's header."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from edm_jax.files import Damaged, json_kind, parse_json
 
 FORMAT = "edm_jax.snapshot"
 FORMAT_VERSION = 3
-_ONE_FORMAT = 2  # the version of files whose arrays all have the format of their dtype
+_ONE_FORMAT = 2  # the version of files whose arrays all have the same format
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -47,14 +47,21 @@ def _versions() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotMeta:
-    """What a snapshot's header says: the profile, nimg, and where it comes from.
+    """A snapshot's metadata: the profile, nimg, and where it comes from.
 
-    nimg is the number of images trained on, update_interval the number of images
-    between two updates of the EMA, config_hash the run's config, dtype the storage
-    format ('float32', 'float16' or 'bfloat16'), rounded a coarser one that the weights
-    went through before, versions the libraries that wrote it; ancestry is how it was
-    made of others, for one that was. Raises ValueError for nimg or update_interval
-    below 1 or beyond 64 bits, and for another dtype.
+    Attributes:
+        profile: the averaging profile.
+        nimg: images trained on.
+        update_interval: images between two updates of the EMA.
+        config_hash: identifies the run's config.
+        dtype: the storage format, 'float32', 'float16' or 'bfloat16'.
+        rounded: a coarser format that the weights went through before; '' for none.
+        versions: the versions of the libraries that wrote it.
+        ancestry: how a reconstruction was made; None for a snapshot of a run.
+
+    Raises:
+        ValueError: nimg or update_interval is below 1 or beyond 64 bits, or the dtype is
+            unknown.
     """
 
     profile: AnyProfile
@@ -70,8 +77,8 @@ class SnapshotMeta:
         for name in ("nimg", "update_interval"):
             if not 1 <= (value := getattr(self, name)) < 2**63:
                 raise ValueError(
-                    f"{name} = {value} of a snapshot must be at least 1 image and fit "
-                    "in 64 bits."
+                    f"A snapshot's {name} = {value} must be at least 1 image and fit in "
+                    "64 bits."
                 )
         for dtype in (self.dtype, self.rounded or self.dtype):
             if dtype not in DTYPES:
@@ -99,7 +106,7 @@ def unit_roundoff(dtype: np.dtype) -> float:
 
 
 def formats(table: Table, meta: SnapshotMeta, exact: Container[str]) -> dict[str, str]:
-    """The format of every array: float32 of those in `exact`, else that of meta.dtype."""
+    """The format of every array: float32 for those in `exact`, meta.dtype for others."""
     code = _CODES[meta.dtype]
     return {name: "F32" if name in exact else code for name in table}
 
@@ -111,9 +118,9 @@ def encode(
     digests: Sequence[str],
     chunk: int,
 ) -> bytes:
-    """The bytes before the data; digests are the checksums of every `chunk` elements.
+    """The bytes before the data; `digests` holds a checksum for every `chunk` elements.
 
-    Where formats are mixed, checksums are those of the elements as float32.
+    If formats are mixed, checksums are of the elements as float32.
     """
     mixed = set(formats.values()) - {_CODES[meta.dtype]}
     words = {
@@ -134,13 +141,13 @@ def encode(
 
 
 def refuse(words: dict[str, str]) -> str:
-    """Why a file with these words is not a snapshot of this format; '' where it is."""
+    """Why a file with this metadata is not a readable snapshot; '' if it is."""
     if words.get("format") != FORMAT or container.CHECKSUM not in words:
         return "is not a snapshot of edm_jax: move it away."
     version = words.get("format_version", "")
     if version in (str(_ONE_FORMAT), str(FORMAT_VERSION)):
         return ""
-    found = f"has snapshot format {version[:20]}, and this edm_jax reads formats "
+    found = f"has snapshot format {version[:20]}, but this edm_jax reads formats "
     newer = re.fullmatch(_WHOLE, version) and int(version) > FORMAT_VERSION
     advice = "update edm_jax" if newer else "read it with the edm_jax that wrote it"
     return f"{found}{_ONE_FORMAT} and {FORMAT_VERSION}: {advice}."
@@ -149,7 +156,7 @@ def refuse(words: dict[str, str]) -> str:
 def parse(
     path: epath.Path, header: Header
 ) -> tuple[SnapshotMeta, tuple[str, ...], int]:
-    """What `encode` was given: meta, checksums, chunk. Raises Damaged naming the file."""
+    """Reads what `encode` wrote: meta, checksums, chunk. Raises Damaged otherwise."""
     words = header.words
     try:
         meta = SnapshotMeta(
@@ -165,7 +172,7 @@ def parse(
         mixed = words["format_version"] == str(FORMAT_VERSION)
         known = {_CODES[meta.dtype], "F32"} if mixed else {_CODES[meta.dtype]}
         if not known >= set(header.formats.values()):
-            raise ValueError("its arrays have other formats than its dtype")
+            raise ValueError("the formats of its arrays do not match its dtype")
         tree.unflatten(header.table)  # refuses names that no nested dict has
         digests = _json(words, "checksums", list)
         return meta, tuple(map(str, digests)), _whole(words, "chunk")
@@ -180,7 +187,7 @@ def parse(
 
 
 def _json(words: dict[str, str], name: str, *kinds: type) -> Any:
-    """The JSON value of a word; raises ValueError for one of no such kind."""
+    """Parses a JSON value; raises ValueError if it is of another kind."""
     value = parse_json(words[name].encode(), unique=True)
     if type(value) not in kinds:
         raise ValueError(f"its {name} is {json_kind(value)}")

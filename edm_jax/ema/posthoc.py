@@ -19,7 +19,7 @@ from edm_jax.ema.snapshots import Params, Snapshot
 from edm_jax.ema.solver import Solution
 from edm_jax.files import PathLike
 
-MAX_ERROR = 0.1  # of a fit: a target beyond it is refused unless forced [choice]
+MAX_ERROR = 0.1  # targets with a larger error are refused unless forced [choice]
 
 Target = float | AnyProfile  # a bare number is a power function's σ_rel
 
@@ -39,18 +39,18 @@ def make_plan(
 ) -> Plan:
     """Solves for targets from stored averages.
 
-    A target uses what was stored up to its time; sources that nothing uses are left
+    A target uses averages stored up to its time. Sources that no target uses are left
     out.
 
     Args:
         stored: (nimg, profile, source) of each average.
         targets: (nimg, profile) of each target.
-        max_error: the error, of fit and rounding, beyond which a target is refused.
-        partial: leave refused targets out of the plan, where others remain.
+        max_error: targets with a larger error of fit and rounding are refused.
+        partial: leave refused targets out of the plan, if any others remain.
 
     Raises:
-        ValueError: a target is refused, with the range that the averages can express;
-            or nothing usable is stored.
+        ValueError: a target is refused (the message gives the range that the averages
+            can express), or nothing usable is stored.
     """
     if not max_error > 0:
         raise ValueError(f"max_error = {max_error}: choose a number above 0.")
@@ -77,12 +77,13 @@ def make_plan(
             if solution.error <= max_error:
                 coefficients[rows, k], solutions[k] = solution.coefficients, solution
                 continue
-            # One range serves all power functions, but each rampup has its own.
+            # All power functions share one range, but each rampup has its own.
             profile = solution.profile
             kind = PowerProfile(0.1) if isinstance(profile, PowerProfile) else profile
             refused[k] = (
                 f"The snapshots cannot express {profile.label} at nimg = {nimg:.0f}: its "
-                f"error would be {solution.error:.2g}, and {max_error:g} is allowed. "
+                f"error would be {solution.error:.2g}, but at most {max_error:g} is "
+                "allowed. "
                 f"{advice(nimg, kind)}"
             )
     sentences = [refused[k] for k in sorted(refused)]
@@ -106,10 +107,11 @@ def from_files(
     max_error: float = MAX_ERROR,
     partial: bool = False,
 ) -> Plan:
-    """`make_plan` for the snapshots on disk that hold power functions.
+    """`make_plan` for snapshots on disk; only power functions are used.
 
-    Raises ValueError also for snapshots of different configs, for reconstructed ones,
-    and for two of one profile at one time.
+    Raises:
+        ValueError: as `make_plan`; or the snapshots come from different configs, are
+            reconstructions, or hold the same profile at the same time twice.
     """
     entries, hashes, names = [], {}, {}
     for snapshot in stored:
@@ -131,8 +133,8 @@ def from_files(
     if len(hashes) > 1:
         which = ", ".join(f"{h} of {name}" for h, name in sorted(hashes.items()))
         raise ValueError(
-            f"The snapshots come from different configs ({which}): keep those of one run "
-            "in the directory."
+            f"The snapshots come from different configs ({which}): keep only those of "
+            "one run in the directory."
         )
     return make_plan(entries, targets, max_error, partial)
 
@@ -144,16 +146,16 @@ def reconstruct(
     max_error: float = MAX_ERROR,
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[Target, Reconstruction]:
-    """Averaged weights of every target at nimg (the last snapshot's), in memory.
+    """Reconstructs the averaged weights of every target in memory.
 
-    Takes 4 bytes of memory per weight and target.
+    Needs 4 bytes of memory per weight and target.
 
     Args:
         stored: a directory, or a list of snapshots.
         targets: σ_rel or profiles.
-        nimg: the time of the averages, in the unit of the snapshots.
-        max_error: the error beyond which a target is refused; math.inf refuses none.
-        on_progress: takes the bytes read so far and in all.
+        nimg: the time of the averages, in the snapshots' unit; by default the last one.
+        max_error: targets with a larger error are refused; math.inf refuses none.
+        on_progress: called with the bytes read so far and in total.
 
     Raises:
         ValueError: as `from_files`; Damaged, a ValueError, for a damaged snapshot.
@@ -172,9 +174,9 @@ def reconstruct_trees(
     nimg: float | None = None,
     max_error: float = MAX_ERROR,
 ) -> dict[Target, Reconstruction]:
-    """As reconstruct, for averages in memory: (nimg, σ_rel, nested dict of arrays).
+    """Like `reconstruct`, for averages in memory: (nimg, σ_rel, nested dict of arrays).
 
-    Averages in float64 make float64 weights.
+    Averages in float64 give float64 weights.
     """
     named = "the average of sigma_rel = {} at nimg = {}"
     stored = [(t, PowerProfile(s), Tree(named.format(s, t), p)) for t, s, p in trees]
@@ -191,7 +193,7 @@ def as_profile(target: Target) -> AnyProfile:
 
 
 def last_nimg(stored: Sequence[Snapshot]) -> int:
-    """The time of the last snapshot of a power function; 0 where there is none."""
+    """The time of the last snapshot of a power function; 0 if there is none."""
     powers = [s for s in stored if isinstance(s.meta.profile, PowerProfile)]
     return max((s.meta.nimg for s in powers), default=0)
 
@@ -201,7 +203,7 @@ def in_memory(
     on_progress: OnProgress = lambda *_: None,
     dtype: np.dtype = FLOAT32,
 ) -> list[Params]:
-    """The networks of a plan, nested dicts in the order of its targets."""
+    """Computes a plan's networks, as nested dicts in the order of its targets."""
     rows = np.empty((len(plan.solutions), plan.size), dtype)
 
     def store(start: int, values: np.ndarray) -> None:
@@ -214,7 +216,7 @@ def in_memory(
 
 
 def _check_alike(sources: Sequence[Source]) -> None:
-    """Raises ValueError unless all hold the same weights, some at least."""
+    """Raises ValueError unless all sources hold the same weights, and at least one."""
     kinds = Counter(tuple(source.table.items()) for source in sources)
     usual, _ = kinds.most_common(1)[0]
     for source in sources:
@@ -231,7 +233,7 @@ def _untimely(
     stored: Sequence[tuple[float, PowerProfile, Source]],
     target: tuple[float, AnyProfile],
 ) -> str:
-    """Why no snapshots could express a target at its time; '' where they might."""
+    """Why a target's time or profile is impossible; '' if it is not."""
     times = [t for t, _, _ in stored]
     first, last = min(times), max(times)
     nimg, profile = target
@@ -259,7 +261,7 @@ def _advice(
     nimg: float,
     profile: AnyProfile,
 ) -> str:
-    """What the snapshots can express instead of a profile of such a kind."""
+    """Says which profiles of this kind the snapshots can express."""
     last = max(t for t, _ in basis)
     if last < nimg:
         return (

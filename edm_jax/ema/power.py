@@ -7,15 +7,17 @@ from numpy.typing import ArrayLike
 
 # The uniform average (gamma = 0) has relative standard deviation 1/sqrt(12).
 SIGMA_REL_LIMIT = 1 / math.sqrt(12)
-# Shorter than any two snapshots of a training could tell apart.
+# Too short for any two snapshots of a training to differ.
 SIGMA_REL_SHORTEST = 1e-4
 
 
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
-    """Exponent γ of the power profile of relative standard deviation σ_rel (App. C).
+    """Exponent γ of the power profile with relative standard deviation σ_rel (App. C).
 
-    The largest root of γ³ + 7γ² + (16 − σ⁻²)γ + (12 − σ⁻²). Raises ValueError for
-    σ_rel outside (0, 0.28867).
+    The largest root of γ³ + 7γ² + (16 − σ⁻²)γ + (12 − σ⁻²).
+
+    Raises:
+        ValueError: σ_rel is outside (0, 0.28867).
     """
     if not 0 < sigma_rel < SIGMA_REL_LIMIT:
         raise ValueError(
@@ -51,8 +53,8 @@ def inner_product(
 ) -> np.ndarray:
     """⟨p_a, p_b⟩ = ∫ p_a p_b dτ of power profiles at times t_a, t_b (App. C, Alg. 3).
 
-    Broadcasts; per image in the unit of t. The ratio of times enters below 1, raised to
-    the exponent of the later profile, so that nothing overflows.
+    Broadcasts; per image, in the unit of t. The ratio of times is taken below 1 and raised
+    to the later profile's exponent, so that nothing overflows.
     """
     t_a, t_b = np.asarray(t_a, np.float64), np.asarray(t_b, np.float64)
     gamma_a, gamma_b = np.asarray(gamma_a), np.asarray(gamma_b)

@@ -1,7 +1,7 @@
-"""EMA profiles: how much each moment of the training weighs in an average (App. C).
+"""EMA profiles: the weight of each moment of the training in an average (App. C).
 
-NumPy float64 only. Time is counted in training images (nimg); any other unit serves as
-well, if it is the same throughout.
+NumPy float64 only. Time is counted in training images (nimg); any other unit works if it
+is used consistently.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ class Profile:
         raise NotImplementedError
 
     def edges(self, t: float) -> Sequence[float]:
-        """The times at which the density or its slope is known to jump."""
+        """Times at which the density or its slope jumps."""
         del t
         return ()
 
     def missing_mass(self, t: float) -> float:
-        """What an average at time t gives to the weights before training, at time 0."""
+        """The weight that an average at time t gives to the initial weights, at time 0."""
         del t
         return 0.0
 
@@ -48,9 +48,10 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True)
 class PowerProfile(Profile):
-    """Power-function profile p(τ) ∝ τ^γ on (0, t], its length σ_rel relative to t.
+    """Power-function profile p(τ) ∝ τ^γ on (0, t]; its length σ_rel is relative to t.
 
-    Raises ValueError for σ_rel outside [0.0001, 0.28867).
+    Raises:
+        ValueError: σ_rel is outside [0.0001, 0.28867).
     """
 
     sigma_rel: float
@@ -85,10 +86,12 @@ class PowerProfile(Profile):
 class TraditionalProfile(Profile):
     """Exponential profile of half-life min(halflife, rampup·nimg) (App. B.1).
 
-    halflife_mimg is in millions of images, rampup a fraction of the time trained, at
-    most 1; inf is a constant half-life, whose density over (0, t] has the mass
-    1 − 2^(−t/halflife): the rest is on the initial weights. Raises ValueError where
-    either is out of range.
+    halflife_mimg is in millions of images; rampup is a fraction of the images so far, at
+    most 1, or inf for a constant half-life. Its density over (0, t] has the mass
+    1 − 2^(−t/halflife); the rest is on the initial weights.
+
+    Raises:
+        ValueError: either is out of range.
     """
 
     halflife_mimg: float
@@ -108,8 +111,8 @@ class TraditionalProfile(Profile):
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Weight per image at time t of the weights at time τ, in closed form.
 
-        rate(τ)·exp(−∫_τ^t rate) with rate(s) = ln 2 / min(halflife, rampup·s): a power
-        of τ up to the knee at halflife/rampup, an exponential after it.
+        rate(τ)·exp(−∫_τ^t rate) with rate(s) = ln 2 / min(halflife, rampup·s): a power of
+        τ up to the knee at halflife/rampup, an exponential after it.
         """
         tau = np.asarray(tau, np.float64)
         inside = (tau > 0) & (tau <= t)
@@ -121,12 +124,12 @@ class TraditionalProfile(Profile):
         return np.where(inside, rate * np.exp2(-ramp - flat), 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        """The knee, and some half-lives before t, so that a short one is not missed."""
+        """The knee, and times some half-lives before t, so that none is too short to see."""
         back = t - self.halflife_mimg * 1e6 * np.array([1, 2, 4, 8, 16, 32, 64])
         return [self._knee, *back[back > 0]]
 
     def missing_mass(self, t: float) -> float:
-        """2^(−t/halflife) for a constant half-life; a rampup leaves nothing behind."""
+        """2^(−t/halflife) for a constant half-life; 0 with a rampup."""
         constant = self.rampup == math.inf
         return 2.0 ** -(t / (self.halflife_mimg * 1e6)) if constant else 0.0
 
@@ -137,15 +140,16 @@ class TraditionalProfile(Profile):
 
     @property
     def _knee(self) -> float:
-        # Not 0 for a constant half-life: its logarithm is taken.
+        # Not 0 for a constant half-life, because we take its logarithm.
         return max(self.halflife_mimg * 1e6 / self.rampup, 1e-300)
 
 
 @dataclasses.dataclass(frozen=True)
 class UniformProfile(Profile):
-    """Uniform average over (start_nimg, stop_nimg], None being the time of the average.
+    """Uniform average over (start_nimg, stop_nimg]; None is the time of the average.
 
-    Raises ValueError for a window that is empty or starts before 0.
+    Raises:
+        ValueError: the window is empty or starts before 0.
     """
 
     start_nimg: float
@@ -156,8 +160,8 @@ class UniformProfile(Profile):
         stop = math.inf if self.stop_nimg is None else self.stop_nimg
         if not 0 <= self.start_nimg < stop:
             raise ValueError(
-                f"A uniform average over ({self.start_nimg}, {self.stop_nimg}] has no "
-                "images in it: choose a start of 0 or more, before the stop."
+                f"A uniform average over ({self.start_nimg}, {self.stop_nimg}] contains "
+                "no images: choose a start of 0 or more, before the stop."
             )
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
@@ -188,8 +192,11 @@ class UniformProfile(Profile):
 class TableProfile(Profile):
     """Piecewise linear weights through points (nimg, weight), zero outside them.
 
-    Only their ratios count. Raises ValueError unless nimg rises from at least 0 and the
-    weights are finite, not negative, and not all zero.
+    Only the ratios of the weights matter.
+
+    Raises:
+        ValueError: nimg does not rise from 0 or more, or the weights are not finite, are
+            negative, or are all zero.
     """
 
     nimg: tuple[float, ...]
@@ -206,17 +213,17 @@ class TableProfile(Profile):
             )
         if not (np.isfinite(x).all() and x[0] >= 0 and (np.diff(x) > 0).all()):
             raise ValueError(
-                "A table's nimg must rise from row to row, from 0 or more."
+                "A table's nimg must be 0 or more, and rise from row to row."
             )
         if not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
             raise ValueError(
-                "A table's weights must be finite and not negative, and one above zero."
+                "A table's weights must be finite and 0 or more, and not all zero."
             )
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Linear between the points."""
         tau = np.asarray(tau, np.float64)
-        ratio = np.array(self.weight) / max(self.weight)  # huge ones would overflow
+        ratio = np.array(self.weight) / max(self.weight)  # huge weights would overflow
         weight = np.interp(tau, self.nimg, ratio, left=0.0, right=0.0)
         return np.where(tau <= t, weight, 0.0)
 
@@ -233,7 +240,7 @@ class TableProfile(Profile):
 class FunctionProfile(Profile):
     """Weights from a named function of τ in nimg (an array), up to a factor.
 
-    A file stores its name alone.
+    A file stores only its name.
     """
 
     name: str
@@ -241,10 +248,10 @@ class FunctionProfile(Profile):
     kind: ClassVar[str] = "function"
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
-        """The function's values up to t; raises ValueError where they are no weights."""
+        """The function's values up to t; raises ValueError if they are not weights."""
         if self.function is None:
             raise ValueError(
-                f"Only the name of the function {self.name!r} was stored: give the "
+                f"Only the name of the function {self.name!r} was stored: pass the "
                 "function itself."
             )
         tau = np.asarray(tau, np.float64)
@@ -264,7 +271,7 @@ class FunctionProfile(Profile):
         return np.where(tau <= t, weight, 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        """A grid: it is not known where a function jumps."""
+        """A grid, because a function may jump anywhere."""
         return [*(t * np.arange(1, 2049) / 2048)]
 
     @property
@@ -275,17 +282,20 @@ class FunctionProfile(Profile):
 
 @dataclasses.dataclass(frozen=True)
 class DecayProfile(Profile):
-    """The average of a run at constant rate that stands for a decay of its rate.
+    """The average of a run at constant rate that stands for a decay of the rate.
 
-    With the rate multiplied by λ(τ) from `start` on, updates dU/dτ that stay as they are
-    leave θ(t) = θ(start) + ∫λ dU = ∫(−dλ/dτ) θ dτ, by parts, where λ falls from 1 to 0.
-    So each moment weighs as much as λ falls there: for checkpoints
-    w_i = λ_i − λ_(i+1) (WSM, arXiv 2507.17634). A run that really decays has other
-    updates, taken at other weights.
+    Suppose that the rate were multiplied by λ(τ), which falls from 1 at `start` to 0, and
+    that the updates dU/dτ did not change. Then, by parts,
+    θ(t) = θ(start) + ∫λ dU = ∫(−dλ/dτ) θ dτ, so each moment's weight is how much λ falls
+    there; for checkpoints, w_i = λ_i − λ_(i+1) (WSM, arXiv 2507.17634). A real decay
+    changes the updates, because it takes them at other weights.
 
     shape, for p = (τ − start) / (t − start): linear is λ = 1 − p, a uniform average;
-    cosine is λ = (1 + cos πp) / 2, a half-wave sin πp. fraction: of the time trained that
-    the decay takes. Raises ValueError where either is something else.
+    cosine is λ = (1 + cos πp) / 2, a half-wave sin πp. fraction is the decay's part of the
+    training.
+
+    Raises:
+        ValueError: the shape is unknown, or the fraction is not in (0, 1].
     """
 
     shape: str
@@ -339,7 +349,7 @@ _KINDS: dict[str, Any] = {each.kind: each for each in typing.get_args(AnyProfile
 
 
 def to_fields(profile: AnyProfile) -> dict[str, Any]:
-    """A profile as JSON fields; the inverse of `from_fields` but for functions."""
+    """A profile as JSON fields; the inverse of `from_fields`, except for functions."""
     fields = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
     fields.pop("function", None)
     return {"kind": profile.kind} | fields
@@ -349,7 +359,7 @@ def from_fields(fields: dict[str, Any]) -> AnyProfile:
     """The profile that `to_fields` wrote; raises ValueError for anything else."""
     rest = dict(fields)
     if (kind := _KINDS.get(str(rest.pop("kind", None)))) is None:
-        raise ValueError(f"its profile is none of {', '.join(_KINDS)}")
+        raise ValueError(f"its profile is not one of {', '.join(_KINDS)}")
     types = {f.name: f.type for f in dataclasses.fields(kind) if f.name != "function"}
     for name in types.keys() ^ rest.keys():
         raise ValueError(f"the fields of its {kind.kind} profile are not {[*types]}")
@@ -363,13 +373,13 @@ def _is_a(annotation: Any, value: Any) -> bool:
     """Whether a JSON value fits a field's annotation."""
     if annotation == tuple[float, ...]:
         return isinstance(value, list) and all(_is_a(float, each) for each in value)
-    # Not isinstance: a bool is an int to Python.
+    # Not isinstance: in Python a bool is an int.
     numeric = annotation in (float, float | None) and type(value) in (int, float)
     absent = annotation == float | None and value is None
     return numeric or absent or (annotation is str and isinstance(value, str))
 
 
 def decimal(value: float) -> str:
-    """Three decimals, or as many as tell the value from every other."""
+    """Three decimals, or as many as the value needs."""
     short = f"{value:.3f}"
     return short if float(short) == value else repr(float(value))

@@ -1,4 +1,4 @@
-"""Reconstructed networks as files: resumable after a kill, with their full ancestry."""
+"""Writes reconstructed networks to files, resumable after a kill, with full ancestry."""
 
 import contextlib
 import os
@@ -28,10 +28,13 @@ JOURNAL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Request:
-    """What to rebuild: targets (nimg, profile), None being the last snapshot's nimg.
+    """What to rebuild.
 
-    dtype is the format of the outputs, and max_error the error beyond which a target is
-    left out. strict refuses a damaged snapshot instead of leaving it out.
+    Attributes:
+        targets: (nimg, profile); None is the last snapshot's nimg.
+        dtype: the format of the outputs.
+        max_error: targets with a larger error are left out.
+        strict: refuse a damaged snapshot instead of leaving it out.
     """
 
     targets: Sequence[tuple[int | None, AnyProfile]]
@@ -42,11 +45,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A plan for files, and where its outputs will lie."""
+    """A plan for files, with the metadata of its outputs."""
 
     plan: Plan
     metas: list[SnapshotMeta]
-    stored: Sequence[Snapshot]  # all that was listed and not left out
+    stored: Sequence[Snapshot]  # all snapshots that were not left out
     left_out: list[Damaged]
     dtype: str  # of the outputs
 
@@ -60,11 +63,13 @@ class Job:
 
 
 def prepare(directory: PathLike, request: Request) -> Job:
-    """Lists the snapshots of a directory and solves; reads their headers only.
+    """Lists the snapshots of a directory and solves; reads only their headers.
 
     Targets that the snapshots cannot express are left out: `plan.refused` says why.
-    Raises what `posthoc.from_files` raises, also where that leaves no target, and
-    Damaged for a damaged snapshot where `strict`.
+
+    Raises:
+        ValueError: as `posthoc.from_files`, or no target is left.
+        Damaged: a snapshot is damaged, and the request is `strict`.
     """
     listing = snapshots.scan(directory)
     if request.strict and listing.damaged:
@@ -75,7 +80,7 @@ def prepare(directory: PathLike, request: Request) -> Job:
 def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) -> Job:
     if not stored and left_out:
         raise left_out[0]
-    # "The last" stays the last that was stored, even where that one is damaged.
+    # "The last" means the last one that was stored, even if it is damaged.
     last = max([posthoc.last_nimg(stored), *map(_nimg_of, left_out)])
     targets = [(last if t is None else t, profile) for t, profile in request.targets]
     try:
@@ -102,14 +107,14 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
     (name, count), *_ = Counter(meta.filename for meta in metas).most_common(1)
     if count > 1:
         raise ValueError(
-            f"Two of the targets would be stored as {name}: make them in two commands, "
-            "with a different --out."
+            f"Two of the targets would be stored as {name}: make them in two commands "
+            "with different --out."
         )
     return Job(plan, metas, stored, left_out, request.dtype)
 
 
 def _nimg_of(damaged: Damaged) -> int:
-    """The time that a damaged file has in its name; 0 for none."""
+    """The time in a damaged file's name; 0 if there is none."""
     found = re.search(r"-(\d{12})\.safetensors$", os.fspath(damaged.path))
     return int(found[1]) if found else 0
 
@@ -122,22 +127,25 @@ def run(
     on_damage: Callable[[Damaged, Job], None] = lambda *_: None,
     job: Job | None = None,
 ) -> tuple[Job, list[epath.Path]]:
-    """Writes a file for every target to `out`; returns the job as done, and the paths.
+    """Writes a file for every target to `out`.
 
-    Outputs made before of the same snapshots are kept. A kill leaves partial files and
+    Outputs already made from the same snapshots are kept. A kill leaves partial files and
     a journal, from which the same call resumes.
 
     Args:
-        directory: of the snapshots.
+        directory: where the snapshots are.
         request: what to rebuild.
-        out: directory of the outputs.
-        on_progress: takes the bytes read so far and in all.
-        on_damage: takes a snapshot that was found damaged while reading, and the job
-            solved again without it. Not called where `strict`: that raises.
-        job: what `prepare` returned for the request, to save listing again.
+        out: where to write.
+        on_progress: called with the bytes read so far and in total.
+        on_damage: called with a snapshot found damaged while reading, and the job solved
+            again without it. With `strict` an error is raised instead.
+        job: the result of `prepare` for the request, to avoid listing again.
+
+    Returns:
+        The job as it was done, and the paths.
 
     Raises:
-        ValueError: as `prepare`; or `out` holds the snapshots themselves, or another
+        ValueError: as `prepare`; or `out` is the directory of the snapshots, or another
             process is writing to it.
     """
     out = epath.Path(out)
@@ -160,13 +168,13 @@ def run(
 
 
 def _place(directory: PathLike) -> str:
-    """A name that a directory has in whatever way it is spelled."""
+    """A canonical name of a directory."""
     name = os.fspath(directory).rstrip("/")
     return os.path.realpath(name) if is_local(epath.Path(directory)) else name
 
 
 def check_space(job: Job, out: PathLike) -> None:
-    """Raises ValueError where the outputs do not fit the disk."""
+    """Raises ValueError if the outputs do not fit on the disk."""
     place = epath.Path(out)
     if not is_local(place):
         place = epath.Path(partial_path(place)).parent
@@ -179,8 +187,8 @@ def check_space(job: Job, out: PathLike) -> None:
             raise ValueError(f"{path} is a directory: move it away, or choose another.")
     if job.bytes_to_write > free:
         raise ValueError(
-            f"The outputs take {human(job.bytes_to_write)}, and {place} has "
-            f"{human(free)} free: make room, ask for fewer targets, or for float16."
+            f"The outputs need {human(job.bytes_to_write)}, but {place} has "
+            f"{human(free)} free: make room, or choose fewer targets or float16."
         )
 
 
@@ -231,14 +239,14 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
 
     dtype = snapshots.DTYPES[job.dtype]
     try:
-        # Targets that are finished stay in the plan: the others' sums do not change.
+        # Finished targets stay in the plan, so that the others' sums do not change.
         chunks = combine.combine(plan, left, sink.store, report, dtype)
         with contextlib.closing(chunks):
             for chunk in chunks:
                 sink.seal(chunk)
                 journal.write(sink, every=JOURNAL_SECONDS)
         journal.write(sink)
-    except ValueError:  # Damaged among them: resuming would end the same way
+    except ValueError:  # including Damaged: resuming would end the same way
         for writer in writers.values():
             writer.discard()
         journal.remove()
@@ -252,16 +260,16 @@ def _write(job: Job, out: epath.Path, on_progress: OnProgress) -> list[epath.Pat
     for writer in writers.values():
         writer.finish()
     journal.remove()
-    if is_local(out):  # left by a job whose journal this one replaced
+    if is_local(out):  # left over from a job whose journal this one replaced
         for stale in Path(out).glob(".*.safetensors.partial"):
             stale.unlink()
     return paths
 
 
 def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:
-    """Whether the file is there, made of the same snapshots by the same libraries.
+    """Whether the file exists, made from the same snapshots by the same libraries.
 
-    The coefficients may differ as much as they do in the company of other targets.
+    The coefficients may differ by as much as other targets in the plan change them.
     """
     try:
         found = snapshots.open_snapshot(path).meta
@@ -281,7 +289,7 @@ def _is_made(path: epath.Path, meta: SnapshotMeta) -> bool:
 
 
 def _parts(ancestry: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
-    """The coefficients of an ancestry, and what must be the same in two of them."""
+    """The coefficients of an ancestry, and the parts that must be equal in both."""
     coefficients = [each["coefficient"] for each in ancestry["inputs"]]
     inputs = [{**each, "coefficient": None} for each in ancestry["inputs"]]
     words = [ancestry[word] for word in ("method", "left_out")]

@@ -1,9 +1,8 @@
 """Snapshots: the averaged weights of one profile at one time, in one file.
 
-A snapshot is a safetensors file, readable with NumPy alone, here or on an object store
-(gs://, s3://). Its header says which profile it holds, when, and of which run; checksums
-cover the header and every chunk of the weights, so that a reader of any part can tell
-whether that part is what was written.
+A snapshot is a safetensors file, readable with NumPy alone, locally or on an object store
+(gs://, s3://). Its header gives the profile, the time and the run; checksums cover the
+header and every chunk of the weights, so that any part can be verified by itself.
 """
 
 import concurrent.futures
@@ -62,7 +61,7 @@ class Snapshot:
 
     @property
     def dtype(self) -> np.dtype:
-        """What elements are read as: the widest format of the file."""
+        """The dtype in which elements are read: the widest format in the file."""
         return _widest(self.runs, self.meta)
 
     @property
@@ -71,13 +70,14 @@ class Snapshot:
 
     @property
     def checksum(self) -> str:
-        """Of the whole file: a checksum of the checksums."""
+        """The checksum of the whole file: a checksum of the checksums."""
         return xxhash.xxh3_64_hexdigest("".join(self.digests).encode())
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fills `out` (elements,) from element `start` on; verifies nothing.
 
-        Raises Damaged where the file ends before.
+        Raises:
+            Damaged: the file is too short.
         """
         for run, part in _parts(self.runs, start, out):
             low = max(start, run.start)
@@ -92,14 +92,14 @@ class Snapshot:
         try:
             count = container.read_range(self.path, offset, out)
         except FileNotFoundError:
-            reason = "was removed while it was being read: put it back."
+            reason = "was removed while it was being read: restore it."
             raise Damaged(self.path, reason) from None
         if count < out.nbytes:
             reason = "was cut short while it was being read: copy it again."
             raise Damaged(self.path, reason)
 
     def verify(self, chunk: int, digest: str) -> None:
-        """Raises Damaged where a chunk read has another checksum than the one written."""
+        """Raises Damaged if a chunk that was read does not match its checksum."""
         if digest != self.digests[chunk]:
             raise Damaged(
                 self.path,
@@ -109,10 +109,17 @@ class Snapshot:
 
 
 class Writer:
-    """A snapshot being written in chunks, in any order; it appears whole or not at all.
+    """Writes a snapshot in chunks, in any order; it appears whole or not at all.
 
-    resume continues the partial file of a writer of the same meta and table. Raises
-    ValueError where something that is not a file has the partial file's name.
+    Args:
+        path: the file.
+        table: names and shapes of the arrays.
+        meta: its metadata.
+        resume: continue the partial file of a writer with the same meta and table.
+        exact: names of arrays to store as float32 whatever meta.dtype is.
+
+    Raises:
+        ValueError: the partial file's name is taken by something that is not a file.
     """
 
     def __init__(
@@ -160,11 +167,11 @@ class Writer:
                 left, offset = left[count:], offset + count
 
     def seal(self, chunk: int, digest: str) -> None:
-        """Notes the checksum of a chunk that is written."""
+        """Records the checksum of a chunk that is written."""
         self._digests[chunk] = digest
 
     def sync(self) -> None:
-        """Puts what is written so far on the disk."""
+        """Flushes what is written so far to the disk."""
         os.fsync(self._file)
 
     def finish(self) -> epath.Path:
@@ -177,11 +184,11 @@ class Writer:
         return self.path
 
     def close(self) -> None:
-        """Leaves the partial file for a writer that resumes."""
+        """Keeps the partial file, for a writer that resumes."""
         os.close(self._file)
 
     def discard(self) -> None:
-        """Leaves nothing behind."""
+        """Removes the partial file."""
         os.close(self._file)
         os.unlink(self._partial)
 
@@ -196,11 +203,19 @@ def write(
 ) -> epath.Path:
     """Stores a nested dict of arrays as meta.filename in directory; returns the path.
 
-    The file appears whole or not at all. Leaves are taken one after the other, by
-    name, each through `fetch`: where arrays are spread over several processes that is a
-    collective operation, and all call this, one of them with `writing`. Those named in
-    `exact`, such as 'outer/inner', are stored as float32 whatever meta.dtype is. Raises
-    ValueError for a name that holds '/' and for a weight too large for meta.dtype.
+    The file appears whole or not at all. Leaves are fetched one at a time, by name.
+
+    Args:
+        directory: where to write.
+        params: the arrays.
+        meta: the metadata.
+        fetch: turns a leaf into a NumPy array. If arrays are sharded over processes it is
+            a collective operation, so all of them must call `write`.
+        writing: whether this process writes the file.
+        exact: leaves, such as 'outer/inner', to store as float32 whatever meta.dtype is.
+
+    Raises:
+        ValueError: a name contains '/', or a weight is too large for meta.dtype.
     """
     flat = flatten(params)
     table = {name: tuple(flat[name].shape) for name in sorted(flat)}
@@ -234,31 +249,31 @@ def write(
 
 def as_bytes(row: np.ndarray) -> memoryview:
     """The bytes of a contiguous row of any format, not copied."""
-    return row.view(np.uint8).data  # no buffer knows bfloat16
+    return row.view(np.uint8).data  # buffers do not support bfloat16
 
 
 def cast(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values in a storage format; raises ValueError for what are no real numbers, and
-    where one becomes infinite."""
+    """Converts values; raises ValueError if they are not real or one becomes infinite."""
     if np.asarray(values).dtype.kind in "OSUmMc":
         raise ValueError(
-            f"{name} holds {values.dtype}, not real numbers: store the weights alone."
+            f"{name} holds {values.dtype}, not real numbers: store only the weights."
         )
     with np.errstate(over="ignore"):
         stored = np.asarray(values, DTYPES[dtype], order="C")
     narrower = stored.dtype.itemsize < np.asarray(values).dtype.itemsize
     if narrower and np.any(np.isinf(stored) & np.isfinite(values)):
         raise ValueError(
-            f"{name} holds weights too large for {dtype}: store a wider format."
+            f"{name} holds weights too large for {dtype}: choose a wider format."
         )
     return stored
 
 
 def read(path: PathLike) -> tuple[Params, SnapshotMeta]:
-    """The weights of a snapshot, float32 in a nested dict, and its header.
+    """Reads a snapshot's weights, float32 in a nested dict, and its metadata.
 
-    Raises Damaged, a ValueError, for a file that is damaged or not a snapshot, and
-    FileNotFoundError where there is no file.
+    Raises:
+        Damaged: the file is damaged or not a snapshot; a ValueError.
+        FileNotFoundError: there is no such file.
     """
     snapshot = open_snapshot(path)
     raw = np.empty(snapshot.size, snapshot.dtype)
@@ -270,7 +285,7 @@ def read(path: PathLike) -> tuple[Params, SnapshotMeta]:
 
 
 def split(row: np.ndarray, table: Table) -> Params:
-    """One long row of elements -> nested dict of arrays, views of it."""
+    """One long row of elements -> nested dict of arrays, which are views of it."""
     flat, start = {}, 0
     for name, shape in table.items():
         stop = start + math.prod(shape)
@@ -279,17 +294,17 @@ def split(row: np.ndarray, table: Table) -> Params:
 
 
 class Listing(NamedTuple):
-    """The snapshots of a directory, by nimg and then by name, and the files that are
-    none."""
+    """A directory's snapshots, by nimg and then by name, and its damaged files."""
 
     snapshots: list[Snapshot]
     damaged: list[Damaged]
 
 
 def scan(directory: PathLike) -> Listing:
-    """Reads the header of every .safetensors file of a directory.
+    """Reads the header of every .safetensors file in a directory.
 
-    Raises FileNotFoundError where there is no such directory.
+    Raises:
+        FileNotFoundError: there is no such directory.
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
@@ -300,10 +315,10 @@ def scan(directory: PathLike) -> Listing:
             return open_snapshot(path)
         except Damaged as error:
             return error
-        except OSError as error:  # a dangling link, an object store's fault
+        except OSError as error:  # a dangling link, or a fault of an object store
             return Damaged(path, f"cannot be read ({error.strerror or error}).")
 
-    # Not glob: in epath the directory's own name would be part of the pattern.
+    # Not glob: epath would read the directory's own name as part of the pattern.
     paths = sorted(
         path
         for path in directory.iterdir()
@@ -317,7 +332,7 @@ def scan(directory: PathLike) -> Listing:
 
 
 def list_snapshots(directory: PathLike) -> list[Snapshot]:
-    """The snapshots that `scan` finds; raises Damaged for the first file that is none."""
+    """The snapshots that `scan` finds; raises Damaged for the first damaged file."""
     found, damaged = scan(directory)
     if damaged:
         raise damaged[0]
@@ -325,7 +340,7 @@ def list_snapshots(directory: PathLike) -> list[Snapshot]:
 
 
 def open_snapshot(path: PathLike) -> Snapshot:
-    """The header of a snapshot; its weights stay where they are. Raises as read does."""
+    """Reads only a snapshot's header; raises as `read` does."""
     path = epath.Path(path)
     header = container.read_header(path, refuse)
     meta, digests, chunk = parse(path, header)
@@ -345,7 +360,7 @@ def _widest(parts: Sequence[Run], meta: SnapshotMeta) -> np.dtype:
 def _parts(
     parts: Sequence[Run], start: int, row: np.ndarray
 ) -> Iterator[tuple[Run, np.ndarray]]:
-    """The runs that elements `start` on, (elements,), belong to, each with its own."""
+    """Splits a row of elements that begins at `start` into the file's runs."""
     for run in parts:
         low, high = max(start, run.start), min(start + len(row), run.stop)
         if low < high:
@@ -355,14 +370,15 @@ def _parts(
 def flatten(params: Params) -> dict[str, Any]:
     """Nested dict of arrays -> {'outer/inner': array}.
 
-    Raises ValueError for a name that is empty, holds '/' or is '__metadata__'.
+    Raises:
+        ValueError: a name is empty, contains '/' or is '__metadata__'.
     """
     if "__metadata__" in params:
-        raise ValueError("No weights can be stored under the name '__metadata__'.")
+        raise ValueError("Weights cannot have the name '__metadata__': rename them.")
     flat = {}
     for name, leaf in tree.flatten(params, "\0").items():
         if "/" in name or not all(name.split("\0")):
-            raise ValueError(f"{name!r}: a name must not be empty or hold '/'.")
+            raise ValueError(f"{name!r}: a name must not be empty or contain '/'.")
         array = leaf if hasattr(leaf, "shape") else np.array(leaf)
         flat[name.replace("\0", "/")] = array
     return flat

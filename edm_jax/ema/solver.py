@@ -1,11 +1,11 @@
-"""The best fit of any averaging profile by stored power-function ones (App. C, Alg. 3).
+"""The best fit of any averaging profile by stored power functions (App. C, Alg. 3).
 
 NumPy float64 only. The paper solves the normal equations, whose Gram matrix has a
 condition number beyond 1e8 for a few hundred snapshots and beyond float64 for more than
-two tracked lengths. Here the profiles stand as the columns of a matrix, sampled at
-Gauss-Legendre nodes, where inner products are integrals; its QR decomposition has
-the root of that condition number. Below the columns stands the rounding noise of the
-stored weights, so that a fit is not bought with coefficients that amplify it.
+two tracked lengths. Here the profiles are the columns of a matrix, sampled at
+Gauss-Legendre nodes, so that inner products are integrals; its condition number is the
+square root of that of the Gram matrix. Additional rows hold the rounding noise of the
+stored weights and penalize coefficients that would amplify it.
 """
 
 import math
@@ -19,9 +19,9 @@ from edm_jax.ema.power import SIGMA_REL_LIMIT, inner_product
 from edm_jax.ema.profiles import AnyProfile, PowerProfile, TraditionalProfile
 
 # RMS error of rounding N(0, 1) weights to nearest, in units of the unit roundoff u. At
-# exponent e the error is uniform within ±u·2^e; sqrt(E[4^e] / 3) with E[4^e] = 0.5429.
+# exponent e the error is uniform within ±u·2^e: sqrt(E[4^e] / 3) with E[4^e] = 0.5429.
 RMS_ROUNDING = 0.4254
-# Directions of the basis that float64 cannot tell from zero stay out of the solution.
+# Keeps directions of the basis that are zero within float64 out of the solution.
 _FLOOR = 1e-12
 # On an interval with steepness·ln(b/a) <= 3, eight nodes integrate τ^steepness to 1e-14.
 _NODES, _GROWTH = 8, 3.0
@@ -34,14 +34,17 @@ Wanted = tuple[float, AnyProfile]
 
 @dataclass(frozen=True)
 class Solution:
-    """How one target profile is made of stored ones, and the error to expect.
+    """How to make one target profile from stored ones, and the error to expect.
 
-    coefficients is float64 (snapshots,) and sums to 1; sum_abs is Σ|x|. fit_error is
-    ‖p − p̂‖/‖p‖ of the profiles, plus the mass of p that lies on the weights before
-    training: the relative error of the average if the weights were white noise over
-    time, and far less for weights that move smoothly. rounding_error
-    is the RMS error, relative to a unit-RMS weight, that the snapshots' storage format
-    is expected to leave.
+    Attributes:
+        nimg: the time of the target.
+        profile: the target's profile.
+        coefficients: x, float64 (snapshots,), with sum 1.
+        sum_abs: Σ|x|.
+        fit_error: ‖p − p̂‖/‖p‖, plus the mass of p on the initial weights: the relative
+            error if the weights were white noise over time; far less for smooth changes.
+        rounding_error: the RMS error to expect from the snapshots' storage format,
+            relative to a unit-RMS weight.
     """
 
     nimg: float
@@ -67,9 +70,11 @@ def solve(
     Minimises ‖p − Σ x_i p_i‖²/‖p_ref‖² + Σ (0.4254 u_i x_i)², where the second term is
     the rounding error for unit roundoff u (one, or one per snapshot; float32 2⁻²⁴,
     float16 2⁻¹¹, bfloat16 2⁻⁸) and p_ref the shortest stored profile at the end
-    [choice]; then x <- x/Σx. A target that is itself stored is that snapshot. Raises
-    ValueError for no snapshots, a repeated one, a time that is not positive, or a
-    snapshot later than a target.
+    [choice]; then x <- x/Σx. A target that is itself stored is that snapshot.
+
+    Raises:
+        ValueError: there are no snapshots, one is repeated or later than a target, or a
+            time is not positive.
     """
     _check(snapshots, targets)
     t = np.array([nimg for nimg, _ in snapshots], np.float64)
@@ -93,7 +98,7 @@ def solve(
     reference = math.sqrt(inner_product(t.max(), gamma.max(), t.max(), gamma.max()))
     noise = np.maximum(RMS_ROUNDING * roundoff * reference / norms, _FLOOR)
     np.fill_diagonal(matrix[rows:, :count], noise)
-    # R's last columns are Qᵀ times the targets: no Q is formed.
+    # R's last columns are Qᵀ times the targets, so Q is not needed.
     r = np.asarray(np.linalg.qr(matrix, mode="r"))
     x = np.linalg.solve(r[:count, :count], r[:count, count:])
     for k, target in enumerate(targets):
@@ -125,8 +130,8 @@ def expressible_range(
 ) -> tuple[float, float] | None:
     """The range of lengths with an error up to max_error, at the target's time.
 
-    Half-lives in millions of images where the target is traditional, else σ_rel; None
-    where there are none.
+    Half-lives in millions of images for a traditional target, else σ_rel; None if no
+    length is within max_error.
     """
     nimg, profile = target
     if isinstance(profile, TraditionalProfile):
@@ -141,13 +146,13 @@ def expressible_range(
 
 
 def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.ndarray:
-    """Ends of intervals on which every profile is smooth, from 0 to the last target."""
+    """The ends of intervals on which every profile is smooth, up to the last target."""
     last = max(nimg for nimg, _ in targets)
     kinks = [edge for nimg, profile in targets for edge in profile.edges(nimg)]
     kinks = [edge for edge in kinks if edge > 1e-12 * last]
     powers = [p.gamma for _, p in targets if isinstance(p, PowerProfile)]
     steepness = gamma.max() + max([gamma.max(), *powers])
-    # What lies below holds less than 1e-22 of the square of any power function.
+    # Below this lies less than 1e-22 of the square of any power function.
     lowest = t.min() * 10 ** (-22 / (2 * min([gamma.min(), *powers]) + 1))
     lowest = min([lowest, *(edge / 2 for edge in kinks)])
     # Before a hundredth of the first time, steep profiles are zero to float64.
@@ -188,20 +193,19 @@ def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
         edges = np.sort(np.append(edges, middles[unsettled]))
         if len(edges) > _MAX_INTERVALS:
             raise ValueError(
-                f"{profile.label} is too rough to be integrated: give a smoother "
-                "function."
+                f"{profile.label} is too rough to integrate: use a smoother function."
             )
     return edges
 
 
 def _nodes(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes on every interval, rising, and their weights."""
+    """Gauss-Legendre nodes on every interval, in ascending order, and their weights."""
     low, half = edges[:-1, None], np.diff(edges)[:, None] / 2
     return (low + half * (1 + _X)).ravel(), (half * _W).ravel()
 
 
 def _same(snapshots: Sequence[Stored], target: Wanted) -> list[int]:
-    """Where the target itself is stored."""
+    """The indices at which the target itself is stored."""
     nimg, profile = target
     if not isinstance(profile, PowerProfile):
         return []

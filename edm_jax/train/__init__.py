@@ -1,1 +1,1 @@
-"""The training loop and all that keeps it alive."""
+"""The training loop, its checkpoints, logs and devices."""

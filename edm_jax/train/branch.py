@@ -1,7 +1,7 @@
-"""Branches: runs of their own that begin at a checkpoint of another.
+"""Branches: runs that start from a checkpoint of another run.
 
-So that one stable phase serves many decays: a run at a constant rate keeps checkpoints
-(training.keep_checkpoint_mimg), and each branch lets the rate decay from one of them.
+One stable phase thus serves many decays: a run at a constant rate keeps checkpoints
+(training.keep_checkpoint_mimg), and each branch decays the rate from one of them.
 """
 
 import shutil
@@ -28,25 +28,25 @@ def begin(
     run_config: RunConfig,
     nimg: int | None = None,
 ) -> str:
-    """Makes `path` a run of `config` that has come to a checkpoint of another run.
+    """Makes `path` a run with `config` that starts at a checkpoint of another run.
 
-    Copies what that run has up to there: the checkpoint, the snapshots and the metrics.
-    What the config changes is recorded as of a run that changed there. A branch that has
-    begun before is left as it is.
+    Copies that run's checkpoint, and its snapshots and metrics up to there. Fields that
+    the config changes are recorded as changes at that point. A branch that already
+    exists is left as it is.
 
     Args:
         path: the branch's directory.
-        config: the branch's.
-        run: where it begins.
+        config: the branch's config.
+        run: the run that it starts from.
         run_config: that run's config.
-        nimg: images at the checkpoint; None takes the last one.
+        nimg: images at the checkpoint; None means the last one.
 
     Returns:
-        A sentence where no run could have been trained so from the start, or ''.
+        A warning if the branch equals no run trained from the start, or ''.
 
     Raises:
         ValueError: there is no such checkpoint, its state does not fit the config, or
-            `path` is a run that began elsewhere.
+            `path` is a run that started elsewhere.
     """
     if (path / "config.json").exists():
         _check_origin(path, run, nimg)
@@ -62,9 +62,9 @@ def _check_origin(path: Path, run: Path, nimg: int | None) -> None:
     began = directory.read_json(path / "provenance.json").get("branch", {})
     same = began.get("run") == str(run.absolute())
     if not same or nimg not in (None, began.get("nimg")):
-        what = "a branch of {run} at {nimg:,} images" if began else "no branch"
+        what = "a branch of {run} at {nimg:,} images" if began else "not a branch"
         raise ValueError(
-            f"{path} is there, and is {what.format(**began)}: choose another --run "
+            f"{path} already exists and is {what.format(**began)}: choose another --run "
             "directory."
         )
 
@@ -79,9 +79,9 @@ def _step(run: Path, batch_size: int, nimg: int | None) -> int:
     nimg = max(kept) if nimg is None else nimg
     if nimg not in kept:
         raise ValueError(
-            f"{run} has no checkpoint at {nimg:,} images, but at "
-            f"{', '.join(f'{each:,}' for each in sorted(kept))}: a run keeps one every "
-            "training.keep_checkpoint_mimg."
+            f"{run} has no checkpoint at {nimg:,} images, only at "
+            f"{', '.join(f'{each:,}' for each in sorted(kept))}: choose one of these, or "
+            "keep more with training.keep_checkpoint_mimg."
         )
     return kept[nimg]
 
@@ -89,16 +89,16 @@ def _step(run: Path, batch_size: int, nimg: int | None) -> int:
 def _check_changes(
     config: RunConfig, run: Path, run_config: RunConfig, step: int
 ) -> list[str]:
-    """All fields; raises ValueError where a branch cannot have the config."""
+    """Returns all fields; raises ValueError if a branch cannot have the config."""
     fields = tree.flatten(run_config.to_dict(), ".") | tree.flatten(
         config.to_dict(), "."
     )
-    RunDir(run, config, [*fields], writing=False)  # knows what cannot change
+    RunDir(run, config, [*fields], writing=False)  # refuses fields that cannot change
     if abstract_state(config) != abstract_state(run_config):
         raise ValueError(
-            f"A branch takes up the state of {run}, which another network, method, "
-            "average or stateful schedule does not fit: leave these fields as they are "
-            "there."
+            f"A branch continues with the state of {run}, so it cannot have another "
+            "network, method, average or stateful schedule: keep that run's values of "
+            "these fields."
         )
     if step >= config.total_steps:
         batch_size = config.optimizer.batch_size
@@ -111,7 +111,7 @@ def _check_changes(
 
 
 def _copy(path: Path, config: RunConfig, run: RunDir, step: int) -> None:
-    """All but what makes it a run: config.json comes last, so that a kill harms nothing."""
+    """Copies everything; config.json, which makes it a run, comes last in case of a kill."""
     nimg = step * config.optimizer.batch_size
     path.mkdir(parents=True, exist_ok=True)
     place = directory.snapshot_place(path, config.training.snapshot_dir)
@@ -119,7 +119,7 @@ def _copy(path: Path, config: RunConfig, run: RunDir, step: int) -> None:
     for each in snapshots.list_snapshots(run.snapshots):
         if each.meta.nimg <= nimg:
             each.path.copy(place / each.path.name, overwrite=True)
-    # Training drops the lines of later steps as it begins.
+    # Training drops the lines of later steps when it starts.
     shutil.copyfile(run.path / "metrics.jsonl", path / "metrics.jsonl")
     checkpoint = path / "checkpoints" / str(step)
     shutil.copytree(run.checkpoints / str(step), checkpoint, dirs_exist_ok=True)
@@ -144,7 +144,7 @@ def _note(config: RunConfig, run: Path, run_config: RunConfig, step: int) -> str
     if np.allclose(there, here, rtol=1e-5):
         return ""
     return (
-        f"Up to {step * batch_size:,} images the schedule of the branch is not that of "
-        f"{run}, whose rate was {there[-1]:.3g} there rather than {here[-1]:.3g}: no run "
-        "could have been trained so from the start."
+        f"Up to {step * batch_size:,} images the branch's schedule differs from that of "
+        f"{run}, whose rate was {there[-1]:.3g} there instead of {here[-1]:.3g}: the "
+        "branch does not equal a run trained with its config from the start."
     )

@@ -1,5 +1,7 @@
-"""Everything that a run needs to resume exactly; with `orbax_quirks` the only file that
-knows Orbax."""
+"""Checkpoints hold everything that a run needs to resume exactly.
+
+Only this file and `orbax_quirks` use Orbax.
+"""
 
 import contextlib
 import errno
@@ -28,7 +30,7 @@ Agree = Callable[[float], list[float]]
 
 orbax_quirks.write_small_arrays_once()
 
-# What may keep a sound file from being read.
+# Errors that can keep an undamaged file from being read.
 _PASSING = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT),
@@ -38,7 +40,7 @@ _EXHAUSTED = "RESOURCE_EXHAUSTED", "Out of memory", "out of memory"
 
 
 class Restored(NamedTuple):
-    """What there was after `step` steps; `extra` is what JSON holds."""
+    """A checkpoint after `step` steps; `extra` is its JSON part."""
 
     step: int
     state: TrainState
@@ -70,8 +72,16 @@ class Checkpoints:
     """The last `keep` states of a run, and one every `keep_every` steps.
 
     They are written in the background, each whole or not at all, with a checksum of
-    every array. `agree` gives every process's value of a number to all of them. Raises
-    OSError where the directory cannot be made or read.
+    every array.
+
+    Args:
+        directory: where they are.
+        keep: the number of latest checkpoints to keep.
+        keep_every: also keep one per this many steps.
+        agree: takes each process's value of a number and gives all of them to all.
+
+    Raises:
+        OSError: the directory cannot be made or read.
     """
 
     def __init__(
@@ -83,8 +93,8 @@ class Checkpoints:
     ):
         if os.path.lexists(directory) and not directory.is_dir():
             raise NotADirectoryError(
-                f"{directory} is not a directory: move it away, or put the checkpoints "
-                "back there."
+                f"{directory} is not a directory: move it away, or restore the "
+                "checkpoints there."
             )
         self._directory, self._agree = directory.resolve(), agree
         policies = [LatestN(keep), _FirstOfEach(keep_every)]
@@ -100,15 +110,19 @@ class Checkpoints:
         self._saved: int | None = None
 
     def restore(self, shapes: TrainState) -> Restored | None:
-        """The newest checkpoint that is complete and sound; None without any.
+        """Reads the newest checkpoint that is complete and undamaged; None without any.
 
-        shapes: with the shardings to restore into. A checkpoint whose own bytes are
-        damaged is passed over with a warning, and renamed. Raises ValueError where all
-        are damaged, and for the state of another network or optimizer; OSError where
-        something else keeps one from being read: then nothing is renamed.
+        A checkpoint whose own bytes are damaged is skipped with a warning, and renamed.
+
+        Args:
+            shapes: the state's shapes, with the shardings to restore into.
+
+        Raises:
+            ValueError: all are damaged, or it is for another network or optimizer.
+            OSError: something else keeps one from being read; nothing is renamed.
         """
         steps = self._whole_steps()
-        # Orbax sees directories alone.
+        # Orbax only sees directories.
         inside = [path for path in self._directory.iterdir() if not path.is_dir()]
         files = [int(path.name) for path in inside if path.name.isdecimal()]
         for step in sorted([*steps, *files], reverse=True):
@@ -124,23 +138,28 @@ class Checkpoints:
             if worst > 1:
                 raise OSError(
                     f"The checkpoint {self._directory / str(step)} cannot be read "
-                    f"({reason}), though nothing shows that it is damaged: resolve "
-                    "that, then run the same command again."
+                    f"({reason}), but does not seem damaged: fix the cause, then run the "
+                    "same command again."
                 )
             self._set_aside(step, reason)
         set_aside = any(self._directory.glob("*.damaged*"))
         if any(self._agree(float(set_aside))):
             raise ValueError(
-                f"All checkpoints in {self._directory} are damaged: copy one back from "
-                "elsewhere, or move them all away to train from the start."
+                f"All checkpoints in {self._directory} are damaged: restore one from a "
+                "copy, or move them all away to train from the start."
             )
         return None
 
     def save(self, step: int, state: TrainState, extra: dict[str, Any]) -> None:
-        """Stores what there is after `step` steps, unless that is there already.
+        """Stores a checkpoint, unless there is already one for this step.
 
-        state: of global arrays. extra: for JSON. Raises OSError, also for the save
-        before this one, where that failed in the background.
+        Args:
+            step: the number of steps taken.
+            state: global arrays.
+            extra: plain values, stored as JSON.
+
+        Raises:
+            OSError: this save, or the previous one in the background, failed.
         """
         if step == self._saved:
             return
@@ -155,21 +174,21 @@ class Checkpoints:
             extra=ocp.args.JsonSave(header),
         )
         with self._faults():
-            # Orbax answers False where it finds a later one.
+            # Orbax returns False if it finds a later one.
             if not self._manager.save(step, args=items, force=True):
-                raise ValueError(f"a later checkpoint is there than step {step}")
+                raise ValueError(f"there is a checkpoint later than step {step}")
         self._saved = step
 
     def check(self) -> None:
-        """Raises OSError where a save failed in the background; never waits for one."""
-        # Orbax's check_for_errors would take the error from the thread that, not seeing
-        # it, then deletes old checkpoints as if this one were whole.
+        """Raises OSError if a save failed in the background; never waits for one."""
+        # Orbax's check_for_errors would take the error away from its thread, which would
+        # then delete old checkpoints as if this one were complete.
         if not self._manager.is_saving_in_progress():
             with self._faults():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save; raises OSError where it failed."""
+        """Waits for the last save; raises OSError if it failed."""
         with self._faults():
             try:
                 self._manager.wait_until_finished()
@@ -177,7 +196,7 @@ class Checkpoints:
                 self._manager.close()
 
     def _read(self, step: int, shapes: TrainState) -> Restored | _Fault:
-        """A checkpoint, or what is wrong with it."""
+        """Reads a checkpoint, or says what is wrong with it."""
         header: dict[str, Any] = {}
         fault = self._look(step)
         try:
@@ -188,7 +207,7 @@ class Checkpoints:
                 sound = hashlib.sha256(header["text"].encode()).hexdigest()
                 if sound != header["sha256"] or "checksums" not in header:
                     fault = _Fault("its header does not match its checksum")
-        except Exception as error:  # noqa: BLE001  whatever a damaged file makes it
+        except Exception as error:  # noqa: BLE001  damaged files raise anything
             fault = self._fault(step, error)
         if any(self._agree(float(fault is not None))):
             return fault or _Fault("another process found it damaged")
@@ -211,7 +230,7 @@ class Checkpoints:
         return Restored(step, state, extra)
 
     def _fault(self, step: int, error: Exception) -> _Fault:
-        """What an error says of a checkpoint, and whether its bytes are to blame."""
+        """Turns an error into a fault; decides whether the checkpoint is damaged."""
         said, text = self._first_line(error), str(error)
         passing = [os.strerror(each) for each in _PASSING]
         if isinstance(error, (MemoryError, ImportError)) or any(
@@ -221,12 +240,12 @@ class Checkpoints:
         return self._look(step) or _Fault(said)
 
     def _look(self, step: int) -> _Fault | None:
-        """What stands out before anything is parsed, and would make a reader wait."""
+        """Looks for faults before anything is parsed, such as pipes, which would block."""
         place = self._directory / str(step)
         if not place.is_dir():
             if os.path.lexists(place):
                 return _Fault("it is not a directory")
-            return _Fault("it was removed meanwhile", damaged=False)
+            return _Fault("it was removed in the meantime", damaged=False)
 
         def stop(error: OSError) -> None:
             raise error
@@ -245,33 +264,33 @@ class Checkpoints:
     def _first_line(self, error: Exception) -> str:
         full = os.strerror(errno.ENOSPC)
         if full in str(error):
-            return full  # Orbax says it after long paths
+            return full  # Orbax puts long paths before it
         lines = str(error).strip().splitlines() or [""]
         line = lines[0].replace(os.fspath(self._place), os.fspath(self._directory))
         return f"{type(error).__name__}: {line[:200]}"
 
     def _whole_steps(self) -> Sequence[int]:
-        """The steps that Orbax takes for whole, looked up anew."""
+        """Reads again which steps Orbax considers complete."""
         with orbax_quirks.hushed():
             self._manager.reload()
             return self._manager.all_steps()
 
     def _set_aside(self, step: int, reason: str) -> None:
         self._rename(step, reason)
-        self._agree(0.0)  # until it is done
+        self._agree(0.0)  # all processes wait for the rename
         self._whole_steps()
 
     def _rename(self, step: int, reason: str) -> None:
         place = self._directory / str(step)
         _log.warning(
-            "The checkpoint %s is damaged (%s) and is passed over.", place, reason
+            "Skipping the checkpoint %s, which is damaged (%s).", place, reason
         )
         if jax.process_index() == 0:
             names = (f"{step}.damaged{i or ''}" for i in itertools.count())
             place.rename(next(p for p in map(place.with_name, names) if not p.exists()))
 
     def _set_aside_what_orbax_would_wait_for(self) -> None:
-        # Its manager reads this file of every checkpoint as it starts, pipes too.
+        # On start its manager reads this file of every checkpoint, even if it is a pipe.
         for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
             if path.parent.name.isdecimal() and path.exists() and not path.is_file():
                 self._rename(int(path.parent.name), f"{path.name} is not a file")
@@ -286,22 +305,22 @@ class Checkpoints:
             last = f"step {max(whole)}" if whole else "none"
             raise OSError(
                 f"A checkpoint could not be written to {self._directory} "
-                f"({self._first_line(error)}); the last whole one: {last}. Make room, "
-                "or correct its permissions, then run the same command again to resume "
+                f"({self._first_line(error)}); the last complete one: {last}. Free some "
+                "space or fix the permissions, then run the same command again to resume "
                 "from there."
             ) from error
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-    """uint32 of an array: its 32-bit words, each mixed with its place, summed.
+    """uint32 checksum of an array: the sum of its 32-bit words, each mixed with its place.
 
-    Whole numbers: the same however the arrays are spread over devices. Changing one
-    word changes it; any other change does but for one chance in 2^32.
+    An integer sum does not depend on how the array is spread over devices. Changing one
+    word always changes it; any other change goes unnoticed with probability 2^-32.
     """
 
     def mix(x: jax.Array) -> jax.Array:
-        """Every bit of a word spread over all of it, one to one (Wellons' lowbias32)."""
+        """Bijectively spreads every bit over the whole word (Wellons' lowbias32)."""
         x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
         x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
         return x ^ (x >> 16)
@@ -315,7 +334,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def _checksums(state: TrainState) -> list[int]:
-    # Compiled once for each shape: far fewer than there are leaves.
+    # Compiled once per shape; there are far fewer shapes than leaves.
     sums = [_checksum(x) for x in jax.tree.leaves(state)]
     return [int(np.asarray(each.addressable_data(0))) for each in sums]
 

@@ -1,4 +1,4 @@
-"""The config of a whole run: every room's settings, and what they ask of one another."""
+"""The config of a whole run: every room's settings, and checks across rooms."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from edm_jax.optim.plateau import Plateau
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """A config's `training` fields: how long, what is recorded when, and how it runs."""
+    """A config's `training` fields: duration, when to record what, and how to execute."""
 
     duration_mimg: Positive
     snapshot_mimg: Bound
@@ -69,11 +69,11 @@ class RunConfig(Settings):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "RunConfig":
-        """The config of its fields as nested dicts.
+        """Makes a config from its fields as nested dicts.
 
         Raises:
             ValueError: a field is missing, unknown, mistyped or out of range, or two
-                contradict one another: one sentence that names them.
+                fields contradict each other; the message names them.
         """
         return fields.make(cls, "", config)
 
@@ -85,8 +85,8 @@ class RunConfig(Settings):
         opt, training = self.optimizer, self.training
         if opt.forced_weight_norm and self.network.weights != "mp":
             yield (
-                "optimizer.forced_weight_norm fixes the norm of weights whose norm still "
-                "matters unless network.weights is 'mp'; set network.weights='mp' "
+                "optimizer.forced_weight_norm fixes the norm of the weights, which only "
+                "network.weights='mp' makes irrelevant: set network.weights='mp' "
                 "(App. B.5)."
             )
         if opt.batch_size % training.microbatches:
@@ -102,32 +102,33 @@ class RunConfig(Settings):
             )
         if self.loss.label_dropout and not self.network.num_classes:
             yield (
-                "loss.label_dropout hides classes, and network.num_classes=0 has none; "
+                "loss.label_dropout hides classes, but network.num_classes=0 has none; "
                 "set loss.label_dropout=0."
             )
         if isinstance(self.data.augment, Edm) and self.network.channels not in (1, 3):
             yield (
                 "data.augment resamples pixels, but images of network.channels="
-                f"{self.network.channels} are taken for latents, which do not turn or "
+                f"{self.network.channels} are treated as latents, which do not rotate or "
                 "stretch with the pictures that they encode; set data.augment.name to "
                 "'flip' or 'none'."
             )
         is_plateau = isinstance(opt.schedule, Plateau)
         if is_plateau and training.probe_mimg >= training.duration_mimg:
             yield (
-                "optimizer.schedule is a plateau, which needs held-out losses on the way, "
-                f"and training.probe_mimg={training.probe_mimg:g} measures none: shorten it."
+                "optimizer.schedule is a plateau, which needs held-out losses during "
+                f"training, but training.probe_mimg={training.probe_mimg:g} measures none: "
+                "reduce it."
             )
         if self.ema.update_every > self.total_steps:
             yield (
-                f"ema.update_every={self.ema.update_every} is beyond the "
+                f"ema.update_every={self.ema.update_every} is more than the "
                 f"{self.total_steps:,} steps of the run, so no average would ever be "
-                "updated."
+                "updated: reduce it."
             )
 
     @property
     def model(self) -> Model:
-        """The network, with its u(sigma) head where the loss has one."""
+        """The network, with a u(sigma) head if the loss has one."""
         return self._model
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Which layer was the first that was not finite, once a gradient is not."""
+"""Finds the first layer that is not finite, once a gradient is not."""
 
 import dataclasses
 import functools
@@ -20,9 +20,8 @@ _NOWHERE = float(2**24)  # larger than any place, and exact in float32
 class Diagnosis:
     """Names the first bad layer of a step.
 
-    Computes the forward pass again, with the step's own noise and the current weights.
-    If all of it is finite, the fault lies in the backward pass, which reaches the last
-    layer first.
+    Recomputes the forward pass with the step's own noise and the current weights. If all
+    of it is finite, the fault is in the backward pass, which reaches the last layer first.
     """
 
     def __init__(self, trainer: Trainer, agree: Callable[[float], list[float]]):
@@ -38,7 +37,7 @@ class Diagnosis:
             keys = diffusion.example_keys(key, step, batch["index"])
             return check(params, batch, keys)
 
-        # Runs once: compiling it fast saves more than running it fast.
+        # It runs once: fast compilation saves more than fast execution.
         quick = {"xla_backend_optimization_level": 0}
         on_cpu = jax.default_backend() == "cpu"
         self._outputs = jax.jit(outputs, compiler_options=quick if on_cpu else None)
@@ -50,13 +49,17 @@ class Diagnosis:
     def first_bad(
         self, state: TrainState, batch: Batch, step: int, by_leaf: list[int]
     ) -> str:
-        """In words; all processes call it. batch: this process's rows.
+        """Describes the first bad place in words. All processes must call it.
 
-        step: the number of steps before it. by_leaf: `nonfinite_by_leaf` of its metrics.
+        Args:
+            state: the current state.
+            batch: this process's rows.
+            step: the number of steps taken before the bad one.
+            by_leaf: `nonfinite_by_leaf` from its metrics.
         """
         place = int(min(self._agree(self._forward(state, batch, step))))
         if place < 0:
-            return "images of the batch"
+            return "the batch's images"
         if place < _NOWHERE:
             name, is_output = self._order[place // 2], place % 2
             layer, _, leaf = name.rpartition("/")
@@ -64,17 +67,17 @@ class Diagnosis:
         names = list(_by_name(self._trainer.shapes.params))
         bad = {name for name, count in zip(names, by_leaf, strict=True) if count}
         if not bad:
-            return "gradient once loss_scale is divided out"
+            return "gradient after loss_scale is divided out"
         last = max(bad, key=self._order.index)
         return f"gradient of {last.rpartition('/')[0]}"
 
     def _forward(self, state: TrainState, batch: Batch, step: int) -> float:
-        """-1 for images; 2 i for the i-th parameter, 2 i + 1 for its layer's output."""
+        """-1 for the images; 2 i for parameter i, 2 i + 1 for the output of its layer."""
         if not np.isfinite(batch["image"]).all():
             return -1.0
         params, key = self._trainer.step.fetch((state.params, state.key))
         at = jnp.int32(step)
-        # One device holds as many rows at a time as in the step.
+        # Each device holds as many rows at a time as in the step.
         count = jax.local_device_count() * self._trainer.config.training.microbatches
         size = len(batch["index"])
         rows = np.array_split(np.arange(size), min(count, size))

@@ -1,8 +1,8 @@
-"""The learning-rate finder for a run: steps of growing rate, on a copy of its state.
+"""The learning-rate finder for a run: steps at growing rates, on a copy of its state.
 
-Every step is the run's own (`trainer`), under a schedule that grows. The loss after it is
-that of fixed noisy held-out images, stratified in sigma: common random numbers, so that
-two losses differ by the weights alone.
+The steps are the run's own (`trainer`), with a growing schedule. The loss is measured
+after each step on fixed noisy held-out images, stratified in sigma. All losses use the
+same random numbers, so they differ by the weights only.
 """
 
 import dataclasses
@@ -24,26 +24,26 @@ from edm_jax.train.config import RunConfig
 from edm_jax.train.step import TrainState
 from edm_jax.train.trainer import Trainer, make_trainer
 
-RATES = finder.grid(1e-6, 10.0, 100)  # where nothing else is asked for
-ROWS = 512  # held-out images at most that the loss is measured on [choice]
-ADVISED = "valley"  # which suggestion a run takes for itself
-OnProgress = Callable[[int, int], None]  # (steps done, of at most)
+RATES = finder.grid(1e-6, 10.0, 100)  # default
+ROWS = 512  # held-out images to measure the loss on, at most [choice]
+ADVISED = "valley"  # the suggestion that alpha_ref=auto uses
+OnProgress = Callable[[int, int], None]  # (steps done, steps at most)
 
 
 class Found(NamedTuple):
-    """What the repeats saw."""
+    """The results of all repeats."""
 
     curves: list[finder.Curve]
-    effective: list[np.ndarray]  # |dw| / |w| over all kernels, of each curve's steps
+    effective: list[np.ndarray]  # |dw| / |w| over all kernels, for each curve's steps
     suggestions: list[finder.Agreement]
 
     @property
     def advised(self) -> finder.Agreement:
-        """The suggestion that a run takes for itself."""
+        """The suggestion that alpha_ref=auto uses."""
         return next(each for each in self.suggestions if each.name == ADVISED)
 
     def summary(self) -> dict[str, Any]:
-        """For a run's provenance."""
+        """A summary for the run's provenance.json."""
         return {
             "alpha_ref": self.advised.rate,
             "reading": self.advised.name,
@@ -56,9 +56,9 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Growing(Settings):
-    """ratio^k, k the steps since `start` steps: the finder's schedule.
+    """ratio^k, where k counts steps from `start`: the finder's schedule.
 
-    beta1 moves as the run's own schedule has it.
+    beta1 follows the run's own schedule.
     """
 
     ratio: Positive
@@ -70,7 +70,7 @@ class Growing(Settings):
         return self.ratio ** (nimg / run.batch_size - self.start)
 
     def momentum(self, nimg: jax.Array, run: Run) -> jax.Array | None:
-        """The method's beta1 after `nimg` images; None leaves its own."""
+        """The method's beta1 after `nimg` images; None keeps its own."""
         moved = getattr(self.own, "momentum", None)
         return moved(nimg, run) if moved else None
 
@@ -85,23 +85,23 @@ def find(
     """Searches for the learning rate of a config; leaves nothing behind.
 
     Args:
-        config: the run's. Of its schedule and warm-up, only a moving beta1 takes part.
+        config: the run's config. Its schedule and warm-up are ignored, except for beta1.
         rates: equally spaced in their logarithm, `finder.grid`.
-        repeats: each with data order and noise, and untrained weights, of its own seed.
-        checkpoints: of a run, whose last state is probed; None begins untrained.
+        repeats: searches, each with its own seed for data order, noise and initial weights.
+        checkpoints: a run's checkpoints, to probe the last one; None starts untrained.
         on_progress: called after every step.
 
     Returns:
-        The curves, and what they suggest.
+        The curves, and the rates that they suggest.
 
     Raises:
-        ValueError: the loss falls nowhere, there is no checkpoint, or this is one of
+        ValueError: the loss never falls, there is no checkpoint, or this is one of
             several processes.
     """
     if jax.process_count() > 1:
         raise ValueError(
             "The learning-rate finder runs in one process: find the rate on one host, "
-            "and give it to the run with --config.optimizer.alpha_ref."
+            "and pass it to the run with --config.optimizer.alpha_ref."
         )
     data.prepare(config.data)
     trained = _last_state(config, checkpoints) if checkpoints else None
@@ -131,7 +131,7 @@ def find(
 
 
 class _Steps:
-    """Steps of one repeat, each returning the loss after it."""
+    """The steps of one repeat; each call takes one and returns the loss after it."""
 
     def __init__(
         self, trainer: Trainer, heldout: HeldOut, trained: TrainState | None, start: int
@@ -141,7 +141,7 @@ class _Steps:
             self._state = trainer.initial_state()
         else:
             key = np.asarray(jax.random.PRNGKey(trainer.config.seed))
-            # A copy for each repeat: the step gives its input's memory away.
+            # A copy for each repeat, because the step donates its input's memory.
             copy = jax.tree.map(np.array, trained._replace(key=key))
             self._state = trainer.step.place(copy)
         self._batches = _batches(trainer.config, start)
@@ -168,7 +168,7 @@ def _batches(config: RunConfig, start: int) -> Iterator[Any]:
 
 
 def _growing(config: RunConfig, rates: finder.Series, start: int) -> RunConfig:
-    """The config with a rate that grows through the rates, from a step on."""
+    """The config with a schedule that goes through the rates from step `start` on."""
     growing = Growing(float(rates[1] / rates[0]), start, config.optimizer.schedule)
     optimizer = dataclasses.replace(
         config.optimizer,
@@ -180,7 +180,7 @@ def _growing(config: RunConfig, rates: finder.Series, start: int) -> RunConfig:
 
 
 def _measured(config: RunConfig) -> RunConfig:
-    """The config with few enough held-out images to measure after every step."""
+    """The config with fewer held-out images, to measure the loss after every step."""
     evaluation = config.evaluation
     rows = min(evaluation.num_heldout, ROWS)
     fewer = dataclasses.replace(evaluation, num_heldout=rows, num_sigmas=1)
@@ -188,7 +188,7 @@ def _measured(config: RunConfig) -> RunConfig:
 
 
 def _last_state(config: RunConfig, place: Path) -> TrainState:
-    """The state of a run's last checkpoint, on the host, without that of a plateau."""
+    """The state of a run's last checkpoint, on the host, without a plateau's state."""
     if not place.is_dir():
         raise ValueError(f"{place.parent} has no checkpoint yet: train it first.")
     trainer = make_trainer(config)

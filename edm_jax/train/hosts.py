@@ -1,7 +1,7 @@
-"""The processes of a run: joining, asking one another, and signals that end it.
+"""The processes of a run: how they join, agree with each other, and stop on signals.
 
 A run on many hosts is one program started on each of them (JAX's multi-controller
-runtime); this is what it needs beyond the arrays.
+runtime). JAX handles the arrays; everything else is here.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from edm_jax.train import parallel
 
 
 class Cluster(NamedTuple):
-    """How a process finds the others; None leaves it to JAX."""
+    """How a process finds the others; None lets JAX find out."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     num_processes: int | None = None
@@ -35,7 +35,7 @@ class Cluster(NamedTuple):
 
 
 def find_cluster(environ: Mapping[str, str] = os.environ) -> Cluster | None:
-    """What the environment says: a SLURM step of several tasks, or a TPU machine."""
+    """Detects a SLURM step with several tasks, or a TPU machine; None for neither."""
     if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environ:
         return Cluster(
             num_processes=int(environ["SLURM_NTASKS"]),
@@ -49,9 +49,9 @@ def find_cluster(environ: Mapping[str, str] = os.environ) -> Cluster | None:
 
 
 def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
-    """The GPUs of this task among those it sees; None where SLURM gave none.
+    """The GPUs of this task among those that it sees; None if SLURM allocated none.
 
-    One task of a node takes all of them, several share them evenly.
+    A node's only task takes all of its GPUs; several tasks share them evenly.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
     count = len([v for v in visible.split(",") if v]) or int(
@@ -67,29 +67,29 @@ def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
     node = int(environ.get("SLURM_NODEID", "0"))
     here, local = tasks[min(node, len(tasks) - 1)], int(environ["SLURM_LOCALID"])
     share = count // here
-    # Fewer GPUs than tasks: each task sees its own alone (--gpus-per-task).
+    # Fewer GPUs than tasks: each task sees only its own (--gpus-per-task).
     return list(range(local * share, (local + 1) * share)) if share else [0]
 
 
 def join(cluster: Cluster, timeout_s: float = 300.0, say: Any = sys.stderr) -> None:
-    """Meets the other processes, once, before anything else of JAX.
+    """Joins the other processes; call it once, before anything else in JAX.
 
-    Says whom it waits for, and where they do not come within `timeout_s` ends the
-    process with one sentence that says why, and status 2.
+    Prints what it waits for. If some do not join within `timeout_s`, prints why and ends
+    the process with status 2.
     """
     met = threading.Event()
     waiter = threading.Thread(
         target=_watch, args=(cluster, timeout_s, say, met), daemon=True
     )
     waiter.start()
-    # JAX's own time-out aborts with a stack trace: it comes after this one.
+    # JAX's own timeout aborts with a stack trace: make it later than ours.
     later = int(timeout_s) + 60
     jax.distributed.initialize(*cluster, initialization_timeout=later)
     met.set()
     waiter.join()
     if cluster.num_processes != 1 and jax.process_index() == 0:
         count = jax.process_count()
-        print(f"All {count} processes are here.", file=say, flush=True)
+        print(f"All {count} processes have joined.", file=say, flush=True)
 
 
 def _watch(cluster: Cluster, timeout_s: float, say: Any, met: threading.Event) -> None:
@@ -118,25 +118,25 @@ def _why_alone(cluster: Cluster, count: int | str, where: str, timeout_s: float)
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
             return (
-                f"{gave_up}, and process 0 does not answer there ({error}): start it, "
-                "or check the address and the firewall."
+                f"{gave_up}, but process 0 does not answer ({error}): start it, or check "
+                "the address and the firewall."
             )
-        return f"{gave_up}: process 0 answers, but not all of the others have come."
+        return f"{gave_up}: process 0 answers, but not all of the others have joined."
     return (
-        f"{gave_up}, and not all of them have come: start the same command on every "
-        "host, each with a process id of its own, or raise the time-out."
+        f"{gave_up}, but not all of them joined: start the same command on every host, "
+        "each with its own process id, or raise the timeout."
     )
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is the process that writes the run's files."""
     return jax.process_index() == 0
 
 
 class AnyProcess:
-    """Whether any process says yes, told to all of them one step later.
+    """Tells all processes one step later whether any of them voted yes.
 
-    So that they stop after the same step, and none waits for another's host.
+    They can thus stop after the same step, and no host waits for another.
     """
 
     def __init__(self) -> None:
@@ -165,14 +165,14 @@ def agree(value: float) -> list[float]:
         return [value]
     from jax.experimental import multihost_utils
 
-    # As two words: JAX would round it to float32.
+    # As two 32-bit words, because JAX would round it to float32.
     words = np.frombuffer(np.float64(value).tobytes(), np.uint32)
     gathered = np.ascontiguousarray(multihost_utils.process_allgather(words))
     return gathered.view(np.float64)[:, 0].tolist()
 
 
 def first_alone(action: Callable[[], None]) -> None:
-    """Runs `action` on the first process; where it raises, all do."""
+    """Runs `action` on the first process; if it raises an error, all processes do."""
     failure: Exception | None = None
     if is_first():
         try:
@@ -183,15 +183,15 @@ def first_alone(action: Callable[[], None]) -> None:
     if failure is not None:
         raise failure
     if failed:
-        raise ValueError("process 0 stopped, and says why.")
+        raise ValueError("process 0 failed: see its output for the reason.")
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Notes SIGINT, SIGTERM and SIGHUP instead of dying; a second one ends the process.
+    """Records SIGINT, SIGTERM and SIGHUP instead of dying; a second one ends the process.
 
-    Everything on disk is whole at any time, so ending at once loses only what came after
-    the last checkpoint. SIGHUP, which a lost terminal sends more than once, counts once.
+    Files on disk are always complete, so an immediate end loses only the work since the
+    last checkpoint. SIGHUP counts once, because a lost terminal sends it more than once.
     """
     received: list[int] = []
     numbers = signals.stop_numbers()
@@ -199,7 +199,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     writer.setblocking(False)
 
     def exit_at_second() -> None:
-        # In a thread: Python's own handlers wait while XLA compiles.
+        # In a thread, because Python's handlers wait while XLA compiles.
         count, hung_up = 0, False
         while data := reader.recv(1):
             count += data[0] in numbers and not (hung_up and data[0] == signal.SIGHUP)

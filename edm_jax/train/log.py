@@ -1,4 +1,4 @@
-"""What the training step reports, read one step late, and what is logged of it."""
+"""Reads the training step's metrics one step late, and logs them."""
 
 import time
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class _Pending(NamedTuple):
 
 
 class TrainingLog:
-    """Writes training metrics, reading those of a step after the next is dispatched.
+    """Writes training metrics; reads a step's metrics after the next step is dispatched.
 
-    So that reading never stalls the devices. A line is the mean over its interval; what
-    no line has yet, `unlogged`, goes into checkpoints.
+    Reading thus never stalls the devices. A line is the mean over its interval. Metrics
+    that are not yet in a line, `unlogged`, are kept in checkpoints.
     """
 
     def __init__(self, run: RunDir, trainer: Trainer, report: OnProgress):
@@ -45,23 +45,23 @@ class TrainingLog:
         self._peak = _peak_flops(config.network.compute_dtype)
         self._pending: _Pending | None = None
         self.unlogged: list[dict[str, Any]] = []
-        self.rate_scale = 1.0  # what a plateau has made of the learning rate
+        self.rate_scale = 1.0  # the factor by which a plateau has reduced the rate
         self._rate = 0.0
         self._seconds, self._images = 0.0, 0
-        self._clock: float | None = None  # None: the next interval is no measure
+        self._clock: float | None = None  # None: do not time the next interval
 
     def dispatched(self, step: int, metrics: Any, due: bool) -> Report | None:
-        """Takes the metrics of a step under way; returns those of the one before."""
+        """Takes the metrics of a step in progress; returns those of the previous step."""
         report = self.flush()
         self._pending = _Pending(step, metrics, due, self.rate_scale)
         return report
 
     def restart_clock(self) -> None:
-        """Leaves what happens now out of the rate."""
+        """Leaves the time until the next step's metrics out of the rate."""
         self._clock = None
 
     def flush(self) -> Report | None:
-        """Waits for the last step's metrics, and returns them."""
+        """Waits for the last step's metrics and returns them."""
         if self._pending is None:
             return None
         (step, metrics, due, scale), self._pending = self._pending, None
@@ -84,7 +84,7 @@ class TrainingLog:
     def _write(self, step: int, nimg: int, rate_scale: float) -> dict[str, Any]:
         """Logs the means since the last line, and returns them."""
         means = _mean(self.unlogged)
-        # A running count, which 32 bits hold up to 2^32.
+        # A running count modulo 2^32.
         means["nonfinite"] = self.unlogged[-1]["nonfinite"] % 2**32
         means["sigma"] = _by_sigma(means["sigma"])
         lr = float(self._schedule(nimg - self._batch_size)) * rate_scale
@@ -95,14 +95,14 @@ class TrainingLog:
         return means
 
     def _speed(self) -> dict[str, float]:
-        """A record of its own: the only numbers that no two runs share."""
+        """Speed has a separate record: only these numbers differ between equal runs."""
         flops_per_s = self._rate * self._flops_per_image
         speed = {"images_per_s": self._rate, "flops_per_s": flops_per_s}
         return speed | ({"mfu": flops_per_s / self._peak} if self._peak else {})
 
 
 def _mean(many: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of nested records of numbers and lists, in float64."""
+    """Averages nested records of numbers and lists, in float64."""
 
     def mean(*values: Any) -> Any:
         return np.mean(np.asarray(values, np.float64), axis=0).tolist()
@@ -111,9 +111,9 @@ def _mean(many: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _by_sigma(means: dict[str, list[float]]) -> dict[str, list[float | None]]:
-    """Loss and u(sigma) of each range; None where no image fell into it.
+    """Loss and u(sigma) of each range of sigma; None if no image fell into it.
 
-    u is at its best the logarithm of the loss (Eq. 21).
+    The optimal u is the logarithm of the loss (Eq. 21).
     """
     share = np.asarray(means["share"])
 
@@ -131,6 +131,6 @@ def _by_sigma(means: dict[str, list[float]]) -> dict[str, list[float | None]]:
 
 
 def _peak_flops(dtype: str) -> float | None:
-    """Of all devices together, where it is known."""
+    """Peak FLOP/s of all devices together; None if it is not known."""
     peak = flops.peak_flops(jax.devices()[0].device_kind, dtype)
     return peak * jax.device_count() if peak else None

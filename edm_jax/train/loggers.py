@@ -1,6 +1,6 @@
-"""Metrics shown elsewhere while a run trains: on TensorBoard, on Weights & Biases.
+"""Mirrors metrics to TensorBoard and Weights & Biases while a run trains.
 
-metrics.jsonl stays the source of truth: what is mirrored may fail or be thrown away.
+metrics.jsonl remains the source of truth: a mirror may fail or be deleted.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from edm_jax import tree
 
-UPLOAD_SECONDS = 300  # how long the end of a run waits for what W&B has not sent yet
+UPLOAD_SECONDS = 300  # how long the end of a run waits for W&B's uploads
 
 
 class Logger(Protocol):
-    """A place that the records of metrics.jsonl are mirrored to."""
+    """A mirror of the records of metrics.jsonl."""
 
     def write(self, record: Mapping[str, Any]) -> None: ...
 
@@ -24,14 +24,17 @@ class Logger(Protocol):
 
 
 class MissingPackage(ImportError):
-    """A logger's package is not installed; says in one sentence how to install it."""
+    """A logger's package is not installed; the message says how to install it."""
 
 
 class Mirrors:
-    """Several loggers that never stop training: one that fails is warned about, once,
-    and dropped.
+    """Several loggers that never stop training: one that fails is dropped with a warning.
 
-    Takes what opens each logger, by name. Raises MissingPackage only.
+    Args:
+        openers: {name: function that opens the logger}.
+
+    Raises:
+        MissingPackage: a logger's package is not installed.
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Logger]]):
@@ -57,31 +60,35 @@ class Mirrors:
             yield
         except MissingPackage:
             raise
-        except Exception as error:  # noqa: BLE001  no mirror is worth a run
+        except Exception as error:  # noqa: BLE001  a mirror must not end a run
             self._loggers.pop(name, None)
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             logging.getLogger(__name__).warning(
-                "%s gets no more metrics (%s); training continues.", name, reason
+                "%s receives no more metrics (%s); training continues.", name, reason
             )
 
 
 class TensorBoard:
-    """Event files for TensorBoard, their x axis in images.
+    """Event files for TensorBoard, with images on the x axis.
 
-    after_nimg: where training resumes; what an earlier start wrote after it is purged,
-    and all of it where training starts at 0. Raises MissingPackage.
+    Args:
+        directory: where to write.
+        after_nimg: where training resumes. Later records of earlier starts are purged;
+            all of them if it is 0.
+
+    Raises:
+        MissingPackage: tensorboardX is not installed.
     """
 
     def __init__(self, directory: Path, after_nimg: int):
-        # Not its SummaryWriter: that one's thread dies of a full disk, and writing then
-        # waits for it forever.
+        # Not SummaryWriter: a full disk kills its thread, and writing then waits forever.
         with _from_extra("tensorboard"):
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2, summary_pb2
-        self._events: Any = event_pb2  # Any: their classes are made at import
+        self._events: Any = event_pb2  # Any, because their classes are made at import
         self._summaries: Any = summary_pb2
         directory.mkdir(parents=True, exist_ok=True)
-        # Names hold the second; two starts within one must not share a file.
+        # Names hold only the second; two starts in one second must not share a file.
         suffix = f".{time.time_ns()}"
         self._writer = EventsWriter(str(directory / "events"), suffix)
         session = self._events.SessionLog
@@ -100,16 +107,26 @@ class TensorBoard:
     def _add(self, **fields: Any) -> None:
         event = self._events.Event(wall_time=time.time(), **fields)
         self._writer.write_event(event)
-        # At once: a resume purges what is after its checkpoint, and keeps the rest.
+        # Flush now: a resume purges records after its checkpoint and keeps the rest.
         self._writer.flush()
 
 
 class WandB:
     """A run on Weights & Biases, or under WANDB_MODE=offline in `directory`/wandb.
 
-    run_id: the same at every start of a run. after_nimg: where training resumes; at 0
-    the run's history is overwritten. W&B cannot take records back, so those that
-    training repeats after a resume are not sent again. Raises MissingPackage.
+    W&B cannot delete records, so those that training repeats after a resume are not sent
+    again.
+
+    Args:
+        project: the project on W&B.
+        run_name: the name shown there.
+        run_id: the same at every start of a run.
+        directory: where W&B keeps its files.
+        config: the run's config.
+        after_nimg: where training resumes; 0 overwrites the run's history.
+
+    Raises:
+        MissingPackage: wandb is not installed.
     """
 
     def __init__(
@@ -135,7 +152,7 @@ class WandB:
         )
         self._run.define_metric("nimg")
         self._run.define_metric("*", step_metric="nimg")
-        # From where records are still to be sent. Offline, W&B itself does not know.
+        # Records from here on must still be sent. Offline, W&B does not know.
         self._mark = directory / "wandb_nimg"
         self._first = 0
         self._last: int | None = None
@@ -148,8 +165,8 @@ class WandB:
         if nimg < self._first:
             return
         self._run.log({"nimg": nimg, **flatten(record)}, step=nimg)
-        # W&B keeps a step open until the next one: a kill loses it, and it is sent again.
-        # (A kill also takes what W&B wrote to disk seconds late; that stays missing.)
+        # W&B keeps a step open until the next one. A kill loses it, so it is sent again.
+        # (A kill also loses what W&B had not yet written to disk; that stays missing.)
         self._last = nimg
         self._mark.write_text(str(nimg), encoding="utf-8")
 
@@ -164,11 +181,10 @@ class WandB:
 
 
 def flatten(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record by name, such as 'train/loss' or
-    'dynamics/weights/enc_8x8/max'.
+    """The numbers of a record by name, such as 'dynamics/weights/enc_8x8/max'.
 
-    An entry of a list is named by its position in it. Left out: text, None, true and
-    false, and the position in training; NaN and infinity are numbers.
+    List entries are named by position. Text, None, booleans and the position in training
+    are left out; NaN and infinity count as numbers.
     """
     place = "kind", "step", "nimg"
     values = {name: value for name, value in record.items() if name not in place}
@@ -180,7 +196,7 @@ def flatten(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _as_dicts(value: Any) -> Any:
-    """The same, with every list as a dict of its entries by position."""
+    """Replaces every list with a dict of its entries by position."""
     if isinstance(value, list | tuple):
         value = {str(i): each for i, each in enumerate(value)}
     if isinstance(value, Mapping):
@@ -190,11 +206,11 @@ def _as_dicts(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _from_extra(extra: str) -> Iterator[None]:
-    """Makes an import's failure one sentence."""
+    """Turns a failed import into MissingPackage."""
     try:
         yield
     except ImportError as error:
         raise MissingPackage(
-            f"Logging to {extra} needs a package that is not installed here: "
+            f"Logging to {extra} needs a package that is not installed: "
             f"pip install -e '.[{extra}]'."
         ) from error

@@ -1,4 +1,4 @@
-"""The training loop: what happens, from top to bottom."""
+"""The training loop."""
 
 import contextlib
 import functools
@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved, and the same command resumes it."""
+    """The run was asked to stop. Its state is saved, and the same command resumes it."""
 
 
 class Nonfinite(ValueError):
-    """A gradient was not finite, and the config says to stop there."""
+    """A gradient was not finite, and the config says to stop."""
 
 
 def train(
@@ -58,18 +58,18 @@ def train(
     finish the step, save, and raise Preempted.
 
     Args:
-        config: the run's.
+        config: the run's config.
         run: its directory.
-        on_progress: takes the images trained, their total, and images per second.
-        open_mirrors: opens what metrics are mirrored to, given the images trained so far.
+        on_progress: called with the images trained, their total, and images per second.
+        open_mirrors: opens mirrors of the metrics, given the images trained so far.
         profile_steps: the number of steps to trace into RUN/profile.
-        allow_data: whether the data set may differ from before.
+        allow_data: whether the data set may have changed since the run started.
 
     Raises:
         ValueError: the checkpoint or the data set does not fit the config.
         OSError: the disk is full or failing.
-        Preempted: a signal came; the same command resumes the run.
-        Nonfinite: a gradient was not finite, and the config says to stop there.
+        Preempted: a signal arrived; the same command resumes the run.
+        Nonfinite: a gradient was not finite, and the config says to stop.
     """
     data.prepare(config.data)
     trainer = make_trainer(config)
@@ -105,7 +105,7 @@ def train(
         raise Preempted(f"{run.path} is saved at {nimg:,} images.")
     best_nimg = loop.best_snapshot(nimg) if step < total else None
     message = (
-        f"stopped early: the held-out loss no longer fell; its best is at {best_nimg:,}"
+        f"stopped early: the held-out loss stopped falling; it was best at {best_nimg:,}"
         if best_nimg
         else ""
     )
@@ -122,7 +122,7 @@ def train(
 
 
 class _Loop:
-    """One run under way."""
+    """One run in progress."""
 
     def __init__(
         self,
@@ -170,9 +170,9 @@ class _Loop:
         step, state, extra = found
         if extra["data"] != self.fingerprint and not allow_data:
             raise ValueError(
-                f"The data set is not what {self.run_dir.path} was trained on: it was "
-                f"{extra['data']} and is {self.fingerprint}. Put it back, or accept it "
-                "with --allow=data."
+                f"The data set has changed since {self.run_dir.path} was trained: it was "
+                f"{extra['data']} and is {self.fingerprint}. Restore it, or accept the "
+                "change with --allow=data."
             )
         self.log.unlogged = extra["unlogged"]
         self.monitor.restore(extra["monitor"])
@@ -193,9 +193,9 @@ class _Loop:
             return start
         training = self.config.training
         self._record_provenance(start)
-        # Nothing is kept of a start that was killed before its first checkpoint.
+        # A start that was killed before its first checkpoint leaves nothing behind.
         self.run_dir.forget_after(start if start else -1)
-        # The first step, and the probe, wait for their compilation.
+        # Now, because the first step and the probe take time to compile.
         self._on_progress(start * self.batch_size, total * self.batch_size, 0.0)
         if start == 0:
             state = self._probe(state, 0)
@@ -227,7 +227,7 @@ class _Loop:
             if self._due(training.evaluate_mimg, step, total):
                 self._evaluate(state, step)
                 self.log.restart_clock()
-            # A run that stops early is evaluated at its best.
+            # A run that stops early is evaluated at its best held-out loss.
             best = training.patience_mimg < math.inf and self.monitor.is_best(
                 step * self.batch_size
             )
@@ -245,15 +245,16 @@ class _Loop:
         return total
 
     def _due(self, interval_mimg: float, step: int, total: int) -> bool:
-        # Intervals need not be whole numbers of steps; all are due at the end.
+        # Intervals need not be whole numbers of steps; everything is due at the end.
         interval = interval_mimg * 1e6
         now, before = step * self.batch_size, (step - 1) * self.batch_size
         return now // interval > before // interval or step == total
 
     def _watch(self, report: Report | None, state: TrainState) -> None:
-        """Alerts for a step whose metrics have come; `state` is of a step or two later.
+        """Logs alerts for a step whose metrics are read; `state` is a step or two later.
 
-        Raises Nonfinite where the config says so.
+        Raises:
+            Nonfinite: a gradient is not finite, and the config says to stop.
         """
         if report is None:
             return
@@ -269,14 +270,14 @@ class _Loop:
         policy = menu.build(POLICIES, "optimizer.nonfinite", name)
         by_leaf = metrics["nonfinite_by_leaf"]
         first = self.diagnosis.first_bad(state, batch, step - 1, by_leaf)
-        sentence = f"{new:,} gradient elements are not finite, the first bad: {first}"
+        sentence = f"{new:,} gradient elements are not finite; first bad place: {first}"
         fields = {"count": new, "first_bad": first, "policy": name}
         self._alert(step, "nonfinite", f"{sentence}; {policy.done}", **fields)
         if policy.stops:
             raise Nonfinite(
                 f"{sentence}, in step {step:,} of {self.run_dir.path}. The same command "
-                "tries again from the last checkpoint; --config.optimizer.nonfinite=skip "
-                "--allow=optimizer.nonfinite goes past it."
+                "retries from the last checkpoint; --config.optimizer.nonfinite=skip "
+                "--allow=optimizer.nonfinite skips the step."
             )
 
     def _alert(self, step: int, about: str, message: str, **fields: Any) -> None:
@@ -291,9 +292,10 @@ class _Loop:
             _log.warning("%s images: %s.", f"{step * self.batch_size:,}", message)
 
     def _probe(self, state: TrainState, step: int) -> TrainState:
-        """Logs the held-out loss, averaged and not, and the magnitudes.
+        """Logs the held-out loss, with and without averaging, and the magnitudes.
 
-        Returns the state, in which a plateau may have reduced the rate.
+        Returns:
+            The state, in which a plateau may have reduced the rate.
         """
         nimg = step * self.batch_size
         average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
@@ -330,9 +332,9 @@ class _Loop:
         return state
 
     def _evaluate(self, state: TrainState, step: int) -> None:
-        """Logs what evaluators find of samples of the longest average."""
+        """Logs the evaluators' results on samples from the longest average."""
         if self.config.training.evaluate_mimg == math.inf:
-            return  # nor at the end
+            return  # not even at the end
         average = self.trainer.step.fetch(state.emas[self.trainer.longest_average])
         if hosts.is_first():
             nimg = step * self.batch_size
@@ -344,7 +346,7 @@ class _Loop:
         return Midway(self.config, self.run_dir.path, self.trainer.denoiser)
 
     def _sharpness(self, params: Params, opt_state: Any, nimg: int) -> dict[str, float]:
-        """How curved the loss is, and that over the edge of stability, where measured."""
+        """The loss's curvature, also relative to the edge of stability, if measured."""
         if self.sharpness is None:
             return {}
         found = {"sharpness": self.sharpness(params)}
@@ -371,10 +373,10 @@ class _Loop:
             snapshots.write(place, average, meta, gather, hosts.is_first())
 
     def best_snapshot(self, last: int) -> int:
-        """When the snapshot of the best held-out loss was taken; else the last one."""
+        """The images at the snapshot of the best held-out loss; without one, `last`."""
         stored = snapshots.list_snapshots(self.run_dir.snapshots)
         times = [s.meta.nimg for s in stored if s.meta.nimg <= self.monitor.best_nimg]
-        # Before any step there is none.
+        # There is no snapshot before the first step.
         return max(times, default=last)
 
     def _save(self, state: TrainState, step: int) -> None:

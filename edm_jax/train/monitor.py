@@ -1,4 +1,4 @@
-"""What watches a run while it trains: alerts, and when to stop early."""
+"""Watches a run while it trains: alerts, and when to stop early."""
 
 import dataclasses
 import math
@@ -10,20 +10,20 @@ import numpy as np
 # Weight of a step in the running mean of the loss, which starts as a plain mean.
 _NEWEST = 0.01
 _STEPS_BEFORE_ALERTS = 20
-_WINDOW = 128  # steps whose median and spread the next is measured by
-# Deviations below this, of the logarithm, are not told apart [choice].
+_WINDOW = 128  # steps whose median and spread the next one is compared with
+# The spread of the logarithm counts as at least this [choice].
 _LEAST_SPREAD = 0.02
-# A unit is dead below this part of its layer's median, and exploding above its inverse.
+# A unit is dead below this fraction of its layer's median, exploding above the inverse.
 _DEAD = 1e-3
 _STEPS_BEFORE_U = 500
-_BEYOND_EDGE = 2.0  # times the curvature at which steps are stable [choice]
-_LINES_FAR = 4  # of the log in a row, before u(sigma) counts as far from the loss
-# What to try, by what an alert is about.
+_BEYOND_EDGE = 2.0  # times the highest curvature at which steps are stable [choice]
+_LINES_FAR = 4  # log lines in a row until u(sigma) counts as far from the loss
+# {subject of an alert: what to try}
 ADVICE = {
     "loss": "If spikes return, lower optimizer.alpha_ref or lengthen the warm-up.",
     "gradient": "If it stays, lower optimizer.alpha_ref or lengthen the warm-up.",
     "magnitudes": "Lower optimizer.alpha_ref, or set optimizer.forced_weight_norm=True "
-    "where network.weights is 'mp'.",
+    "if network.weights is 'mp'.",
     "updates": "Lower optimizer.alpha_ref, or lengthen the warm-up.",
     "units": "Lower optimizer.alpha_ref, or try another network.init.",
     "sharpness": "Lower optimizer.alpha_ref or lengthen the warm-up, unless the loss falls.",
@@ -33,13 +33,15 @@ ADVICE = {
 
 @dataclasses.dataclass
 class Monitor:
-    """Bounds, and what has been seen so far, which a checkpoint carries.
+    """The thresholds, and the history, which checkpoints keep.
 
-    Bounds, which inf turns off: a step's loss above `loss_factor` times its running mean,
-    as e^u(sigma) of a range of sigma is from its loss; magnitudes above `growth` times
-    those of the first probe; a held-out loss that has not fallen for more than
-    `patience_nimg` images; a loss or gradient `z` robust deviations above the steps
-    before; an update above `update` times the norm of its weights.
+    inf turns a threshold off:
+    loss_factor: a step's loss over its running mean, and e^u(sigma) over the loss or the
+        inverse, in a range of sigma.
+    growth: magnitudes over those of the first probe.
+    patience_nimg: images since the held-out loss was lowest.
+    z: robust deviations of a loss or gradient above earlier steps.
+    update: the norm of an update over that of its weights.
     """
 
     loss_factor: float
@@ -61,7 +63,7 @@ class Monitor:
     failing: bool = False  # the last step had gradients that are not finite
 
     def state(self) -> dict[str, Any]:
-        """What has been seen, for JSON."""
+        """The history, for JSON."""
         seen = dataclasses.asdict(self)
         for bound in ("loss_factor", "growth", "patience_nimg", "z", "update"):
             del seen[bound]
@@ -70,27 +72,27 @@ class Monitor:
         }
 
     def restore(self, seen: Mapping[str, Any]) -> None:
-        """Takes up what another monitor had seen."""
+        """Takes over another monitor's history."""
         for name, value in seen.items():
             setattr(self, name, math.inf if value is None else value)
 
     def after_report(self, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What a step's metrics alert to: what it is about, and a sentence."""
+        """Alerts for a step's metrics: pairs of the subject and a sentence."""
         spike = self.after_step(metrics["loss_per_element"])
         leap = self.after_gradient(metrics["grad_rms"])
         yield from (("loss", said) for said in [spike] if said)
         yield from (("gradient", said) for said in [leap] if said)
         for said in self.after_updates(metrics["effective_lr"]):
             yield "updates", said
-        # At first u follows a loss that falls fast.
+        # Early on, u lags behind a loss that falls fast.
         if metrics["line"] and self.steps >= _STEPS_BEFORE_U:
             for said in self.after_line(metrics["line"]["sigma"]):
                 yield "uncertainty", said
 
     def after_step(self, loss: float) -> str | None:
-        """An alert where the loss leaps, once until it is back."""
+        """An alert if the loss spikes; not repeated until it is back to normal."""
         if not math.isfinite(loss):
-            return None  # counted by its gradient
+            return None  # counted with the gradient
         spiking = (
             self.steps >= _STEPS_BEFORE_ALERTS
             and 0 < self.loss_factor * self.mean_loss < loss
@@ -101,7 +103,7 @@ class Monitor:
         began, self.spiking = spiking and not self.spiking, spiking
         mean = self.mean_loss
         self.steps += 1
-        # However high, a spike raises the mean no more than a loss at the bound does.
+        # A spike raises the mean no more than a loss at the threshold would.
         step = min(loss, self.loss_factor * mean) if mean else loss
         self.mean_loss += (step - mean) * max(_NEWEST, 1 / self.steps)
         if began and outlier:
@@ -111,7 +113,7 @@ class Monitor:
         return None
 
     def after_gradient(self, rms: float) -> str | None:
-        """An alert where the gradient leaps, once until it is back."""
+        """An alert if the gradient spikes; not repeated until it is back to normal."""
         if not math.isfinite(rms):
             return None  # counted by element
         deviations = self._deviations("gradient", rms)
@@ -120,7 +122,7 @@ class Monitor:
         return f"RMS of the gradient {rms:.3g}, {_beyond(deviations)}"
 
     def after_updates(self, ratios: Mapping[str, float]) -> Iterator[str]:
-        """Alerts for places whose update is large beside their weights, |dw| / |w|."""
+        """Alerts for places whose update is large relative to the weights, |dw| / |w|."""
         for place, ratio in ratios.items():
             if self._begins(f"updates of {place}", ratio > self.update):
                 yield f"a step changes the weights of {place} by {ratio:.0%} of their norm"
@@ -128,7 +130,8 @@ class Monitor:
     def after_line(self, sigma: Mapping[str, Sequence[float | None]]) -> Iterator[str]:
         """Alerts for ranges of sigma where e^u is far from the loss (Eq. 21).
 
-        sigma: as the log has it; with a u(sigma) that is 0 throughout there is no head.
+        Args:
+            sigma: the log's columns; if u(sigma) is 0 everywhere, there is no head.
         """
         if not any(sigma["logvar"]) or self.loss_factor == math.inf:
             return
@@ -141,16 +144,17 @@ class Monitor:
                 continue
             times = math.exp(min(u - math.log(loss), 700.0))
             far = not 1 / self.loss_factor <= times <= self.loss_factor
-            # The loss of few images is noisy, and u follows a falling one.
+            # The loss of a few images is noisy, and u lags behind a falling loss.
             self.far[name] = self.far.get(name, 0) + 1 if far else 0
             if self._begins(name, self.far[name] >= _LINES_FAR):
                 yield f"e^u is {times:.2g} times the loss at {name}"
 
     def after_units(self, layers: Mapping[str, np.ndarray]) -> Iterator[str]:
-        """Alerts for dead and exploding units, by layer and number, once for each layer.
+        """Alerts for dead and exploding units, once for each layer.
 
-        layers: the RMS of every output unit of a layer. A layer that is silent as a
-        whole, as at an initialization with zeros, is left out.
+        Args:
+            layers: {layer: RMS of each output unit}. Layers that are zero altogether, as
+                some are at initialization, are left out.
         """
         if self.growth == math.inf:
             return
@@ -167,12 +171,12 @@ class Monitor:
                     yield f"{len(which)} of {len(rms)} units of {layer} {said}: {some}"
 
     def after_sharpness(self, beyond: float | None) -> Iterator[str]:
-        """An alert where the loss is curved beyond the edge of stability, `beyond` times."""
+        """An alert if the curvature is far beyond the edge of stability, `beyond` times."""
         if beyond is not None and self._begins("sharpness", beyond > _BEYOND_EDGE):
-            yield f"the loss is {beyond:.1f} times as curved as steps of this rate bear"
+            yield f"the curvature is {beyond:.1f} times the stable limit at this rate"
 
     def _begins(self, what: str, holds: bool) -> bool:
-        """Whether something holds that did not hold before."""
+        """Whether a condition holds now that did not hold before."""
         if holds and what not in self.told:
             self.told.append(what)
             return True
@@ -181,10 +185,10 @@ class Monitor:
         return False
 
     def _deviations(self, what: str, value: float) -> float:
-        """Robust z-score of ln(value) among the steps before; then one of them.
+        """Robust z-score of ln(value) among recent steps; then adds it to them.
 
-        (ln x - median) / (1.4826 MAD), where 1.4826 makes the median absolute deviation
-        of a normal distribution its standard deviation.
+        (ln x - median) / (1.4826 MAD). The factor 1.4826 turns the median absolute
+        deviation of a normal distribution into its standard deviation.
         """
         if value <= 0 or self.z == math.inf:
             return 0.0
@@ -199,13 +203,14 @@ class Monitor:
         return z
 
     def after_probe(self, magnitudes: Mapping[str, float]) -> Iterator[str]:
-        """Alerts for places that have grown beyond the bound, once for each.
+        """Alerts for places that have grown beyond the threshold, once for each.
 
-        magnitudes: by what and where, such as 'activations enc_8x8'.
+        Args:
+            magnitudes: by kind and place, such as 'activations enc_8x8'.
         """
         firsts = [self.first_magnitudes.setdefault(p, v) for p, v in magnitudes.items()]
         if self.growth == math.inf:
-            return  # not even where one is not a number
+            return  # no alert even for NaN
         for (place, value), first in zip(magnitudes.items(), firsts, strict=True):
             ratio = value / max(first, 1e-12)
             if not ratio <= self.growth and place not in self.grown:
@@ -213,20 +218,23 @@ class Monitor:
                 yield f"magnitude of {place} is {value:.3g}, {ratio:.1f} times its first"
 
     def has_converged(self, heldout_loss: float, nimg: int) -> bool:
-        """Notes a held-out loss; whether none for long enough was better."""
+        """Records a held-out loss; True if there was no better one for long enough."""
         if heldout_loss < self.best_loss:
             self.best_loss, self.best_nimg = heldout_loss, nimg
         return nimg - self.best_nimg > self.patience_nimg
 
     def is_best(self, nimg: int) -> bool:
-        """Whether the held-out loss noted then is the best so far."""
+        """Whether the held-out loss recorded then is the best so far."""
         return nimg == self.best_nimg
 
     def new_nonfinite(self, total: int) -> tuple[int, bool]:
-        """How many gradient elements that are not finite the running count gained, and
-        whether they begin a stretch of bad steps.
+        """The number of new non-finite gradient elements, and whether they are the first.
 
-        total: int32, which a network of some size that fails for long wraps around.
+        Args:
+            total: the running count, int32, which may wrap around.
+
+        Returns:
+            The increase, and whether it starts a stretch of bad steps.
         """
         new, self.nonfinite = (total - self.nonfinite) % 2**32, total
         began, self.failing = new > 0 and not self.failing, new > 0
@@ -234,4 +242,4 @@ class Monitor:
 
 
 def _beyond(deviations: float) -> str:
-    return f"{deviations:.0f} robust standard deviations above the steps before"
+    return f"{deviations:.0f} robust standard deviations above recent steps"

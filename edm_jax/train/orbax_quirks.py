@@ -1,4 +1,4 @@
-"""Faults of Orbax and TensorStore that `checkpoint` works around."""
+"""Workarounds for faults in Orbax and TensorStore."""
 
 import contextlib
 import functools
@@ -16,21 +16,21 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-# Orbax takes a directory whose name holds one of these for a pattern, TensorStore the
-# last for a slash; and it opens no name that is not UTF-8.
+# Orbax reads names with these characters as patterns; TensorStore reads a backslash as a
+# slash, and cannot open names that are not UTF-8.
 _SPECIAL = re.compile(r"[*?\[\]\\\ud800-\udfff]")
 
 
 def write_small_arrays_once() -> None:
-    """Has replicas share the writing of large arrays only, and no shardings stored.
+    """Makes replicas share the writing of large arrays only, and stores no shardings.
 
-    Orbax would cut every array into a part for each device. What is cut into small
-    parts takes several times its room on disk, and longer to write.
+    Orbax would split every array into one part per device. Small parts take several
+    times the space on disk, and longer to write.
     """
     handler = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=2**20, enable_write_sharding_file=False
     )
-    absl_log = logging.getLogger("absl")  # it warns that a handler is replaced
+    absl_log = logging.getLogger("absl")  # warns that a handler is replaced
     level = absl_log.level
     absl_log.setLevel(logging.ERROR)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
@@ -38,7 +38,7 @@ def write_small_arrays_once() -> None:
 
 
 def plain_path(directory: Path) -> Path:
-    """The directory, or a link to it where Orbax would misread its name."""
+    """The directory, or a link to it if Orbax would misread its name."""
     if not _SPECIAL.search(os.fspath(directory)):
         return directory
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
@@ -47,13 +47,13 @@ def plain_path(directory: Path) -> Path:
     with contextlib.suppress(FileExistsError):  # another process of this run made it
         link.symlink_to(directory)
     if not link.is_symlink() or os.readlink(link) != os.fspath(directory):
-        raise OSError(f"{link} is in the way of a link to {directory}: remove it.")
+        raise OSError(f"{link} exists but is not a link to {directory}: remove it.")
     return link
 
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keeps Orbax and its libraries silent about a read: its failure is told once."""
+    """Silences Orbax and its libraries during a read; the caller reports a failure."""
     _ignore_stragglers()
     loggers = [
         logging.getLogger(n) for n in ("absl", "asyncio", "orbax", "tensorstore")
@@ -74,7 +74,7 @@ def hushed() -> Iterator[None]:
 
 @functools.cache
 def _ignore_stragglers() -> None:
-    """Where one of its reads fails, Orbax closes the event loop that the others end in."""
+    """Hides errors of other reads, whose event loop Orbax closes after one read fails."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -1,7 +1,7 @@
-"""The step on many devices: jit over a mesh, its state whole or sharded, and pmap.
+"""The step on many devices: jit over a mesh, its state replicated or sharded, and pmap.
 
-What a checkpoint holds is the same for every form and any number of devices: global
-arrays, of which each process writes and reads its part.
+A checkpoint is the same for either form and any number of devices: global arrays, of
+which each process writes and reads its part.
 """
 
 from collections.abc import Callable
@@ -14,24 +14,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from edm_jax import platform
 from edm_jax.train.step import Batch, Gradient, TrainState
 
-# Below this a leaf is repeated on every device: to gather it would cost more.
+# Smaller leaves are replicated: gathering them would cost more.
 _SMALLEST_SHARDED = 2**12
 
 
 def make_mesh(devices: list[Any]) -> Mesh:
-    """All devices along one axis, 'data', over which a batch is spread."""
+    """All devices along one axis, 'data', over which a batch is sharded."""
     # Device order by process, so that each process feeds neighbouring rows.
     ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
     return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
 class JitStep:
-    """The step under jit: batch sharded over a mesh, state repeated or sharded (ZeRO).
+    """The step under jit: batch sharded over a mesh, state replicated or sharded (ZeRO).
 
-    make_step: `train_step.make_train_step` but for its last arguments. abstract: the
-    shapes of the state. sharding: what is spread over the devices, a word of
-    `training.sharding`: 'none', 'state' (moments and averages) or 'full' (parameters,
-    too). dtypes: in which parameters that are sharded are gathered for each step.
+    Args:
+        make_step: `train_step.make_train_step` without `over_devices`.
+        devices: the devices to use.
+        abstract: the shapes of the state.
+        sharding: what is sharded, as `training.sharding`: 'none', 'state' (moments and
+            averages) or 'full' (parameters, too).
+        dtypes: the dtypes in which sharded parameters are gathered for each step.
     """
 
     def __init__(
@@ -69,11 +72,11 @@ class JitStep:
         return jax.tree.map(_struct, state, self._state)
 
     def place(self, state: TrainState) -> TrainState:
-        """Puts a state of the host, or of global arrays, on the devices."""
+        """Puts a state of NumPy or global arrays on the devices."""
         return jax.tree.map(_put, state, self._state)
 
     def build(self, make_state: Callable[[Any], TrainState], params: Any):
-        """The state made of the host's parameters, each leaf where it belongs."""
+        """Makes the state from the host's parameters, each leaf with its sharding."""
         return jax.jit(make_state, out_shardings=self._state)(params)
 
     def global_arrays(self, tree: Any) -> Any:
@@ -81,12 +84,12 @@ class JitStep:
         return tree
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
-        """The step for shapes alone, lowered; allocates nothing."""
+        """Lowers the step for shapes only; allocates nothing."""
         shapes = {name: _struct(x, self._rows) for name, x in batch.items()}
         return self._step.lower(self.abstract(state), shapes)
 
     def __call__(self, state: TrainState, batch: Batch):
-        """batch: this process's rows, NumPy."""
+        """Takes a step. `batch` holds this process's rows as NumPy arrays."""
         batch = {
             name: jax.make_array_from_process_local_data(self._rows, x)
             for name, x in batch.items()
@@ -94,14 +97,14 @@ class JitStep:
         return self._step(state, batch)
 
     def fetch(self, tree: Any) -> Any:
-        """One whole copy, on a device of this process; all processes call it."""
+        """One whole copy, on a device of this process; all processes must call it."""
         if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
             tree = self._gather(tree)
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 class PmapStep:
-    """The step under pmap: the state stacked once for each device, gradients pmean'd."""
+    """The step under pmap: the state stacked, once per device, and gradients averaged."""
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class PmapStep:
     ):
         del abstract, dtypes
         if sharding != "none":
-            raise ValueError(f"pmap has no sharding={sharding!r}: use jit.")
+            raise ValueError(f"sharding={sharding!r} does not work with pmap: use jit.")
         self._devices = list(make_mesh(devices).devices)
         here = jax.process_index()
         self._here = [d for d in self._devices if d.process_index == here]
@@ -130,18 +133,18 @@ class PmapStep:
         return jax.tree.map(lambda x: _struct(x, self._whole), state)
 
     def place(self, state: TrainState) -> TrainState:
-        """Puts a state of the host, or of global arrays, on the devices."""
+        """Puts a state of NumPy or global arrays on the devices."""
 
         def stack(x: Any) -> np.ndarray:
             x = x.addressable_data(0) if isinstance(x, jax.Array) else x
             return np.stack([np.asarray(x)] * len(self._here))
 
         stacked = jax.tree.map(stack, state)
-        # The same axis name as the step's: another one would compile the step twice.
+        # With another axis name than the step's, the step would compile twice.
         return jax.pmap(lambda x: x, axis_name="data", devices=self._devices)(stacked)
 
     def build(self, make_state: Callable[[Any], TrainState], params: Any):
-        """The state made of the host's parameters."""
+        """Makes the state from the host's parameters."""
         return self.place(jax.jit(make_state)(params))
 
     def global_arrays(self, tree: Any) -> Any:
@@ -155,7 +158,7 @@ class PmapStep:
         return jax.tree.map(unstack, tree)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
-        """The step for shapes alone, lowered; allocates nothing."""
+        """Lowers the step for shapes only; allocates nothing."""
         count = len(self._devices)
 
         def stacked(x: Any) -> jax.ShapeDtypeStruct:
@@ -170,7 +173,7 @@ class PmapStep:
         return self._step.lower(jax.tree.map(stacked, state), rows)
 
     def __call__(self, state: TrainState, batch: Batch):
-        """batch: this process's rows, NumPy."""
+        """Takes a step. `batch` holds this process's rows as NumPy arrays."""
         count = len(self._here)
         return self._step(
             state,
@@ -190,12 +193,16 @@ def _mean_over_pmap(gradient: Gradient) -> Gradient:
 def _mean_over_mesh(
     mesh: Mesh, spread: Any, dtypes: Any = None
 ) -> Callable[[Gradient], Gradient]:
-    """Each device computes its rows by itself; then one mean, in float32.
+    """Averages, once and in float32, the gradients that each device computes on its rows.
 
-    Without shard_map the compiler would place the collectives: once for each
-    micro-batch, and in the dtype of the activations. spread: the layout of the mean; of
-    a leaf that is sharded every device gets its part alone. dtypes: where the weights
-    are laid out like that, too, in which they are gathered before the first micro-batch.
+    Without shard_map the compiler would place the collectives: once per micro-batch, and
+    in the dtype of the activations.
+
+    Args:
+        mesh: the devices.
+        spread: the sharding of the mean; of a sharded leaf, each device gets its part.
+        dtypes: given if the weights are sharded in the same way; the dtypes in which they
+            are gathered before the first micro-batch.
     """
     if mesh.size == 1:
         return lambda gradient: gradient
@@ -227,7 +234,7 @@ def _mean_over_mesh(
             mesh=mesh,
             in_specs=(whole if dtypes is None else specs, rows, rows),
             out_specs=(specs, whole),
-            check_vma=False,  # else JAX would sum the gradients before this mean
+            check_vma=False,  # otherwise JAX would sum the gradients before this mean
         )
 
     return over_devices
@@ -237,14 +244,14 @@ FORMS = {"jit": JitStep, "pmap": PmapStep}
 
 
 def spread_over(devices: int, tree: Any) -> Any:
-    """Into how many parts each leaf of a sharded state is cut: 1, or the devices."""
+    """The number of parts of each leaf of a sharded state: 1, or the devices."""
     return jax.tree.map(
         lambda leaf: 1 if _sharded_axis(devices, leaf) is None else devices, tree
     )
 
 
 def _sharded_axis(devices: int, leaf: Any) -> int | None:
-    """The longest axis that the devices divide; None for a leaf that is repeated."""
+    """The longest axis that the devices divide evenly; None for a replicated leaf."""
     axes = [i for i, size in enumerate(leaf.shape) if size % devices == 0]
     if leaf.size < _SMALLEST_SHARDED or not axes:
         return None
@@ -259,7 +266,7 @@ def _sharding(mesh: Mesh, leaf: Any) -> NamedSharding:
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(x, jax.Array) and x.sharding == sharding:
-        return x  # restored there
+        return x  # already there, from a checkpoint
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 

@@ -5,29 +5,29 @@ from typing import Any
 
 import jax
 
-_STEPS_BEFORE = 5  # compiling and the first few steps are not what one looks for
+_STEPS_BEFORE = 5  # leave out compilation and the first few steps
 
 
 class Profile:
-    """Traces `steps` steps into a directory, a few after the first; 0 traces none."""
+    """Traces `steps` steps into a directory, shortly after the start; 0 traces none."""
 
     def __init__(self, directory: Path, steps: int):
         self._directory, self._steps = directory, steps
         self._seen = 0
 
     def before_step(self) -> None:
-        """Starts the trace where it is time."""
+        """Starts the trace if it is time."""
         self._seen += 1
         if self._steps and self._seen == _STEPS_BEFORE + 1:
             jax.profiler.start_trace(str(self._directory))
 
     def after_step(self, result: Any) -> None:
-        """Ends the trace where it is time; result: what the step gave."""
+        """Ends the trace if it is time; `result` is the step's output, to wait for."""
         if self._steps and self._seen == _STEPS_BEFORE + self._steps:
             self.close(result)
 
     def close(self, result: Any = None) -> None:
-        """Ends a trace under way."""
+        """Ends a trace in progress."""
         if self._steps and self._seen > _STEPS_BEFORE:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()

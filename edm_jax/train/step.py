@@ -1,4 +1,4 @@
-"""One pure training step: gradient, update, averages, and what is logged of them."""
+"""One pure training step: gradient, update, averages and metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from edm_jax.models.unet import Params
 from edm_jax.optim import chain, nonfinite
 
 Batch = dict[str, Any]
-# (step before the update, whether it is due in any case) -> the weight 1 - beta of the
-# new parameters, 0 between updates.
+# (step before the update, whether to update in any case) -> the weight 1 - beta of the
+# new parameters; 0 between updates.
 EmaWeight = Callable[..., jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, Any]]]
 # (params, batch, keys) -> (gradients, metrics): means over the rows.
@@ -23,7 +23,7 @@ Gradient = Callable[[Params, Batch, jax.Array], tuple[Params, dict[str, Any]]]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; float32 but for the step and the key."""
+    """Everything that a step changes; float32 except for the step and the key."""
 
     step: jax.Array  # int32; the host computes nimg = step * batch_size
     key: jax.Array  # uint32 (2,), constant: the root of all randomness
@@ -159,10 +159,10 @@ def _mean_over_parts(function: Callable[..., Any], parts: int, *rows: Any) -> An
 def make_current_averages(
     emas: Mapping[str, EmaWeight],
 ) -> Callable[[TrainState], dict[str, Params]]:
-    """state -> its averages, brought up to its step where an update is not yet due.
+    """Returns a function from a state to its averages, updated even if not yet due.
 
-    So that a snapshot between two updates holds the profile of its own time. The state
-    stays as it is; it has taken a step or more.
+    A snapshot between two updates thus has the profile of its own time. The state is not
+    changed; it must have taken at least one step.
     """
 
     def current_averages(state: TrainState) -> dict[str, Params]:

@@ -1,4 +1,4 @@
-"""From a resolved config to what trains it: denoiser, parallel step, first state."""
+"""Assembles a run from its config: denoiser, parallel step, initial state."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ class Trainer:
         return max(powers, key=powers.__getitem__)
 
     def averages(self, state: TrainState, step: int) -> dict[str, Params]:
-        """The tracked averages as they are after `step` steps, as global arrays."""
+        """The tracked averages after `step` steps, as global arrays."""
         if step % self.config.ema.update_every == 0:
             return self.step.global_arrays(state.emas)
         return self.current_averages(self.step.global_arrays(state))
@@ -60,9 +60,14 @@ class Trainer:
 
 
 def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer:
-    """Assembles a run; `devices` default to all. Raises ValueError where it can't.
+    """Assembles a run, after preparing the process for JAX on a CPU (`platform.prepare`).
 
-    First prepares the process for JAX on a CPU: `platform.prepare`.
+    Args:
+        config: the run's config.
+        devices: the devices to use; by default all.
+
+    Raises:
+        ValueError: the batch does not divide over the devices.
     """
     platform.prepare()
     devices = devices or jax.devices()
@@ -71,9 +76,9 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
     parts = len(devices) * training.microbatches
     if opt.batch_size % parts:
         raise ValueError(
-            f"optimizer.batch_size={opt.batch_size} does not divide over {len(devices)} "
-            f"devices x {training.microbatches} training.microbatches; choose a "
-            f"multiple of {parts}."
+            f"optimizer.batch_size={opt.batch_size} does not divide evenly over "
+            f"{len(devices)} devices x {training.microbatches} training.microbatches; "
+            f"choose a multiple of {parts}."
         )
     denoiser = diffusion.Denoiser(config.model, loss.sigma_data)
     profiles = config.ema.profiles()

@@ -140,7 +140,7 @@ def metadata(value):
         (entry(data_offsets=[0, 2**62]), "the place of"),
         (entry(dtype=4), "the entry of 'out_gain'"),
         (entry(dtype="F8_E4M3"), "has the format 'F8_E4M3', not F32"),
-        (entry(dtype="I32"), "other formats than its dtype"),
+        (entry(dtype="I32"), "do not match its dtype"),
         (lambda h: h.update({"a\x1b[2J\n": 1}), r"the entry of 'a\x1b[2J\n'"),
         (lambda h: h.update({"enc": h.pop("out_gain")}), "'enc' is not a place"),
         (lambda h: h.update({"": h.pop("out_gain")}), "'' is not a place"),

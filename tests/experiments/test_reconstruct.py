@@ -133,7 +133,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         ),
         (["--profile=triangle:3"], "write halflife:MIMG"),
         (["--profile=halflife:long"], "--profile='halflife:long'"),
-        (["--profile=uniform:9-3"], "has no images in it"),
+        (["--profile=uniform:9-3"], "contains no images"),
         (["--profile=table:none.csv"], "no file 'none.csv'"),
         (["--profile=halflife:1,2,3"], "write halflife:MIMG"),
         (["--profile=uniform:x"], "write uniform:FROM"),

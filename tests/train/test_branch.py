@@ -114,7 +114,7 @@ def test_a_branch_is_to_the_bit_the_run_that_had_its_schedule_from_the_start(
     [
         ([], "@100", "no checkpoint at 100 images, but at 192, 384, 576, 768"),
         ([DURATION], "", "begins at 768 images and would end at 576"),
-        (["--config.optimizer.method.name=lion"], "", "does not fit"),
+        (["--config.optimizer.method.name=lion"], "", "cannot have another"),
         (["--config.optimizer.batch_size=32"], "", "batch_size cannot change"),
         (["--config=configs/config_g.py:digits"], "", "leave out --config"),
         (["--config.optimizer.alpha_ref=auto"], "", "alpha_ref=auto"),

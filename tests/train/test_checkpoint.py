@@ -334,7 +334,7 @@ def test_a_checkpoint_is_not_set_aside_for_what_is_not_its_own(
     pair, monkeypatch, caplog, arrange
 ):
     reason = arrange(pair, monkeypatch)
-    with pytest.raises(OSError, match="nothing shows that it is damaged") as error:
+    with pytest.raises(OSError, match="does not seem damaged") as error:
         restore(pair)
     assert str(pair / "20") in str(error.value) and reason[:30] in str(error.value)
     assert names(pair) == ["10", "20"] and "damaged" not in caplog.text
@@ -348,7 +348,7 @@ def test_a_checkpoint_removed_meanwhile_is_not_damaged(pair, monkeypatch):
         return original(self, step, shapes)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "_read", read)
-    with pytest.raises(OSError, match="removed meanwhile"):
+    with pytest.raises(OSError, match="removed in the meantime"):
         restore(pair)
     assert names(pair) == ["10"]
 
@@ -493,8 +493,8 @@ def test_a_full_disk_is_one_sentence_and_loses_no_earlier_checkpoint(small_disk,
     store(path, 10)
     filler.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - room))
     sentence = (
-        rf"could not be written to {path} \(No space left on device\); the last whole "
-        r"one: step 10\. Make room"
+        rf"could not be written to {path} \(No space left on device\); the last complete "
+        r"one: step 10\. Free some space"
     )
     for when in ("close", "check", "next save"):
         # keep: the one before would go as soon as this one were whole.

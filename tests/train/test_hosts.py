@@ -139,7 +139,7 @@ def test_a_signal_to_one_of_two_stops_both_one_resumes_and_two_resume_that(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "reason"),
-    [(0, "not all of them have come"), (1, "process 0 does not answer")],
+    [(0, "not all of them joined"), (1, "process 0 does not answer")],
 )
 def test_a_process_that_waits_in_vain_says_why(data_dir, tmp_path, index, reason):
     (status,), (output,) = one(
@@ -173,7 +173,7 @@ def test_all_processes_are_refused_a_run_that_another_holds(data_dir, tmp_path):
     statuses, outputs = two(tmp_path / "run", data_dir)
     assert statuses == [2, 2], outputs
     assert "is being run by somebody" in outputs[0]
-    assert "process 0 stopped, and says why" in outputs[1]
+    assert "process 0 failed: see its output" in outputs[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["claims"]
 
 

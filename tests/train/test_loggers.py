@@ -273,7 +273,7 @@ def test_a_logger_that_fails_is_warned_about_once_and_the_others_go_on(caplog):
     assert bad.steps == [0, 1] and good.steps == [0, 1, 2, 3, 4]
     assert good.closed and not bad.closed
     assert caplog.messages == [
-        "bad gets no more metrics (the network is down); training continues."
+        "bad receives no more metrics (the network is down); training continues."
     ]
     assert caplog.records[0].levelno == logging.WARNING
 

@@ -247,7 +247,7 @@ def test_a_loss_curved_beyond_what_the_rate_bears_alerts_until_it_is_not():
         list(watcher.after_sharpness(x)) for x in (None, 1.5, 2.5, 3.0, 1.0, math.nan)
     ]
     assert [len(each) for each in said] == [0, 0, 1, 0, 0, 0]
-    assert said[2] == ["the loss is 2.5 times as curved as steps of this rate bear"]
+    assert said[2] == ["the curvature is 2.5 times the stable limit at this rate"]
 
 
 def test_every_alert_says_what_to_try_in_one_sentence():

@@ -180,7 +180,7 @@ QKV, CONV0 = "unet/dec_8x8_in0/attention/qkv", "unet/enc_8x8_block0/branch/conv0
 FAULTS = {
     f"kernel of {QKV}": lambda patch: spoil_kernel(patch, QKV),
     f"gradient of {CONV0}": lambda patch: spoil_gradient(patch, CONV0),
-    "images of the batch": spoil_image,
+    "the batch's images": spoil_image,
 }
 
 
@@ -256,8 +256,8 @@ def test_training_goes_on_and_names_the_layer(load, tmp_path, policy, fault):
         assert alert["first_bad"] == fault and alert["policy"] == policy
         assert alert["nimg"] == alert["step"] * BATCH and alert["count"] > 0
         assert alert["message"] == (
-            f"{alert['count']:,} gradient elements are not finite, "
-            f"the first bad: {fault}; {done}"
+            f"{alert['count']:,} gradient elements are not finite; "
+            f"first bad place: {fault}; {done}"
         )
     if fault == GRADIENT:
         params = make_trainer(config).shapes.params
@@ -274,10 +274,10 @@ def test_training_that_is_to_stop_does_and_goes_on_from_the_last_checkpoint(
 ):
     config = load(optimizer__nonfinite="stop")
     sentence = (
-        rf"^[\d,]+ gradient elements are not finite, the first bad: {re.escape(fault)}, "
-        rf"in step {BAD} of {tmp_path}\. The same command tries again from the last "
+        rf"^[\d,]+ gradient elements are not finite; first bad place: {re.escape(fault)}, "
+        rf"in step {BAD} of {tmp_path}\. The same command retries from the last "
         r"checkpoint; --config\.optimizer\.nonfinite=skip "
-        r"--allow=optimizer\.nonfinite goes past it\.$"
+        r"--allow=optimizer\.nonfinite skips the step\.$"
     )
     with pytest.raises(loop.Nonfinite, match=sentence):
         train(config, tmp_path, fault)
@@ -440,22 +440,22 @@ def test_images_are_named_before_what_they_spoil(batch, first_bad):
     images = batch["image"].copy()
     images[-1, -1, -1, -1] = np.nan
     spoil = {"change": lambda params: jax.tree.map(lambda x: x * jnp.nan, params)}
-    assert first_bad(images=images) == "images of the batch"
-    assert first_bad(images=images, **spoil) == "images of the batch"
+    assert first_bad(images=images) == "the batch's images"
+    assert first_bad(images=images, **spoil) == "the batch's images"
 
 
 def test_another_process_may_have_met_it_first(first_bad):
     leaves = {"unet/out_conv/kernel"}
     assert first_bad(leaves=leaves) == "gradient of unet/out_conv"
     said = first_bad(leaves=leaves, agree=lambda value: [value, -1.0])
-    assert said == "images of the batch"
+    assert said == "the batch's images"
     said = first_bad(leaves=leaves, agree=lambda value: [value, 4.0])
     assert said.endswith(" of unet/embedding/noise0")
 
 
 def test_a_gradient_that_only_its_scale_made_infinite_has_a_name_too(first_bad):
     """A loss_scale below 1 divides, where every leaf was finite before."""
-    assert first_bad() == "gradient once loss_scale is divided out"
+    assert first_bad() == "gradient after loss_scale is divided out"
 
 
 @pytest.mark.slow
