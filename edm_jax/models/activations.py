@@ -1,4 +1,4 @@
-"""Nonlinearities, and the form of each that preserves magnitudes (App. B.7)."""
+"""Activation functions, and their magnitude-preserving forms (App. B.7)."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ class Activation(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SiLU(Settings):
-    """x sigmoid(x): the paper's (App. B.1)."""
+    """x sigmoid(x), the paper's choice (App. B.1)."""
 
     def apply(self, x: Array) -> Array:
         """The function, elementwise."""
@@ -108,13 +108,13 @@ ACTIVATIONS = {
 def magnitude(activation: Activation) -> float:
     """sqrt(E[f(x)^2]) for x ~ N(0, 1), to the paper's three decimals: .596 for SiLU.
 
-    By Gauss-Legendre quadrature in float64, on either side of 0, where some functions
-    have a kink. Beyond 12 standard deviations nothing is left.
+    By Gauss-Legendre quadrature in float64 on either side of 0, where some functions have
+    a kink. The tails beyond 12 standard deviations are negligible.
     """
     nodes, weights = np.polynomial.legendre.leggauss(200)
     x = np.concatenate([6 * nodes - 6, 6 * nodes + 6])
     density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-    # Also while a network is traced, where JAX would otherwise only note the function.
+    # Evaluate it even during tracing, when JAX would otherwise only record it.
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         y = np.asarray(activation.apply(jnp.asarray(x)))
     mean_square = np.sum(6 * np.tile(weights, 2) * density * y**2)

@@ -27,10 +27,10 @@ class Model:
     spec: UNetSpec
 
     def init(self, seed: int) -> Params:
-        """Draws the float32 parameters, NumPy arrays.
+        """Draws the float32 parameters as NumPy arrays.
 
-        Each leaf has its own stream, by its name: two networks share the initial values
-        of the layers that they share.
+        Each leaf has its own random stream, seeded by its name: layers that two networks
+        share have the same initial values.
         """
 
         def draw(path: tuple[Any, ...], leaf: Undrawn) -> np.ndarray:
@@ -45,13 +45,13 @@ class Model:
     def apply(
         self, params: Params, *inputs: Any, statistics: bool = False
     ) -> tuple[jax.Array, jax.Array, Params]:
-        """F (N, H, W, C) and u (N,), and the mean square of every layer's outputs.
+        """Computes F (N, H, W, C), u (N,), and the mean square of every layer's outputs.
 
         Args:
-            params: as `init` draws them.
+            params: parameters such as `init` draws.
             inputs: x (N, H, W, C), c_noise (N,), label (N, classes); in training also
                 dropout_keys (N,) and augment_label (N, augment_labels).
-            statistics: without it there are no mean squares.
+            statistics: whether to compute the mean squares.
         """
         mutable = ["mean_squares"] if statistics else []
         network = Network(self.spec)
@@ -70,8 +70,8 @@ class Model:
         return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
 
     def forward_order(self) -> list[str]:
-        """Names of the parameters, such as 'unet/out_conv/kernel', as a forward pass
-        meets them; allocates nothing."""
+        """Names of the parameters, such as 'unet/out_conv/kernel', in the order in which
+        a forward pass uses them; allocates nothing."""
         names: list[str] = []
 
         def note(tree: Params, path: str = "") -> None:
@@ -82,17 +82,17 @@ class Model:
                     names.append(path + key)
 
         def trace(*inputs: Any) -> None:
-            # Only here: JAX sorts the keys of what a traced function returns.
+            # Inside the trace, because JAX sorts the keys of a traced function's result.
             note(Network(self.spec).init(jax.random.key(0), *inputs)["params"])
 
         jax.eval_shape(trace, *self.inputs())
         return names
 
     def keeping_activations(self) -> "Model":
-        """The same without rematerialization, which hides the layers' outputs."""
+        """The same network without rematerialization, which hides the layers' outputs."""
         return Model(dataclasses.replace(self.spec, remat=False))
 
-    @functools.cached_property  # several ask, and each time is a trace
+    @functools.cached_property  # because each evaluation is a trace
     def _undrawn(self) -> Params:
         init = functools.partial(Network(self.spec).init, jax.random.key(0))
         return jax.eval_shape(init, *self.inputs())["params"]
@@ -104,19 +104,19 @@ def build(
     remat: bool = False,
     augment_labels: int = 0,
 ) -> Model:
-    """The network of a config.
+    """Builds the network of a config.
 
     Args:
         network: its `network` fields.
-        uncertainty: whether the u(sigma) head belongs to it.
-        remat: compute activations again in the backward pass rather than keep them.
-        augment_labels: values that tell it how a training image was transformed.
+        uncertainty: whether it has the u(sigma) head.
+        remat: recompute activations in the backward pass instead of storing them.
+        augment_labels: the number of values that describe an image's augmentation.
     """
     return Model(ops.resolve_network(network, uncertainty, remat, augment_labels))
 
 
 def count_params(params: Params) -> int:
-    """Trainable parameters of a nested dict of arrays or shapes."""
+    """The number of trainable parameters in a nested dict of arrays or shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     trained = [x for path, x in leaves if path[-1].key not in layers.FROZEN_LEAVES]
     return sum(math.prod(x.shape) for x in trained)

@@ -1,4 +1,4 @@
-"""A network on kernels as they multiply: normalized once, and sent in half precision."""
+"""A network that takes effective kernels: normalized once, and sent in half precision."""
 
 import dataclasses
 import functools
@@ -14,19 +14,19 @@ from edm_jax.models.unet import Params
 
 
 class Effective(NamedTuple):
-    """model.apply(weights(params)) is what the original model makes of params.
+    """model.apply(weights(params)) equals the original model.apply(params).
 
-    Where parameters are sharded, `weights` is computed on the shards, in float32, and
-    what devices need of one another is the result, in the dtype that it is used in.
+    If parameters are sharded, `weights` is computed on the shards in float32, and devices
+    exchange only the result, in the dtype in which it is used.
     """
 
     model: Model
     weights: Callable[[Params], Params]  # kernels normalized and scaled; float32
-    dtypes: Params  # in which they are used
+    dtypes: Params  # the dtypes in which they are used
 
 
 def effective(model: Model) -> Effective:
-    """The network whose layers take effective kernels; allocates nothing."""
+    """Makes a network whose layers take effective kernels; allocates nothing."""
     used: dict[tuple[str, ...], tuple[Any, bool]] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

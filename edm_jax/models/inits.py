@@ -1,6 +1,7 @@
 """Initial values. A module declares how a parameter is drawn, and `build` draws it.
 
-On the host, leaf by leaf: nothing to compile, and the same numbers on every device.
+Drawing happens on the host, leaf by leaf, so that nothing is compiled and the numbers are
+the same for every device.
 """
 
 import dataclasses
@@ -45,9 +46,9 @@ def unit_interval(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.nda
 
 @dataclasses.dataclass(frozen=True)
 class Init(Settings):
-    """Base of the entries of INITS: kernels by the entry, biases zero.
+    """Base of the entries of INITS, which draw kernels; biases are zero by default.
 
-    A kernel is (..., in, out), and fan_in the inputs of each of its output units.
+    A kernel is (..., in, out), and fan_in the number of inputs of each output unit.
     """
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
@@ -126,14 +127,14 @@ class Xavier(Init):
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal(Init):
-    """Orthonormal output units, or inputs where these are fewer (arXiv 1312.6120)."""
+    """Orthonormal output units, or inputs if there are fewer (arXiv 1312.6120)."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
         """The kernel of a layer."""
         matrix = rng.normal(size=(fan_in, shape[-1]))
         is_wide = matrix.shape[0] < matrix.shape[1]
         q, r = np.linalg.qr(matrix.T if is_wide else matrix)
-        # QR's signs are arbitrary; with these the draw is uniform over all rotations.
+        # QR's signs are arbitrary; these make the draw uniform over all rotations.
         q = q * np.sign(np.diag(r))
         return (q.T if is_wide else q).reshape(shape)
 

@@ -1,8 +1,8 @@
-"""The vocabulary: every operation that differs between configs A-G (paper App. B).
+"""The layers: every operation that differs between configs A-G (paper App. B).
 
-Images are (N, H, W, C); the embedding is (N, C). Parameters are float32 masters that
-are cast to the dtype of the activations they meet. The last axis of every kernel is
-the output unit.
+Images are (N, H, W, C); the embedding is (N, C). Parameters are float32 and are cast to
+the dtype of the activations that they multiply. The last axis of every kernel is the
+output unit.
 """
 
 import functools
@@ -19,8 +19,8 @@ from edm_jax.platform import alone, broadcast_to
 
 Array = jax.Array
 
-# Keeps the gradient of the square root finite at an all-zero vector; far below
-# the resolution of float32 anywhere else.
+# Keeps the gradient of the square root finite at an all-zero vector; elsewhere it is far
+# below the resolution of float32.
 _TINY = 1e-30
 
 
@@ -31,7 +31,7 @@ def mean(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def magnitude(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
-    """eps + RMS over `axes`, kept as size 1, in float32: what Alg. 1 divides by."""
+    """eps + RMS over `axes`, kept as size 1, in float32: the divisor in Alg. 1."""
     return eps + jnp.sqrt(mean(jnp.square(x.astype(jnp.float32)), axes) + _TINY)
 
 
@@ -43,7 +43,7 @@ def normalize(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def unit_magnitude(kernel: Array) -> Array:
-    """What `normalize_units` divides a kernel (..., out) by: (1, ..., out)."""
+    """The divisor (1, ..., out) of `normalize_units` for a kernel (..., out)."""
     return magnitude(kernel, axes=tuple(range(kernel.ndim - 1)))
 
 
@@ -58,7 +58,7 @@ def pixel_norm(x: Array) -> Array:
 
 
 def plain_sum(a: Array, b: Array, t: float) -> Array:
-    """a + b; the balance `t` has no meaning here."""
+    """a + b; ignores the balance `t`."""
     del t
     return a + b
 
@@ -77,13 +77,13 @@ def mp_sum(a: Array, b: Array, t: float) -> Array:
 
 
 def plain_cat(a: Array, b: Array, t: float) -> Array:
-    """Concatenates channels; the balance `t` has no meaning here."""
+    """Concatenates channels; ignores the balance `t`."""
     del t
     return jnp.concatenate([a, b], axis=-1)
 
 
 def mp_cat(a: Array, b: Array, t: float) -> Array:
-    """Magnitude-preserving channel concatenation, b's share being t (Eq. 103)."""
+    """Magnitude-preserving channel concatenation; b contributes the share t (Eq. 103)."""
     channels_a, channels_b = a.shape[-1], b.shape[-1]
     scale = math.sqrt((channels_a + channels_b) / ((1 - t) ** 2 + t**2))
     scale_a = scale * (1 - t) / math.sqrt(channels_a)
@@ -104,12 +104,12 @@ def modulate(x: Array, scale: Array, shift: Array | None = None) -> Array:
 def float32_precision(
     x: Array, precision: jax.lax.Precision | None
 ) -> jax.lax.Precision | None:
-    """`precision` for float32 factors: products of shorter ones are exact in any case."""
+    """`precision` for float32 factors; products of shorter ones are exact anyway."""
     return precision if x.dtype == jnp.float32 else None
 
 
 def resample(x: Array, mode: str) -> Array:
-    """Filter [1, 1]: 'down' is the 2x2 mean, 'up' the nearest pixel, 'keep' neither."""
+    """Filter [1, 1]: 'down' is the 2x2 mean, 'up' the nearest pixel, 'keep' the input."""
     if mode == "keep":
         return x
     n, h, w, c = x.shape
@@ -144,7 +144,7 @@ def convolve(
 @alone
 def matmul(x: Array, kernel: Array, precision: jax.lax.Precision | None) -> Array:
     """(..., C) and (C, out) -> (..., out)."""
-    # In rows: the kernel's gradient is then one product, without transpositions.
+    # As rows, so that the kernel's gradient is one product without transpositions.
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
     return y.reshape(*x.shape[:-1], -1)
 
@@ -152,7 +152,7 @@ def matmul(x: Array, kernel: Array, precision: jax.lax.Precision | None) -> Arra
 def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
     """Zeroes features with probability `rate`, each example by its own key.
 
-    keys: (N,) keys, or None at evaluation. salt: told apart by the call site. The mask
+    keys: (N,) keys, or None at evaluation. salt: differs between call sites. The mask
     belongs to the example, so it is the same on any number of devices.
     """
     if keys is None or rate == 0.0:
@@ -166,7 +166,7 @@ def dropout(x: Array, rate: float, keys: Array | None, salt: int) -> Array:
 
 
 def effective_kernel(kernel: Array, gain: Array | float, normalized: bool) -> Array:
-    """What a layer multiplies by: normalize(w) * gain / sqrt(fan_in) (Eq. 47)."""
+    """The kernel that a layer uses: normalize(w) * gain / sqrt(fan_in) (Eq. 47)."""
     if normalized:
         kernel = normalize_units(kernel) / math.sqrt(math.prod(kernel.shape[:-1]))
     return kernel * gain
@@ -175,10 +175,9 @@ def effective_kernel(kernel: Array, gain: Array | float, normalized: bool) -> Ar
 class Layer(nn.Module):
     """Convolution (kernel_size 3) or linear map over the last axis (kernel_size 1).
 
-    With `normalized`, weights are used as `effective_kernel`, so that unit-RMS inputs
-    give unit-RMS outputs (Eq. 47). `gain` adds a learned scalar that
-    starts at zero (App. B.7). A convolution can `resample` its input first; its padding
-    is zero and 'same'.
+    With `normalized`, the layer uses `effective_kernel`, so that unit-RMS inputs give
+    unit-RMS outputs (Eq. 47). `gain` adds a learned scalar that starts at zero (App. B.7).
+    A convolution can `resample` its input first; its padding is zero and 'same'.
     """
 
     features: int
@@ -209,7 +208,7 @@ class Layer(nn.Module):
         if self.bias:
             bias = declare(self, "bias", self.draw_bias, (self.features,), fan_in)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
-        # For the dynamics plots; costs nothing unless the collection is asked for.
+        # For the dynamics plots; costs nothing unless the collection is requested.
         axes = tuple(range(y.ndim - 1))
         mean_square = jnp.mean(jnp.square(y.astype(jnp.float32)), axis=axes)
         self.sow("mean_squares", "output", mean_square)
@@ -219,8 +218,8 @@ class Layer(nn.Module):
 class GroupNorm(nn.Module):
     """ADM's group normalization: min(32, C // 4) groups, learned scale and bias.
 
-    In float32, eps 1e-5 (App. B.1). Without `affine` there is neither subtraction of the
-    mean nor scale and bias, and eps is 1e-4 (Eq. 29).
+    In float32, eps 1e-5 (App. B.1). Without `affine` the mean is not subtracted, there are
+    no scale and bias, and eps is 1e-4 (Eq. 29).
     """
 
     affine: ClassVar[bool] = True
@@ -279,8 +278,8 @@ class PositionalFeatures(nn.Module):
 class FourierFeatures(nn.Module):
     """scale * cos(2 pi (f c_noise + phi)): (N,) -> (N, features) (Eq. 35, 36, 75).
 
-    Frequencies ~ N(0, 1) and phases ~ U(0, 1) are stored with the weights, so that an
-    averaged network carries them, but never trained.
+    Frequencies ~ N(0, 1) and phases ~ U(0, 1) are stored with the weights, so that averaged
+    networks include them, but are never trained.
     """
 
     features: int

@@ -1,7 +1,7 @@
-"""A config's `network` fields, and the operations that its words stand for.
+"""A config's `network` fields, and the operations that its words select.
 
-Each change between configs A-G is a word of its own, so a study can take G without one
-of them, or E with one more.
+Each change between configs A-G has its own word, so a study can use G without one of
+them, or E with one more.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ _PRECISION = {"highest": jax.lax.Precision.HIGHEST, "default": None}
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig(topology.Sizes, Settings):
-    """A config's `network` fields; configs/config_a.py says what each is for."""
+    """A config's `network` fields; configs/config_a.py explains each one."""
 
     noise_channels: Index  # 0: model_channels
     embedding_channels: Index  # 0: the channels of the widest level
@@ -64,7 +64,7 @@ class NetworkConfig(topology.Sizes, Settings):
     constant_channel: bool
     output_silu: bool
     activation: Annotated[Activation, menu.Entry(ACTIVATIONS)]
-    mp_activation: bool  # divided by its magnitude
+    mp_activation: bool  # divide by its magnitude
     add: Annotated[str, OneOf(_ADD)]
     cat: Annotated[str, OneOf(_CAT)]
     residual_balance: Share
@@ -86,19 +86,18 @@ class NetworkConfig(topology.Sizes, Settings):
     def _word_faults(self) -> Iterator[str]:
         if self.weights == "mp" and self.zero_last:
             yield (
-                "weights='mp' divides each weight by its norm, and network.zero_last "
+                "weights='mp' divides each weight by its norm, but network.zero_last "
                 "starts some at zero; set network.zero_last=False (App. B.4)."
             )
         if self.attention == "dot" and self.norm == "none":
             yield (
-                "attention='dot' takes its queries from a normalized input, and "
-                "network.norm='none' leaves them unbounded; set "
-                "network.attention='cosine' (App. B.3)."
+                "attention='dot' needs a normalized input, but network.norm='none' "
+                "leaves its queries unbounded; set network.attention='cosine' (App. B.3)."
             )
         if self.gain and self.zero_last:
             yield (
-                "gain and network.zero_last both start the output at zero, where "
-                "neither would then get a gradient; set one of them only (App. B.7)."
+                "gain and network.zero_last both start the output at zero, so neither "
+                "would get a gradient; set only one of them (App. B.7)."
             )
 
     def _size_faults(self) -> Iterator[str]:
@@ -115,7 +114,7 @@ class NetworkConfig(topology.Sizes, Settings):
         for resolution in self.dropout_resolutions:
             if resolution not in levels:
                 yield (
-                    f"dropout_resolutions has {resolution}, but the levels have "
+                    f"dropout_resolutions has {resolution}, but the levels are "
                     f"{', '.join(map(str, levels))}."
                 )
         if self.model_channels % 4:
@@ -130,26 +129,26 @@ class NetworkConfig(topology.Sizes, Settings):
         widths = [self.model_channels * mult for mult in self.channel_mult]
         for level, width in enumerate(widths):
             heads = max(width // self.head_channels, 1)
-            # The decoder attends at the lowest resolution in any case.
+            # The decoder always has attention at the lowest resolution.
             attends = self.resolution >> level in self.attention_resolutions
             if width % heads and (attends or level == len(widths) - 1):
                 yield (
-                    f"head_channels={self.head_channels} makes {heads} heads of a "
-                    f"level's {width} channels, and {heads} does not divide {width}: "
-                    "choose another."
+                    f"head_channels={self.head_channels} gives {heads} heads for a "
+                    f"level's {width} channels, but {heads} does not divide {width}: "
+                    "choose another value."
                 )
         in_groups = issubclass(NORMS.get(self.norm, NoNorm), GroupNorm)
         if in_groups and any(w % min(32, w // 4) for w in widths):
             yield (
                 f"norm={self.norm!r} divides channels into groups: levels need a "
-                "multiple of 4 channels up to 128, and a multiple of 32 above; these "
-                f"have {', '.join(map(str, widths))}. Change network.model_channels or "
+                "multiple of 4 channels up to 128, and a multiple of 32 above, but have "
+                f"{', '.join(map(str, widths))}. Change network.model_channels or "
                 "network.channel_mult."
             )
 
 
 def resolve_ops(net: NetworkConfig) -> unet.Ops:
-    """The operations that a config's words stand for."""
+    """The operations that a config's words select."""
     precision = _PRECISION[net.matmul_precision]
     make_layer = functools.partial(
         layers.Layer, **_WEIGHTS[net.weights], precision=precision
@@ -182,7 +181,7 @@ def resolve_ops(net: NetworkConfig) -> unet.Ops:
 def resolve_network(
     net: NetworkConfig, uncertainty: bool, remat: bool = False, augment_labels: int = 0
 ) -> unet.UNetSpec:
-    """The network of a config; arguments as of `build`."""
+    """The network of a config; takes the arguments of `build`."""
     dtype = _DTYPE[net.compute_dtype]
     names = {field.name for field in dataclasses.fields(unet.UNetSpec)}
     settings = {name: value for name, value in vars(net).items() if name in names}

@@ -1,6 +1,6 @@
 """The U-Net's topology as data: its elements in the order of a forward pass (Fig. 16).
 
-The network is built from this list, and the original code's names map onto it. Needs
+The network is built from this list, and the original code's names map to it. It needs
 neither JAX nor Flax.
 """
 
@@ -12,7 +12,7 @@ from edm_jax.fields import Count, Index
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the topology depends on, and what enters and leaves the network."""
+    """The sizes that determine the topology, the inputs and the outputs."""
 
     resolution: Count
     channels: Count
@@ -34,44 +34,44 @@ class Sizes:
 class Element(NamedTuple):
     """The input convolution or a block.
 
-    Every element of the encoder leaves its output as a skip, and every ordinary block
-    of the decoder takes the last one that is left.
+    Every element of the encoder leaves its output as a skip, and every ordinary block of
+    the decoder takes the last skip that remains.
     """
 
     side: str  # enc or dec
     resolution: int  # of its output
     kind: str  # conv, down, up, in0, in1, or block0 ...
-    features_in: int  # with those of the skip, where it takes one
+    features_in: int  # including those of a skip
     features: int
     attention: bool = False
     takes_skip: bool = False
 
     @property
     def place(self) -> str:
-        """Such as 8x8_block0: the original code's name within a side."""
+        """The original code's name within a side, such as 8x8_block0."""
         return f"{self.resolution}x{self.resolution}_{self.kind}"
 
     @property
     def name(self) -> str:
-        """Such as enc_8x8_block0: the name of its parameters here."""
+        """The name of its parameters here, such as enc_8x8_block0."""
         return f"{self.side}_{self.place}"
 
     @property
     def level(self) -> str:
-        """Such as enc_8x8: the blocks of a side at one resolution."""
+        """The blocks of a side at one resolution, such as enc_8x8."""
         return f"{self.side}_{self.resolution}x{self.resolution}"
 
     @property
     def resample(self) -> str:
-        """'down' or 'up' where it changes the resolution, else 'keep'."""
+        """'down' or 'up' if it changes the resolution, else 'keep'."""
         return self.kind if self.kind in ("down", "up") else "keep"
 
 
 def elements(sizes: Sizes) -> list[Element]:
-    """The input convolution and every block.
+    """Lists the input convolution and every block.
 
-    The convolution's features_in are left at 0: they are the images' channels, and one
-    more where a constant is appended.
+    The convolution's features_in is left at 0: it is the images' channels, plus one if a
+    constant is appended.
     """
     widths = [sizes.model_channels * mult for mult in sizes.channel_mult]
     levels = [(sizes.resolution >> i, width) for i, width in enumerate(widths)]
@@ -105,7 +105,7 @@ def elements(sizes: Sizes) -> list[Element]:
 
 
 def level_of(name: str) -> str | None:
-    """The `level` of the block of that name; None for what is no block."""
+    """The `level` of the block with this name; None if it is not a block."""
     side, _, place = name.partition("_")
     resolution, _, kind = place.partition("_")
     is_block = side in ("enc", "dec") and kind not in ("", "conv")

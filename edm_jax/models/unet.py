@@ -1,7 +1,7 @@
 """The U-Net of configs A-G: one skeleton, two block topologies, and the u(sigma) head.
 
-The network never asks which config it runs. A config's words (`network.*`) are resolved
-once into `Ops`, the operations standing in each slot; the topology is a block class.
+The network does not depend on which config it runs. A config's words (`network.*`) are
+resolved once into `Ops`, the operation in each slot; the topology is a block class.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Ops:
     """The operations in the slots of the network (paper Fig. 16-22)."""
 
     layer: Callable[..., nn.Module]  # (features, kernel_size, name=...)
-    last_layer: Callable[..., nn.Module]  # the same, where ADM starts at zero
+    last_layer: Callable[..., nn.Module]  # the same, for layers that ADM starts at zero
     label_layer: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     noise_features: Callable[..., nn.Module]
@@ -60,12 +60,12 @@ class UNetSpec(topology.Sizes):
     output_silu: bool
     dtype: Any  # of the blocks
     io_dtype: Any  # of the input and output convolutions
-    augment_labels: int  # values that tell how a training image was transformed
+    augment_labels: int  # values that describe how a training image was transformed
     logvar: bool
-    remat: bool = False  # blocks are computed again for the backward pass
+    remat: bool = False  # recompute blocks in the backward pass
 
     def dropout_at(self, resolution: int) -> float:
-        """The dropout rate of blocks whose output has that resolution."""
+        """The dropout rate of blocks whose output has this resolution."""
         somewhere = self.dropout_resolutions
         return self.dropout if not somewhere or resolution in somewhere else 0.0
 
@@ -73,7 +73,7 @@ class UNetSpec(topology.Sizes):
 class Branch(nn.Module):
     """conv0 -> modulate by the embedding -> conv1: the residual branch of every block.
 
-    `resample` acts between the first nonlinearity and conv0, where A-E have it.
+    `resample` acts between the first nonlinearity and conv0, as in A-E.
     """
 
     spec: UNetSpec
@@ -100,8 +100,8 @@ class Branch(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, added to the main path (Eq. 10-12, 30).
 
-    Dot-product attention normalizes what enters the qkv layer, cosine attention what
-    leaves it: q, k and v over each head's channels. Logits and softmax are float32.
+    Dot-product attention normalizes the input of the qkv layer; cosine attention normalizes
+    its output: q, k and v over each head's channels. Logits and softmax are float32.
     """
 
     spec: UNetSpec
@@ -127,7 +127,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """What both topologies share: attention and the clamp after the residual sum."""
+    """The part common to both topologies: attention and clamp after the residual sum."""
 
     spec: UNetSpec
     features: int
@@ -147,7 +147,7 @@ class Block(nn.Module):
         if math.isinf(self.spec.ops.clamp):
             return x
         bound = jnp.asarray(self.spec.ops.clamp, x.dtype)
-        # Not jnp.clip, whose gradient looks for ties with the bounds.
+        # Not jnp.clip, whose gradient checks for ties with the bounds.
         return jax.lax.clamp(-bound, x, bound)
 
     def match_channels(self, x: Array) -> Array:
@@ -175,8 +175,8 @@ class BranchBlock(Block):
 class MainPathBlock(Block):
     """Configs F-G: resampling and pixel norm act on the main path (Fig. 21, 22).
 
-    The encoder's branch leaves after the 1x1 convolution and the pixel norm; the
-    decoder's sees all channels, and the main path gets its 1x1 just before the sum.
+    The encoder's branch starts after the 1x1 convolution and the pixel norm. The decoder's
+    branch sees all channels, and the main path has its 1x1 just before the sum.
     """
 
     def residual(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
@@ -186,7 +186,7 @@ class MainPathBlock(Block):
             main = self.maybe_pixel_norm(self.match_channels(main))
             y = branch(name="branch")(main, emb, dropout_keys)
             return self.spec.ops.add(main, y)
-        # The branch may upsample by itself: until its convolution it is pixelwise.
+        # The branch may upsample by itself, as it is pixelwise up to its convolution.
         y = branch(self.resample, name="branch")(x, emb, dropout_keys)
         return self.spec.ops.add(self.match_channels(main), y)
 
@@ -277,7 +277,7 @@ class UNet(nn.Module):
 
 
 class Network(nn.Module):
-    """The U-Net and, in training, the uncertainty head u(sigma) beside it (Eq. 21)."""
+    """The U-Net and, in training, the uncertainty head u(sigma) (Eq. 21)."""
 
     spec: UNetSpec
 

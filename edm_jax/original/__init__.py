@@ -1,6 +1,6 @@
 """Snapshots of the original EDM2 code, read safely and mapped to config-G parameters.
 
-Needs NumPy alone, and runs nothing that a file holds.
+Needs only NumPy, and runs no code from a file.
 """
 
 import os
@@ -22,11 +22,11 @@ __all__ = ["Original", "OriginalNetwork", "Settings", "is_named", "load", "name_
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """A snapshot whose names, shapes and settings are known; its weights are on disk.
+    """A snapshot whose names, shapes and settings are checked; its weights are on disk.
 
     Attributes:
-        settings: the network, and what its preconditioning says.
-        latents: (scale, bias) by channel, where the snapshot's encoder has them.
+        settings: the network and its preconditioning.
+        latents: (scale, bias) by channel, if the snapshot's encoder has them.
         nimg: images trained on.
         sigma_rel: relative width of the power-function profile.
         dtype: the coarsest format among the stored tensors.
@@ -44,8 +44,10 @@ class Original:
     def params(self) -> dict[str, Any]:
         """The weights, a nested dict of views of the file, in the stored format.
 
-        The Fourier features are float32, and exact; widen the others before computing.
-        Raises ValueError where weights are not finite.
+        The Fourier features are exact float32; widen the others before computing.
+
+        Raises:
+            ValueError: some weights are not finite.
         """
         with _naming(self.path):
             return mapping.to_params(self._tensors, self._places)
@@ -56,8 +58,8 @@ def load(path: str | os.PathLike[str]) -> Original:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the name has another form, the file is damaged or hostile, or its
-            network computes something else than config G's.
+        ValueError: the name has another form, the file is damaged or hostile, or config G
+            cannot compute its network.
     """
     _, nimg, sigma_rel = name_of(path)
     stored = reader.read(path)
@@ -75,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> Original:
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it."""
+    """Adds the file's name to errors."""
     try:
         yield
     except Refused as refused:

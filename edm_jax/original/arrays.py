@@ -1,7 +1,7 @@
-"""NumPy arrays and numbers in a pickle, from inert nodes, with every claim checked.
+"""Decodes NumPy arrays and numbers from a pickle's inert nodes, and checks every claim.
 
-Protocol 4 and older store an array as numpy.core.multiarray._reconstruct and a state,
-protocol 5 as numpy.core.numeric._frombuffer; NumPy 2 calls the package numpy._core.
+Up to protocol 4, an array is numpy.core.multiarray._reconstruct and a state; in protocol
+5 it is numpy.core.numeric._frombuffer. NumPy 2 calls the package numpy._core.
 """
 
 import math
@@ -18,10 +18,12 @@ _DTYPE = re.compile("b1|[iu][1248]|f[248]")
 
 
 def decode(value: Any) -> Any:
-    """A node of a NumPy array or number as an array; any other value as it is.
+    """Decodes a node of a NumPy array or number; returns any other value unchanged.
 
-    The array is a read-only view of the file. Raises Refused where type, shape and
-    order do not describe the bytes that are there.
+    The array is a read-only view of the file.
+
+    Raises:
+        Refused: type, shape and order do not match the bytes.
     """
     match value:
         case Node(
@@ -56,13 +58,13 @@ def _array(data: memoryview, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     known = len(sizes) == len(shape) <= _MAX_DIMS
     if not known or math.prod(sizes) * form.itemsize != len(data):
         raise Refused(
-            f"gives a NumPy array of {len(data)} bytes another shape than they have"
+            f"gives a NumPy array of {len(data)} bytes a shape that does not match"
         )
     return np.ndarray(shape, form, data, order=order)
 
 
 def _dtype(node: Any) -> np.dtype:
-    """The type of numbers; byte order is part of it, objects and records are not."""
+    """The dtype of plain numbers, with byte order; objects and records are refused."""
     match node:
         case Node(pickles.DTYPE, (str(code), *_), state) if _DTYPE.fullmatch(code):
             match state:

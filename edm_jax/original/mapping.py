@@ -1,9 +1,9 @@
-"""From the original code's names and layout to this project's config-G parameters.
+"""Maps the original code's names and layout to this project's config-G parameters.
 
-Its convolutions are (out, in, height, width), its linear layers (out, in), q, k and v
-alternate along the output channels of the qkv layer, and 2 pi is part of the Fourier
-frequencies and phases. A snapshot does not say how large its network is: names and
-shapes do, and every tensor is then held against what a network of that size has.
+Its convolutions are (out, in, height, width) and its linear layers (out, in); q, k and v
+alternate along the output channels of the qkv layer; and the Fourier frequencies and
+phases include the factor 2 pi. A snapshot does not state the network's size, so it is
+inferred from names and shapes, and every tensor is then checked against that size.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _NAME = re.compile(r"(.+)-([0-9]{7,})-([0-9]\.[0-9]{3})\.pkl")
 
 @dataclasses.dataclass(frozen=True)
 class OriginalNetwork(topology.Sizes):
-    """A config-G network, in the words of a config's `network` fields."""
+    """A config-G network, as a config's `network` fields."""
 
     noise_channels: int = 0  # 0: model_channels
     embedding_channels: int = 0  # 0: those of the widest level
@@ -52,32 +52,35 @@ class Slot(NamedTuple):
 
 
 def is_named(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the name of a snapshot, as `name_of` takes it."""
+    """Whether a file has the name of a snapshot, in the form of `name_of`."""
     return _NAME.fullmatch(Path(path).name) is not None
 
 
 def name_of(path: str | os.PathLike[str]) -> tuple[str, int, float]:
-    """(prefix, nimg, sigma_rel) of a snapshot, by its name.
+    """(prefix, nimg, sigma_rel) from the name of a snapshot.
 
     The name is PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl; kimg is nimg // 1000, and nimg a
-    multiple of 1024. Raises ValueError for another form.
+    multiple of 1024.
+
+    Raises:
+        ValueError: the name has another form.
     """
     name = Path(path).name
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"{name} does not tell its time and EMA length; name it as the original code "
-            "does, PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl."
+            f"{name} does not give its time and EMA length; name it as the original code "
+            "does: PREFIX-{kimg:07d}-{sigma_rel:.3f}.pkl."
         )
     prefix, kimg, sigma_rel = match.groups()
     return prefix, -(-int(kimg) * 1000 // 1024) * 1024, float(sigma_rel)
 
 
 def fit(tensors: Tensors, network: OriginalNetwork) -> list[Slot]:
-    """The place of every tensor, all of which belong to a network of that size.
+    """Finds the place of every tensor in a network of this size.
 
-    Raises ValueError where a tensor is missing, has another shape than in such a
-    network, or has no place in it.
+    Raises:
+        ValueError: a tensor is missing, has the wrong shape, or has no place.
     """
     found, unused = list(slots(network)), dict(tensors)
     for slot in found:
@@ -85,7 +88,7 @@ def fit(tensors: Tensors, network: OriginalNetwork) -> list[Slot]:
         if tensor is None or tensor.shape != slot.shape:
             state = "is missing" if tensor is None else f"has shape {tensor.shape}"
             raise ValueError(
-                f"The tensor {slot.name!r} {state}, where {slot.shape} belongs{ADVICE}"
+                f"The tensor {slot.name!r} {state}, but must have {slot.shape}{ADVICE}"
             )
     for name, tensor in unused.items():
         raise ValueError(
@@ -98,9 +101,11 @@ def fit(tensors: Tensors, network: OriginalNetwork) -> list[Slot]:
 def to_params(tensors: Tensors, places: list[Slot]) -> dict[str, Any]:
     """The parameters, a nested dict in this project's layout.
 
-    They are views of the tensors, in the stored format; the Fourier features are float32,
-    since float16 would round them once more when they are divided by 2 pi. Raises
-    ValueError for a tensor with numbers that are not finite.
+    They are views of the tensors, in the stored format. The Fourier features are float32,
+    because float16 would round them again when they are divided by 2 pi.
+
+    Raises:
+        ValueError: a tensor contains numbers that are not finite.
     """
     params: dict[str, Any] = {}
     for slot in places:
@@ -118,7 +123,7 @@ def to_params(tensors: Tensors, places: list[Slot]) -> dict[str, Any]:
 
 
 def infer(tensors: Tensors) -> OriginalNetwork:
-    """The size that names and shapes tell; raises ValueError where they contradict."""
+    """Infers the size from names and shapes; raises ValueError if they contradict."""
 
     def widths(name: str, dims: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != dims:
@@ -153,8 +158,8 @@ def infer(tensors: Tensors) -> OriginalNetwork:
     middle = original_name(Element("dec", min(levels), "in0", 0, 0))
     if f"{middle}.emb_gain" in tensors and f"{middle}.attn_qkv.weight" not in tensors:
         raise ValueError(
-            f"The block {middle!r} has no attention, which means that it has fewer "
-            f"channels than a head; only networks with attention there are accepted{ADVICE}"
+            f"The block {middle!r} has no attention, so it has fewer channels than a "
+            f"head; only networks with attention there are accepted{ADVICE}"
         )
     unit = math.gcd(*levels.values())
     labelled = "unet.emb_label.weight" in tensors
@@ -186,7 +191,7 @@ def slots(network: OriginalNetwork) -> Iterator[Slot]:
     kernels = {
         "unet.emb_noise": ((embedding, features), "unet/embedding/noise0"),
         "unet.emb_label": ((embedding, network.num_classes), "unet/embedding/label"),
-        # One channel more than the images have: it is constant.
+        # One more channel than the images have, which is constant.
         original_name(first): (
             (first.features, network.channels + 1, 3, 3),
             f"unet/{first.name}",
@@ -209,10 +214,10 @@ def slots(network: OriginalNetwork) -> Iterator[Slot]:
 
 
 def arrange(slot: Slot, tensor: np.ndarray) -> np.ndarray:
-    """A tensor of the original code in this project's layout, a view where it can be.
+    """Puts a tensor of the original code into this project's layout, as a view if possible.
 
-    (out, in, h, w) becomes (h, w, in, out), or (in, out) where h = w = 1; q, k and v
-    become thirds of the output channels; 2 pi leaves the Fourier features.
+    (out, in, h, w) becomes (h, w, in, out), or (in, out) if h = w = 1; q, k and v become
+    thirds of the output channels; the Fourier features are divided by 2 pi.
     """
     if slot.path.endswith(("/freqs", "/phases")):
         return tensor.astype(np.float32) / (2 * math.pi)
@@ -233,7 +238,7 @@ def original_name(element: Element) -> str:
 def _block_slots(element: Element, embedding: int) -> Iterator[Slot]:
     """A block's tensors; embedding is the width of the noise embedding."""
     cin, cout = element.features_in, element.features
-    # The encoder's branch leaves the main path after the 1x1 convolution.
+    # The encoder's branch starts after the main path's 1x1 convolution.
     branch_in = cout if element.side == "enc" else cin
     kernels = {
         "conv_res0": ((cout, branch_in, 3, 3), "branch/conv0"),

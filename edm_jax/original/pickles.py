@@ -1,8 +1,8 @@
 """A pickle machine that builds inert nodes: it imports nothing and calls nothing.
 
-It knows the opcodes and the names of globals that snapshots of the original code hold,
-and refuses all others. Byte strings, of which the weights are made, stay views of the
-file; a budget of operations bounds the time and memory that everything else can take.
+It knows the opcodes and the names of globals in snapshots of the original code, and
+refuses all others. Byte strings, such as the weights, remain views of the file; a budget
+of operations limits the time and memory for everything else.
 """
 
 import pickletools
@@ -31,18 +31,18 @@ STORAGES = {"torch.HalfStorage": "<f2", "torch.FloatStorage": "<f4"}
 WEIGHT_STORAGES = STORAGES | {"torch.DoubleStorage": "<f8", "torch.LongStorage": "<i8"}
 STATE_DICT = DICTS | {PARAMETER, TENSOR} | WEIGHT_STORAGES.keys()
 
-# What a legacy torch.save begins with.
+# The start of a legacy torch.save.
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
-# A network of 36 blocks, as published, takes a sixth of them.
+# A network of 36 blocks, as published, needs a sixth of this.
 _MAX_OPERATIONS = 250_000
-# Longer texts are source code, which nobody here needs to read.
+# Longer texts are source code, which is not needed.
 _MAX_TEXT = 255
 _OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
 class Refused(Exception):
-    """What is wrong with a file and what to do, a sentence without its subject."""
+    """What is wrong with a file and what to do: a sentence without its subject."""
 
     def __init__(self, fault: str, advice: str = "do not trust this file") -> None:
         super().__init__(f"{fault}: {advice}.")
@@ -70,7 +70,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A call that was not made: what would be called, with what, and the state."""
+    """A call that was not made: the function's name, its arguments, and the state."""
 
     name: str
     args: tuple[Any, ...]
@@ -78,7 +78,7 @@ class Node:
 
 
 def stream(data: memoryview, budget: Budget) -> Any:
-    """The one object of a whole pickle; raises Refused for any other bytes."""
+    """The object in a pickle; raises Refused for any other bytes."""
     machine = _Machine(data, budget, OBJECTS)
     result = machine.run()
     if machine.at != len(data):
@@ -89,7 +89,7 @@ def stream(data: memoryview, budget: Budget) -> Any:
 def nested_streams(
     data: memoryview, count: int, budget: Budget, names: Container[str] = STORAGES
 ) -> tuple[list[Any], memoryview]:
-    """`count` pickles of a tensor's own stream and the bytes after; raises Refused."""
+    """`count` pickles at the start of a tensor's stream, and the bytes after them."""
     machine = _Machine(data, budget, names)
     return [machine.run() for _ in range(count)], data[machine.at :]
 
@@ -99,14 +99,14 @@ def _foreign(what: str) -> NoReturn:
 
 
 class _Machine:
-    """The stack, marks and memo of the pickle format; `at` is the byte that is next."""
+    """The stack, marks and memo of the pickle format; `at` is the next byte."""
 
     def __init__(self, data: memoryview, budget: Budget, names: Container[str]) -> None:
         self.data, self.budget, self.names = data, budget, names
         self.at = 0
 
     def run(self) -> Any:
-        """Runs one pickle from `at` to its STOP; its result."""
+        """Runs one pickle from `at` to its STOP, and returns its result."""
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # what lies under each open mark
         self.memo: dict[int, Any] = {}
@@ -136,7 +136,7 @@ class _Machine:
 
     def pop(self, kind: type) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise Refused(f"holds a pickle without the {kind.__name__} it counts on")
+            raise Refused(f"holds a pickle that lacks an expected {kind.__name__}")
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
@@ -148,11 +148,11 @@ class _Machine:
 
     def pop_mark(self) -> list[Any]:
         if not self.below:
-            raise Refused("holds a pickle without the mark it counts on")
+            raise Refused("holds a pickle that lacks an expected mark")
         items, self.stack = self.stack, self.below.pop()
         return items
 
-    # From here on the operations, each with the argument that `_OPERATIONS` gives it.
+    # The operations, each with its argument from `_OPERATIONS`.
 
     def protocol(self, known: range) -> None:
         if (version := self.unpack("<B")) not in known:
@@ -194,7 +194,7 @@ class _Machine:
     def set_items(self, many: bool) -> None:
         items = self.pop_mark() if many else [self.pop(object), self.pop(object)][::-1]
         if len(items) % 2:
-            raise Refused("holds a dict whose keys and values do not pair up")
+            raise Refused("holds a dict with a key without a value")
         self.top(dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
     def add_items(self, _: None) -> None:
@@ -207,7 +207,7 @@ class _Machine:
     def get(self, form: str) -> None:
         index = self.unpack(form)
         if index not in self.memo:
-            raise Refused("holds a pickle that recalls what it never stored")
+            raise Refused("holds a pickle that uses a value it never stored")
         self.push(self.memo[index])
 
     def line(self) -> str:
@@ -251,13 +251,13 @@ def _decode(data: memoryview) -> str:
 
 
 def _key(key: Any) -> str | int:
-    # Hashing nested tuples takes exponential time, and long integers can all collide.
+    # Hashing nested tuples can take exponential time, and long integers can collide.
     if type(key) is str or type(key) is int and abs(key) < 2**31:
         return key
     raise Refused("holds a dict with keys that are neither text nor small integers")
 
 
-# What each opcode does; an opcode that is not here is refused.
+# {opcode: (operation, argument)}; all other opcodes are refused.
 _OPERATIONS: dict[str, tuple[Callable[..., None], Any]] = {
     "PROTO": (_Machine.protocol, range(2, 6)),
     "FRAME": (_Machine.skip, 8),

@@ -1,8 +1,8 @@
-"""From a snapshot of the original code to named modules and arrays, without PyTorch.
+"""Reads a snapshot of the original code into named modules and arrays, without PyTorch.
 
-Modules are walked through their dicts of parameters, buffers and modules; the source
-text beside them stays unread. A tensor is a nested stream of its own (a legacy
-torch.save), and each of its claims is checked against the bytes that exist.
+It walks the modules through their dicts of parameters, buffers and modules, and ignores
+the source code beside them. A tensor is a nested stream (a legacy torch.save), and each
+of its claims is checked against the actual bytes.
 """
 
 import math
@@ -23,9 +23,9 @@ _GROUPS = ("_parameters", "_buffers", "_modules")
 
 
 class Module(NamedTuple):
-    """A module of the pickled network: its class's name and what it remembers.
+    """A module of the pickled network: the name of its class, and its state.
 
-    state is the object's own dict, parameters and settings alike, as inert values.
+    state is the object's dict, with parameters and settings, as inert values.
     """
 
     class_name: str
@@ -33,12 +33,12 @@ class Module(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a snapshot holds.
+    """The contents of a snapshot.
 
     tensors: the averaged weights by names such as 'unet.out_conv.weight', read-only
-    views of the file in the stored format (float16, or float32).
+    views of the file in the stored format (float16 or float32).
     modules: the network's modules by name; the network itself is ''.
-    encoder: the state of the encoder of its images; {} where it tells none.
+    encoder: the state of the encoder of its images; {} if there is none.
     """
 
     tensors: dict[str, np.ndarray]
@@ -67,7 +67,7 @@ def _read(data: memoryview) -> Stored:
     budget = Budget()
     root = pickles.stream(data, budget)
     if not isinstance(root, dict) or "ema" not in root:
-        raise Refused("holds no averaged weights", "name a snapshot that does")
+        raise Refused("holds no averaged weights", "choose a snapshot that does")
     tensors: dict[str, np.ndarray] = {}
     size = 0
     modules: dict[str, Module] = {}
@@ -89,7 +89,7 @@ def _read(data: memoryview) -> Stored:
 
 
 def _modules(root: Any, budget: Budget) -> Iterator[tuple[str, Module]]:
-    # The budget and the length of names bound what cycles and shared modules can ask.
+    # The budget and the length of names limit the cost of cycles and shared modules.
     pending = [("", root)]
     while pending:
         prefix, node = pending.pop()
@@ -104,7 +104,7 @@ def _modules(root: Any, budget: Budget) -> Iterator[tuple[str, Module]]:
 
 
 def _members(prefix: str, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The tensors of a module itself, under their whole names."""
+    """A module's own tensors, with their full names."""
     yield from _named(prefix, state["_parameters"])
     yield from _named(prefix, state["_buffers"])
 
@@ -113,10 +113,10 @@ def _named(prefix: str, members: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     for key, member in members.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         if "." in str(key):
-            raise Refused(f"holds a member {name[:40]!r} with a dot in its own name")
+            raise Refused(f"holds a member {name[:40]!r} with a dot in its name")
         if len(name) > _MAX_NAME:
             raise Refused(f"nests its modules too deeply at {name[:40]!r}")
-        if member is not None:  # PyTorch's word for a member that is absent
+        if member is not None:  # PyTorch stores None for an absent member
             yield name, member
 
 
@@ -145,7 +145,7 @@ def _tensor(name: str, node: Any, budget: Budget) -> np.ndarray:
 
 
 def _storage(name: str, data: memoryview, budget: Budget) -> np.ndarray:
-    """The numbers (numel,) of a tensor's own stream."""
+    """The numbers (numel,) in a tensor's stream."""
     header, rest = pickles.nested_streams(data, 5, budget)
     match header:
         case [
@@ -162,7 +162,7 @@ def _storage(name: str, data: memoryview, budget: Budget) -> np.ndarray:
     sizes = {numel, int.from_bytes(rest[:8], "little"), len(numbers) / dtype.itemsize}
     if len(sizes) > 1 or numel < 1:
         raise Refused(
-            f"claims {numel} numbers for the tensor {name!r}, and holds "
+            f"claims {numel} numbers for the tensor {name!r}, but holds "
             f"{len(numbers)} bytes of them"
         )
     return np.frombuffer(numbers, dtype)
@@ -171,10 +171,10 @@ def _storage(name: str, data: memoryview, budget: Budget) -> np.ndarray:
 def strided(
     name: str, storage: np.ndarray, offset: Any, size: Any, stride: Any
 ) -> np.ndarray:
-    """The view of a storage (numel,) that shape and strides, in numbers, ask for."""
+    """The view of a storage (numel,) with this shape and these strides, in numbers."""
     typed = type(offset) is int and type(size) is type(stride) is tuple
     shaped = typed and offset >= 0 and len(size) == len(stride) <= _MAX_DIMS
-    # None is 0, which would repeat numbers, and none so large that products grow.
+    # None may be 0, which would repeat numbers, or so large that products explode.
     if shaped and all(type(n) is int and 1 <= n <= storage.size for n in size + stride):
         end = 1 + offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if max(end, math.prod(size)) <= storage.size:

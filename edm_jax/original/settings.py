@@ -1,8 +1,8 @@
-"""What a pickled network says of itself beside its weights.
+"""Reads a pickled network's settings, other than its weights.
 
-Two networks with the same weights compute different functions where their heads,
-balances or bounds differ. Every such attribute is read as it was when the snapshot was
-written, and used; or refused by name.
+Two networks with the same weights compute different functions if their heads, balances or
+bounds differ. Every such attribute is read as it was when the snapshot was written, and
+is either used or refused by name.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from edm_jax.original.mapping import (
 )
 from edm_jax.original.reader import Module, Stored
 
-# What a constructor takes where its caller names nothing else.
+# Defaults of the constructors.
 _DEFAULTS = {
     "sigma_data": 0.5,
     "use_fp16": True,
@@ -35,7 +35,7 @@ _DEFAULTS = {
     "clip_act": 256,
     "resample_filter": [1, 1],
 }
-# These are told by the names and shapes of the weights, or the blocks' numbers of heads.
+# These follow from the names and shapes of the weights, or the blocks' numbers of heads.
 _SIZES = {
     *("img_resolution", "img_channels", "label_dim", "model_channels", "num_blocks"),
     *("channel_mult", "channel_mult_noise", "channel_mult_emb", "attn_resolutions"),
@@ -44,9 +44,9 @@ _SIZES = {
 
 
 class Settings(NamedTuple):
-    """A network whose every word is known, and what its preconditioning says.
+    """A network with all its settings, and its preconditioning.
 
-    half_precision: whether it computes in float16 where a device is fast at that.
+    half_precision: whether it computes in float16 on devices that are fast at it.
     """
 
     network: OriginalNetwork
@@ -58,8 +58,8 @@ def read(stored: Stored, network: OriginalNetwork) -> Settings:
     """The settings of a pickled network of a known size.
 
     Raises:
-        ValueError: the network computes what no network here can. The sentence names
-            the attribute, its value and what is accepted.
+        ValueError: no network here can compute this one. The message names the
+            attribute, its value and what is accepted.
     """
     blocks = {original_name(each): each for each in topology.elements(network)[1:]}
     said = _Attributes(stored.modules, blocks)
@@ -92,8 +92,10 @@ def read(stored: Stored, network: OriginalNetwork) -> Settings:
 def latents(stored: Stored, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     """(scale, bias), float64 (channels,), that the encoder applies to raw latents.
 
-    None where the snapshot's encoder has no such arrays. Raises ValueError where they
-    are not one finite number per channel.
+    None if the snapshot's encoder has no such arrays.
+
+    Raises:
+        ValueError: they are not one finite number per channel.
     """
     rows = []
     for key in ("scale", "bias"):
@@ -143,7 +145,7 @@ class _Attributes:
         self.attending = [name for name, each in blocks.items() if each.attention]
 
     def check_classes(self) -> None:
-        """Raises ValueError for a class that the original code does not have there."""
+        """Raises ValueError if a module's class is not that of the original code."""
         for name, module in self._modules.items():
             wanted = "Block" if name in self._blocks else _class_of(name)
             if module.class_name != wanted:
@@ -153,7 +155,7 @@ class _Attributes:
                 )
 
     def value(self, name: str, key: str) -> Any:
-        """An attribute, or what its constructor was given."""
+        """An attribute, or else the constructor's argument."""
         states = [self._modules[name].state] if name in self._modules else []
         for state in (*states, *self._given):
             if key in state:
@@ -165,26 +167,26 @@ class _Attributes:
         raise ValueError(f"There is no attribute {key!r} of {_place(name)}{ADVICE}")
 
     def check_only(self, name: str, key: str, wanted: Any) -> None:
-        """Raises ValueError where an attribute has another value."""
+        """Raises ValueError if an attribute has another value."""
         found = self.value(name, key)
         found = list(found) if isinstance(found, tuple) else found
         if type(found) is not type(wanted) or found != wanted:
             self.refuse(name, key, repr(wanted))
 
     def number(self, name: str, key: str, kind: _Kind) -> float:
-        """A number of some kind; None, where a bound may be None, is infinite."""
+        """A number of some kind; None, if a bound may be None, means infinity."""
         found = self.value(name, key)
         if found is None and kind is _BOUND:
             return math.inf
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             self.refuse(name, key, kind.words)
-        # Whole numbers in a pickle may be larger than any float.
+        # Integers in a pickle may be larger than any float.
         if not kind.accepts(found) or 1e30 < found < math.inf:
             self.refuse(name, key, kind.words)
         return float(found)
 
     def common(self, names: Mapping[str, Any], key: str, kind: _Kind) -> float:
-        """The number that all blocks have."""
+        """The number that all blocks must share."""
         first, *others = names
         wanted = self.number(first, key, kind)
         for name in others:
@@ -193,10 +195,10 @@ class _Attributes:
         return wanted
 
     def head_channels(self, tensors: Mapping[str, np.ndarray]) -> int:
-        """Channels of a head; a block has as many heads as these fit into its own.
+        """Channels per head; a block has as many heads as fit into its channels.
 
-        The published width where that gives the blocks' numbers of heads, else the
-        largest that does.
+        The published width if it gives the blocks' numbers of heads, else the largest
+        width that does.
         """
         low, high, widest = 1, math.inf, 1
         for name in self.attending:
@@ -209,7 +211,7 @@ class _Attributes:
                 high = min(high, channels // heads)
             widest = max(widest, channels)
         if low > high:
-            self.refuse(self.attending[0], "num_heads", "one that follows from a width")
+            self.refuse(self.attending[0], "num_heads", "one that fits a single width")
         return HEAD_CHANNELS if low <= HEAD_CHANNELS <= high else int(min(high, widest))
 
     def refuse(self, name: str, key: str, accepted: str) -> NoReturn:
@@ -220,7 +222,7 @@ class _Attributes:
 
 
 def _class_of(name: str) -> str:
-    """The class that a module other than a block has in the original code."""
+    """The original code's class for a module that is not a block."""
     if name in ("", "unet"):
         return "UNet" if name else "Precond"
     if name in ("unet.enc", "unet.dec"):
@@ -233,7 +235,7 @@ def _place(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a sentence; never deeper than itself, which might have no end."""
+    """Shows a value in a sentence, without nested values, which might be endless."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)[:60]
     if isinstance(value, np.ndarray):

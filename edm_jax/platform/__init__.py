@@ -1,9 +1,9 @@
-"""How the mathematics is compiled: the one place that knows about platforms.
+"""How operations are compiled: the only place that depends on the platform.
 
-The layers say what is computed. The operations of this room mean exactly what their
-plain counterparts mean, and have a second form for XLA's CPU compiler. Lowering chooses
-between the two, so the platform that a program is compiled for decides, not the one it
-is traced on.
+The layers say what to compute. The operations here compute the same as their plain
+counterparts, but have a second form for XLA's CPU compiler. The choice is made on
+lowering, so it depends on the platform that a program is compiled for, not on the one
+where it is traced.
 """
 
 from edm_jax.platform.accelerators import (

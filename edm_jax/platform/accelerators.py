@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 _CUDA = (
     "pip install -U 'jax[cuda12]' installs it, and needs an NVIDIA driver from 525 on"
 )
-# What to do where JAX lacks the plugin for a platform.
+# {platform: how to install the plugin that JAX lacks}
 INSTALL = {
     "cuda": _CUDA,
     "gpu": _CUDA,
@@ -25,7 +25,7 @@ _DEVICE_FILES = {
 
 
 class _PluginErrors(logging.Filter):
-    """Takes what JAX logs, with a stack trace, of plugins that do not load."""
+    """Captures errors of plugins that do not load, which JAX logs with a stack trace."""
 
     said = ""
 
@@ -41,17 +41,17 @@ _plugin_errors = _PluginErrors()
 
 
 def keep_plugin_errors() -> None:
-    """From now on `plugin_error` tells of plugins that do not load, and JAX is silent."""
+    """Silences JAX about plugins that do not load; `plugin_error` returns the error."""
     logging.getLogger("jax._src.xla_bridge").addFilter(_plugin_errors)
 
 
 def plugin_error() -> str:
-    """Why a plugin did not load, such as for an old driver; '' where none failed."""
+    """Why a plugin did not load, such as an old driver; '' if none failed."""
     return _plugin_errors.said
 
 
 def present() -> str | None:
-    """'gpu', 'tpu' or None, by the files of their drivers; does not start JAX."""
+    """'gpu', 'tpu' or None, found by their drivers' files without starting JAX."""
     for kind, names in _DEVICE_FILES.items():
         if any(map(os.path.exists, names)):
             return kind
@@ -59,21 +59,22 @@ def present() -> str | None:
 
 
 def uses_cpu_only() -> bool:
-    """Whether JAX computes on the CPU because it was told to, or finds nothing else."""
+    """Whether JAX computes on the CPU by request or for lack of an accelerator."""
     asked = _asked()
     return asked == "cpu" if asked else present() is None
 
 
 def _asked() -> str | None:
-    """JAX_PLATFORMS, or what was set in its place."""
+    """JAX_PLATFORMS, or the setting that replaced it."""
     return jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
 def warn_if_idle(used: str) -> None:
-    """Warns, once, where the CPU computes though nobody asked for it.
+    """Warns once if the CPU computes although nobody asked for it.
 
-    used: the platform of the devices that compute.
+    Args:
+        used: the platform of the devices that compute.
     """
     kind = present()
     if used == "cpu" and kind and not _asked():

@@ -1,4 +1,4 @@
-"""The forms that XLA's CPU compiler makes fast, and a process prepared for them."""
+"""Forms of operations that are fast on XLA's CPU back-end, and settings for them."""
 
 import ctypes
 import math
@@ -15,12 +15,12 @@ Array = jax.Array
 
 
 def prepare() -> None:
-    """Keeps a CPU's large buffers mapped from step to step; call it before JAX.
+    """Keeps a CPU's large buffers mapped between steps; call it before using JAX.
 
-    XLA allocates its buffers anew at each step. To the main thread glibc returns the same
-    memory again, once told to keep what is freed; to the threads that JAX would dispatch
-    from it gives fresh pages, and each of them must be zeroed. Where an accelerator
-    computes, memory that is freed after each snapshot is returned as usual.
+    XLA allocates its buffers again at each step. glibc reuses freed memory in the main
+    thread once it is told to keep it, but gives fresh pages, which must be zeroed, to the
+    threads from which JAX would dispatch. With an accelerator nothing changes, so that
+    memory freed after each snapshot returns to the system.
     """
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def total(x: Array, axes: tuple[int, ...]) -> Array:
-    """Sum over neighbouring axes in two stages, of which XLA vectorizes each."""
+    """Sums over adjacent axes in two stages, each of which XLA vectorizes."""
     stages = _two_stages(x.shape, axes)
     if stages is None:
         return jax.lax.reduce_sum(x, axes)
@@ -57,7 +57,7 @@ def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
 def _two_stages(
     shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[int, ...] | None:
-    """`shape` with two axes for `axes`; None where XLA sums best by itself."""
+    """`shape` with two axes in place of `axes`; None if XLA's own sum is best."""
     rows = math.prod(shape[axis] for axis in axes)
     parts = math.gcd(rows, 32)
     if parts < 8:
@@ -75,13 +75,13 @@ Convolve = Callable[..., Array]  # (x, kernel, padding=...)
 def convolve_upsampled(
     x: Array, kernel: Array, convolve: Convolve, upsample: Callable[[Array], Array]
 ) -> Array:
-    """convolve(upsample(x), kernel) of 3x3 taps; a CPU computes 4/9 of the products.
+    """convolve(upsample(x), kernel) with 3x3 taps; a CPU computes 4/9 of the products.
 
     Args:
       x: (N, H, W, C).
       kernel: (3, 3, C, out).
       convolve: takes (x, kernel), and optionally padding as
-        ((top, bottom), (left, right)) in place of "SAME".
+        ((top, bottom), (left, right)) instead of "SAME".
       upsample: repeats each pixel as a 2x2 square.
 
     Returns:
@@ -98,7 +98,7 @@ def convolve_upsampled(
 def merged_taps(x: Array, kernel: Array, convolve: Convolve) -> Array:
     """A 3x3 convolution of upsampled x as four 2x2 convolutions of x.
 
-    An output pixel sees 2x2 pixels of x, and its parity decides which. Taps that meet
+    An output pixel depends on 2x2 pixels of x, chosen by its parity. Taps that multiply
     the same pixel are added first.
     """
 

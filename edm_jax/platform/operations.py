@@ -1,7 +1,7 @@
-"""Operations with one meaning and a form for each platform, chosen by lowering.
+"""Operations with one meaning and a form for each platform, chosen on lowering.
 
-Each is a JAX primitive: linear, so that its gradient is again one of them.
-benchmarks/RESULTS.md has what they gain on a CPU.
+Each is a linear JAX primitive, and its gradient is again one of them.
+benchmarks/RESULTS.md lists the gains on a CPU.
 """
 
 import functools
@@ -21,11 +21,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def alone(function: Function) -> Function:
-    """A function of arrays that a CPU computes apart from its neighbours.
+    """Keeps a CPU from fusing a function of arrays with its neighbours.
 
     XLA's CPU compiler fuses elementwise functions into the transpositions before a
-    convolution, where they are computed with strides, and again for each use. A barrier
-    around the function, and around its gradient, prevents that.
+    convolution, where it computes them with strides, and again for each use. A barrier
+    around the function and its gradient prevents that.
     """
 
     @functools.wraps(function)
@@ -37,13 +37,13 @@ def alone(function: Function) -> Function:
 
 
 def total(x: Array, axes: tuple[int, ...] | None = None) -> Array:
-    """Sum over `axes`, all by default; a CPU computes it in two stages (`cpu.total`)."""
+    """Sums over `axes`, by default all; a CPU does so in two stages (`cpu.total`)."""
     axes = tuple(range(x.ndim)) if axes is None else axes
     return _total.bind(x, axes=tuple(sorted(axis % x.ndim for axis in axes)))
 
 
 def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
-    """x, with axes of size 1, at `shape` of the same rank; its gradient is a `total`."""
+    """Broadcasts axes of size 1 to `shape`, of equal rank; its gradient is a `total`."""
     return _broadcast_to.bind(x, shape=tuple(shape))
 
 
@@ -58,9 +58,9 @@ def _plain_broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
 def _primitive(
     name: str, plain: Callable[..., Array], on_cpu: Callable[..., Array]
 ) -> Primitive:
-    """A primitive that lowers as `on_cpu` for a CPU and as `plain` elsewhere."""
+    """A primitive that lowers to `on_cpu` for a CPU and to `plain` elsewhere."""
     primitive = Primitive(name)
-    # Outside jit it is compiled by itself; parameters are axes and shapes.
+    # Outside jit it is compiled on its own; its parameters are axes and shapes.
     compiled = jax.jit(primitive.bind, static_argnames=("axes", "shape"))
     primitive.def_impl(compiled)
 
@@ -71,7 +71,7 @@ def _primitive(
         return x.update(shape=out.shape, dtype=out.dtype, weak_type=False)
 
     def cpu_form(x: Array, **params: Any) -> Array:
-        # Without the options that go with them its forms are slow.
+        # Without the matching compiler options these forms are slow.
         tuned = compiler_options("cpu") is not None
         return (on_cpu if tuned else plain)(x, **params)
 

@@ -7,8 +7,8 @@ import jax
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
     "xla_cpu_prefer_vector_width": 512,
-    # The first would drop the barriers of `alone` before anything is fused; the second
-    # splits every sum into windows, which is slow: `total` splits those that matter.
+    # The first pass would drop the barriers of `alone` before fusion. The second splits
+    # every sum into windows, which is slow; `total` splits only the sums that matter.
     "xla_disable_hlo_passes": "cse_barrier_expander,tree_reduction_rewriter",
 }
 
@@ -17,13 +17,13 @@ _CPU_OPTIONS = {
 def compiler_options(platform: str) -> dict[str, str | int] | None:
     """XLA options for `jax.jit`.
 
-    An XLA that does not know an option refuses it, so they are tried once.
+    XLA refuses options that it does not know, so they are tried once.
 
     Args:
-      platform: of the devices that the program is compiled for, such as "cpu".
+      platform: the platform that the program is compiled for, such as "cpu".
 
     Returns:
-      What `jax.jit` takes as `compiler_options`; None where XLA's defaults are best.
+      The `compiler_options` of `jax.jit`; None if XLA's defaults are best.
     """
     if platform != "cpu":
         return None

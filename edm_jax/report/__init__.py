@@ -49,10 +49,10 @@ __all__ = [
 def write(
     comparison: Comparison, out: Path, following: Following | None = None
 ) -> Path:
-    """Write the page and the tables, and return the path of the page.
+    """Write the page and the tables to `out`, and return the page's path.
 
-    index.html (self-contained), results.csv, results.md and results.tex under ``out``,
-    each whole or not at all.
+    The files are index.html (self-contained), results.csv, results.md and results.tex;
+    each is written whole or not at all.
     """
     texts = {
         "results.csv": results_csv(comparison),
@@ -93,5 +93,5 @@ def _make(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(
-            f"{directory} cannot be a directory, as a file is in its place: name another."
+            f"{directory} is not a directory: remove that file, or choose another folder."
         ) from None

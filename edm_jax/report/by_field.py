@@ -25,17 +25,17 @@ from edm_jax.report.statistics import estimate
 
 @dataclass(frozen=True)
 class Point:
-    """A config of a line: the field's value, and the result of each of its seeds."""
+    """One config on a line: the field's value, and the result of each seed."""
 
     x: float
     values: list[float]
     source: str  # evaluated, logged or failed
     initial: list[float]  # the loss before training, as evaluated
-    logged: list[float]  # the same, as logged
+    logged: list[float]  # the loss before training, as logged
 
     @property
     def y(self) -> float:
-        """The mean over seeds; NaN where there is none."""
+        """The mean over seeds; NaN if there are no values."""
         return sum(self.values) / len(self.values) if self.values else math.nan
 
 
@@ -52,17 +52,17 @@ class ByField:
     def of(
         cls, entries: Sequence[Entry], x: str, y: Column, by: Sequence[str]
     ) -> "ByField":
-        """The curves of a comparison.
+        """Makes the curves of a comparison.
 
         Args:
             entries: its configs.
-            x: a numeric field by its dotted name.
+            x: the dotted name of a numeric field.
             y: a column.
-            by: fields by dotted name; a line for each combination of their values.
+            by: dotted names of fields; each combination of their values is a line.
 
         Raises:
-            ValueError: there is no such field, it is no number, or a line has two
-                configs of one value.
+            ValueError: there is no such field, it is not a number, or a line has two
+                configs with the same value.
         """
         _check(entries, [x, *by])
         lines: dict[str, dict[float, tuple[Entry, Point]]] = {}
@@ -70,7 +70,7 @@ class ByField:
             value = field_of(entry, x)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(  # noqa: TRY004  of what a user typed
-                    f"--x={x} is {compact(value)} in {entry.label}: name a field that "
+                    f"--x={x} is {compact(value)} in {entry.label}: choose a field that "
                     "holds numbers."
                 )
             line = lines.setdefault(_label(entry, by), {})
@@ -78,8 +78,8 @@ class ByField:
                 others = [f for f in varying_fields(entries) if f not in (x, *by)]
                 raise ValueError(
                     f"{line[value][0].label} and {entry.label} both have {x} = "
-                    f"{compact(value)}: add to --by={','.join(by)} what tells them "
-                    f"apart ({', '.join(others) or 'the letter'})."
+                    f"{compact(value)}: add to --by={','.join(by)} a field in which they "
+                    f"differ ({', '.join(others) or 'the letter'})."
                 )
             line[value] = entry, _point(entry, float(value), y)
         found = {
@@ -94,10 +94,10 @@ class ByField:
         return min(finite, key=lambda point: point.y, default=None)
 
     def sensitivity(self, name: str) -> float | None:
-        """The mean over a line of min(loss, initial loss), less the best loss.
+        """The mean over a line of min(loss, initial loss), minus the best loss.
 
-        A failed run has its initial loss (Wortsman et al., arXiv 2309.14322, Sec. 2).
-        None where `y` is no loss, or the initial one is not known.
+        A failed run counts with its initial loss (Wortsman et al., arXiv 2309.14322,
+        Sec. 2). None if `y` is not a loss, or the initial loss is not known.
         """
         best, points = self.best(name), self.lines[name]
         known = [loss for point in points for loss in point.initial]
@@ -151,18 +151,18 @@ class ByField:
         return Figure(
             "by_field",
             f"{self.y.heading[0].upper()}{self.y.heading[1:]} against {self.x}",
-            "A point is the mean of a config’s seeds, and the band reaches from the "
-            "lowest to the highest. Rings mark the best value of each line. A small open "
-            "circle is a run that was not evaluated, with the held-out loss that it "
-            "logged. Sensitivity is the mean over the values of min(loss, initial loss), "
-            "less the best loss (Wortsman et al., arXiv 2309.14322); a run that failed "
-            "counts with the initial loss.",
+            "A point is the mean of a config’s seeds, and the band spans the lowest to "
+            "the highest. Rings mark the best value of each line. A small open circle is "
+            "a run that was not evaluated, at the held-out loss that it logged. "
+            "Sensitivity is the mean over the values of min(loss, initial loss), minus "
+            "the best loss (Wortsman et al., arXiv 2309.14322); a run that failed counts "
+            "with the initial loss.",
             lambda entries: [self.chart()],
             "by_field",
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and cells: each line's best value, result there, and sensitivity."""
+        """Headings and cells: each line's best value, its result and its sensitivity."""
         (short,) = short_names([self.x])
         heads = ["line", "values", f"best {short}", self.y.heading, "sensitivity"]
         rows = []
@@ -179,7 +179,7 @@ class ByField:
         return heads, rows
 
     def records(self) -> list[dict[str, Any]]:
-        """Each point by the headings of the CSV, with what `table` says of its line."""
+        """Records for the CSV, one per point, with the line's values from `table`."""
         records = []
         for name, points in self.lines.items():
             best = self.best(name)
@@ -235,9 +235,9 @@ def _point(entry: Entry, x: float, y: Column) -> Point:
 
 
 def is_log(values: Sequence[float]) -> bool:
-    """Whether rising numbers are spaced for a logarithmic axis.
+    """Whether ascending numbers suit a logarithmic axis.
 
-    They are positive, and their ratios differ less than their differences do.
+    They do if they are positive and their ratios vary less than their differences.
     """
     x = np.array(values, np.float64)
     if len(x) < 2 or not np.isfinite(x).all() or x[0] <= 0:

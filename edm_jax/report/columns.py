@@ -1,7 +1,7 @@
-"""The quantities of a comparison: how each is read from a run and how it is written.
+"""The quantities in a comparison: how to read each from a run, and how to write it.
 
-To add one: an entry of COLUMNS, or `Column(...)` in a file of your own, which
-`compare.py --columns=FILE.py:NAME` takes.
+To add one, add an entry to COLUMNS, or put a `Column(...)` into your own file and use
+`compare.py --columns=FILE.py:NAME`.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ class Column:
     Attributes:
         key: its name in results.csv.
         heading: its name in tables.
-        form: of format_number.
-        about: what it is, in one line.
-        read: the value of a run, None where it has none; by default the number of this
-            key in evaluation.json.
-        measured: False where it follows from the config or the data alone.
-        shown: whether tables show it unasked.
-        loss: whether it is a held-out loss, which begins at `untrained_loss`.
+        form: the form for format_number.
+        about: one line of description.
+        read: returns a run's value, or None; by default the number with this key in
+            evaluation.json.
+        measured: False if it follows from the config or the data alone.
+        shown: whether tables show it by default.
+        loss: whether it is a held-out loss, which starts at `untrained_loss`.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Column:
     loss: bool = False
 
     def of(self, run: Run) -> float | None:
-        """The value of a run; None where it has none."""
+        """A run's value; None if it has none."""
         return self.read(run) if self.read else _evaluated(self.key)(run)
 
 
@@ -88,9 +88,9 @@ _ENTRIES = (
     Column("params", "parameters", ",.0f", "numbers in the network's weights",
            lambda run: run.params, measured=False),
     Column("images_per_s", "images/s", 3,
-           "median while training, beside whatever else ran then"),
+           "median during training; other processes may have slowed it"),
     Column("logged_loss", "logged held-out loss", 4,
-           "held-out loss of the averaged weights, as training logged it last",
+           "held-out loss of the averaged weights that training logged last",
            lambda run: run.logged_loss, shown=False, loss=True),
     Column("decay_cosine", "average for a cosine decay", 4,
            "held-out loss of the average that stands for one, at constant rate",
@@ -104,7 +104,7 @@ _ENTRIES = (
     Column("weight_growth", "weights grow by", ".2f",
            "mean magnitude at the end over that at the start, where largest",
            _greatest("weights")),
-    # In its first steps a network finds its activations' level, whatever the config.
+    # In the first steps activations settle at a level, whatever the config.
     Column("activation_growth", "activations grow by, after the first quarter", ".2f",
            "mean magnitude at the end over that at a quarter, where largest",
            _greatest("activations", since=0.25)),
@@ -115,7 +115,7 @@ GROWTH = ("weight_growth", "activation_growth")
 
 
 def pick(keys: Sequence[str], option: str = "--columns") -> list[Column]:
-    """The columns of these keys, or of FILE.py:NAME; see `menu.entry` for what it raises."""
+    """The columns with these keys, or FILE.py:NAME; raises as `menu.entry` does."""
     found = []
     for key in keys:
         column = menu.entry(COLUMNS, option, key)
@@ -130,7 +130,7 @@ def pick(keys: Sequence[str], option: str = "--columns") -> list[Column]:
 
 
 def _blamed(of: Callable[[Run], float | None], name: str):
-    """A user's function, whose errors name its file."""
+    """Wraps a user's function so that its errors name its file."""
 
     def value(run: Run) -> float | None:
         with files.blamed_on(name):

@@ -1,4 +1,4 @@
-"""Curves of runs as data: means over seeds, thinned for drawing, and what they say."""
+"""Curves as data: means over seeds, thinned for drawing."""
 
 import dataclasses
 import math
@@ -9,15 +9,15 @@ import numpy as np
 
 from edm_jax.report.runs import Aside, Run, Series
 
-MAX_POINTS = 400  # of one curve: more cannot be seen
-MIN_POINTS = 30  # of one curve among very many
-ALONE = 60  # runs beyond which no curve of a single seed is drawn
+MAX_POINTS = 400  # per curve: more would not be visible
+MIN_POINTS = 30  # per curve, however many there are
+ALONE = 60  # with more runs than this, curves of single seeds are not drawn
 ALONE_POINTS = 120
 
 
 @dataclass(frozen=True)
 class Line:
-    """A mean over a config's seeds, with its lowest and highest; or one run alone."""
+    """A mean over a config's seeds, with the lowest and highest; or a single run."""
 
     x: np.ndarray  # (N,), like the others
     y: np.ndarray
@@ -26,10 +26,10 @@ class Line:
     colour: int | str = "ink"  # a place in the palette, 'ink', 'soft' or '#rrggbb'
     dash: int = 0
     config: int | None = None  # the place of its entry
-    label: str = ""  # what it shows, where the config does not say it
+    label: str = ""  # what it shows, if the config does not say so
     seed: str = ""  # the run's name, for one seed of several
-    aside: Aside | None = None  # for a run that is in no mean
-    dots: bool = False  # whether each of its points is marked
+    aside: Aside | None = None  # for a run that is not in any mean
+    dots: bool = False  # whether every point is marked
 
     def thinned(self, points: int) -> "Line":
         """The line with at most `points` points, its last one included."""
@@ -53,35 +53,35 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; the vertical one is 'log', 'linear', or 'zero': from zero."""
+    """One pair of axes; the vertical scale is 'log', 'linear', or 'zero' (from zero)."""
 
     title: str
     y: str
     lines: list[Line]
     scale: str = "log"
     marks: list[Mark] = field(default_factory=list)
-    top: float | None = None  # where a vertical axis from zero ends
-    at: float | None = None  # of a vertical rule
-    x: str = ""  # the horizontal axis, where it is not the chart's
-    legend: bool = False  # whether the page names its lines below it
+    top: float | None = None  # the upper end of a vertical axis from zero
+    at: float | None = None  # the x of a vertical rule
+    x: str = ""  # the horizontal label, if it is not the chart's
+    legend: bool = False  # whether the page names the lines below it
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels in a row that share a horizontal axis, which begins at zero or is 'log'."""
+    """Panels in a row with one horizontal axis, which starts at zero or is logarithmic."""
 
     x: str
     panels: list[Panel]
-    config: int | None = None  # the place of the entry that it is all about
+    config: int | None = None  # the place of the entry, if it shows only one
     log: bool = False
     key: Sequence[tuple[str, int | str, int]] = ()
-    # (name, colour, dash) of what the lines have in common
+    # (name, colour, dash) of groups of lines
 
 
 def seed_lines(
     found: Sequence[tuple[Run, Series]], points: int, alone: bool, **look
 ) -> list[Line]:
-    """The mean of a config's runs, then each of several seeds if `alone`."""
+    """The mean of a config's runs, followed by single seeds if `alone`."""
     found = [(run, curve) for run, curve in found if len(curve[0])]
     mean = over_seeds([curve for _, curve in found])
     if mean is None:
@@ -94,14 +94,14 @@ def seed_lines(
 
 
 def loss_curve(run: Run, log: str, unit: float) -> Series:
-    """A run's loss by images, 'heldout' or 'train'; the latter smoothed."""
+    """A run's loss by images: 'heldout', or 'train', which is smoothed."""
     x, y = run.logs[log].curve("loss_per_element")
     x, y = x[y > 0] / unit, y[y > 0]  # for a logarithmic axis
     return smooth(x, y) if log == "train" else (x, y)
 
 
 def smooth(x: np.ndarray, y: np.ndarray) -> Series:
-    """Average over a trailing window of a thirtieth of the points."""
+    """Averages over a trailing window of a thirtieth of the points."""
     width = max(1, len(y) // 30)
     if len(y) < 2:
         return x, y
@@ -109,7 +109,7 @@ def smooth(x: np.ndarray, y: np.ndarray) -> Series:
 
 
 def over_seeds(curves: Sequence[Series]) -> Line | None:
-    """Average curves where all have points, at the x of the densest."""
+    """Averages curves where all have points, at the x of the densest."""
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
@@ -124,22 +124,22 @@ def over_seeds(curves: Sequence[Series]) -> Line | None:
 
 
 def places(count: int, points: int = MAX_POINTS) -> slice:
-    """Which of `count` points are kept: evenly spaced ones, the last among them."""
+    """Selects evenly spaced points of `count`, including the last one."""
     stride = -(-count // points) or 1
     return slice((count - 1) % stride if count else 0, None, stride)
 
 
 def share(values: int, curves: int) -> int:
-    """Points per curve, so that all curves together stay within a budget."""
+    """Points per curve that keep all curves together within a budget."""
     return max(MIN_POINTS, min(MAX_POINTS, values // max(1, curves)))
 
 
 def averaged(values: np.ndarray, kept: slice) -> np.ndarray:
-    """Means over the stretch of records that ends at each kept one, without NaNs.
+    """Means, without NaNs, over the records up to each kept one from the one before.
 
     Args:
         values: (records, quantities).
-        kept: the records that are drawn.
+        kept: the records to draw.
     """
     ends = range(len(values))[kept]
     stretches = np.split(values, [end + 1 for end in ends[:-1]])
@@ -151,7 +151,7 @@ def averaged(values: np.ndarray, kept: slice) -> np.ndarray:
 
 
 def image_unit(runs: Iterable[Run]) -> tuple[float, str]:
-    """The unit of the image axis and its label."""
+    """The unit of the image axis, and its label."""
     logs = (log for run in runs for log in run.logs.values())
     most = max((log.nimg[-1] for log in logs if len(log)), default=0)
     if most >= 2e6:
@@ -160,7 +160,7 @@ def image_unit(runs: Iterable[Run]) -> tuple[float, str]:
 
 
 def sweep(run: Run) -> Series:
-    """The sigma_rel of a run's sweep, rising, and the losses, all finite."""
+    """The sigma_rel of a run's sweep, ascending, and the losses; all are finite."""
     found = run.evaluation.sweep if run.evaluation else np.empty((0, 2))
     return found[:, 0], found[:, 1]
 
@@ -176,8 +176,8 @@ def traditional(run: Run) -> Iterator[tuple[float, float]]:
 def traditional_sigma_rel(halflife: float, rampup: float, duration: float) -> float:
     """The relative standard deviation of an exponential EMA (Sec. 3, App. C).
 
-    A half-life that is still rampup · nimg at the end leaves a power function with
-    γ + 1 = ln 2 / rampup. Half-life and duration are in the same unit.
+    If the half-life is still rampup · nimg at the end, the profile is a power function
+    with γ + 1 = ln 2 / rampup. Half-life and duration are in the same unit.
     """
     if 0 < rampup * duration < halflife:
         gamma = math.log(2) / rampup - 1

@@ -1,4 +1,4 @@
-"""Charts on paper: PNG, PDF and SVG files by matplotlib."""
+"""Charts for papers: PNG, PDF and SVG files by matplotlib."""
 
 import io
 import textwrap
@@ -19,16 +19,16 @@ from edm_jax.report.curves import Chart, Panel
 from edm_jax.report.runs import Entry, with_samples
 
 WIDTH = 10.4  # inches
-# Told apart under the common colour-vision deficiencies; the page has each as --s0...
+# Distinct under the common colour-vision deficiencies; the page has them as --s0...
 PALETTE = ["#6f7680", "#0a6cb3", "#27a3d9", "#0b8f68", "#c28e06", "#cb4f0f", "#8c45a8"]
 INK, SOFT, RULE, CARD = "#24262b", "#62666f", "#dcdee3", "#fefefe"
 MOST_NAMED = 20  # configs in a legend
-NAME = 46  # characters of a name in it: three columns are as wide as the figure
+NAME = 46  # characters of a name in it, so that three columns fit the figure's width
 MOST_ENDS = 12  # curves with a label at their end
-MOST_ROWS = 8  # charts below one another: more fit no sheet of paper
+MOST_ROWS = 8  # charts below one another that fit on a sheet of paper
 LABEL = 9  # points from one end label to the next
 MOST_GRIDS = 24
-MOST_PIXELS = 4096  # to a side of a grid: more do not show
+MOST_PIXELS = 4096  # per side of a grid: more would not be visible
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 ASIDE = {"ls": (0, (3, 2)), "lw": 0.9}
 MARKS: dict[str, dict[str, Any]] = {
@@ -56,21 +56,21 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "legend.handlelength": 1.6,
     "legend.columnspacing": 1.6,
-    "pdf.fonttype": 42,  # as TrueType: journals refuse others
+    "pdf.fonttype": 42,  # TrueType, because journals refuse other fonts
     "svg.hashsalt": "edm_jax",
 }
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure and its file's name."""
+    """One figure and the name of its file."""
 
     name: str
     figure: Figure
     formats: tuple[str, ...] = ("png", "pdf", "svg")
 
     def render(self, form: str) -> bytes:
-        """The figure as 'png', 'pdf' or 'svg' on white, the same bytes every time."""
+        """Renders 'png', 'pdf' or 'svg' on white; always the same bytes."""
         out = io.BytesIO()
         undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
         with matplotlib.rc_context(STYLE):
@@ -86,13 +86,13 @@ def draw(
     entries: Sequence[Entry] = (),
     title: str = "",
 ) -> Drawing:
-    """Draws charts, one to a row.
+    """Draws charts, one per row.
 
     Args:
-        name: the file's, without its ending.
+        name: the file's name without its ending.
         charts: at least one, with panels.
-        entries: the configs that the charts point to by their place.
-        title: above all.
+        entries: the configs that the charts refer to by place.
+        title: the title above all of them.
     """
     charts = charts[:MOST_ROWS]
     rows, columns = len(charts), max(len(chart.panels) for chart in charts)
@@ -114,7 +114,7 @@ def draw(
                 _scale(axes, chart, panel)
                 if chart is charts[-1] or panel.x:
                     axes.set_xlabel(plain(panel.x or chart.x))
-        # Laid out once for all formats: it takes longer than drawing does.
+        # Lay out once for all formats, because that takes longer than drawing.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         if rows == 1:
@@ -130,7 +130,7 @@ def _title(chart: Chart, panel: Panel, entries: Sequence[Entry]) -> str:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    # Runs in no mean lie below the means.
+    # Draw runs that are not in any mean below the means.
     for line in sorted(panel.lines, key=lambda line: line.aside is None):
         if line.seed:
             continue
@@ -153,7 +153,7 @@ def _colour(colour: int | str) -> Any:
 
 
 def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
-    """Sets both axes; a logarithmic one has plain numbers, also below a decade."""
+    """Sets both axes; logarithmic axes get plain numbers, even within a decade."""
     if chart.log:
         axes.set_xscale("log")
     else:
@@ -170,7 +170,7 @@ def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
     ):
         if axis.get_scale() == "log":
             ratio = high / low
-            # As many numbers as there is room for.
+            # As many numbers as fit.
             subs = (1, 2, 5) if ratio < 300 else (1, 3) if ratio < 1e5 else (1,)
             ticks = LogLocator(subs=subs) if ratio > 6 else MaxNLocator(6)
             axis.set_major_locator(ticks)
@@ -180,7 +180,7 @@ def _scale(axes: Axes, chart: Chart, panel: Panel) -> None:
 
 
 def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> None:
-    """What the lines are, above the panels, if there are few enough of them."""
+    """Adds a legend above the panels, if there are few enough lines."""
     lines = [line for chart in charts for panel in chart.panels for line in panel.lines]
     shown = {line.config for line in lines}
     key = [*charts[0].key]
@@ -189,7 +189,7 @@ def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -
         name = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
         key.append((name, entry.look.slot, entry.look.dash))
     if len(key) > MOST_NAMED:
-        said = f"{len(key)} configs, without a legend: the page beside names them"
+        said = f"{len(key)} configs, too many for a legend: see index.html"
         figure.suptitle(said, x=0.06, ha="left", fontsize=8.5)
     elif key:
         figure.legend(
@@ -201,18 +201,18 @@ def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a user's text as mathematics; set σ_rel as such."""
+    """Keeps matplotlib from reading text as mathematics, except for σ_rel."""
     return text.replace("$", r"\$").replace("σ_rel", r"$\sigma_\mathrm{rel}$")
 
 
 def _end_labels(row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]) -> None:
-    """Write each config's label at the end of its curve, pushed apart."""
+    """Writes each config's label at the end of its curve, without overlaps."""
     for axes, panel in zip(row, chart.panels, strict=False):
         lines = [n for n in panel.lines if n.config is not None and not n.seed]
-        # The mean's, where there is one.
+        # The end of the mean, if there is one.
         ends = {n.config or 0: n for n in sorted(lines, key=lambda n: n.aside is None)}
         texts = {config: entries[config].label for config in ends}
-        # A longer one would reach into the panel beside.
+        # Longer labels would reach into the next panel.
         if len(ends) > MOST_ENDS or any(len(text) > 3 for text in texts.values()):
             continue
         points = 72 / axes.figure.dpi
@@ -223,7 +223,7 @@ def _end_labels(row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]) -> 
         order = sorted(at, key=lambda c: at[c])
         steps = LABEL * np.arange(len(order))
         apart = isotonic_regression([at[c] for c in order] - steps).x
-        # None below the axis, where the numbers stand.
+        # Keep labels above the axis and its numbers.
         apart = np.maximum(apart, axes.bbox.y0 * points + LABEL / 2) + steps
         for config, above in zip(order, apart, strict=True):
             line = ends[config]
@@ -241,7 +241,7 @@ def _end_labels(row: Sequence[Axes], chart: Chart, entries: Sequence[Entry]) -> 
 
 
 def samples(entries: Sequence[Entry]) -> Drawing | None:
-    """The sample grids of the finished runs, side by side."""
+    """Draws the sample grids of the finished runs, side by side."""
     grids = with_samples(entries)[:MOST_GRIDS]
     if not grids:
         return None

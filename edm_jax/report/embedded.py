@@ -1,4 +1,4 @@
-"""The charts of the page as JSON for its script."""
+"""The page's charts as JSON for its script."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from edm_jax.report.runs import Aside, Entry
 
 
 def charts_json(charts: Mapping[str, Sequence[Chart]], entries: Sequence[Entry]) -> str:
-    """The configs, and the charts by figure as a script that is no program.
+    """Configs and charts by figure, as JSON in a script element.
 
-    A line names its x by its index among the lists of x, as many lines share one.
+    Many lines share the same x, so a line refers to its x by an index into a list.
     """
     x: dict[tuple, int] = {}
     configs = [
@@ -23,12 +23,12 @@ def charts_json(charts: Mapping[str, Sequence[Chart]], entries: Sequence[Entry])
     found = {name: _encoded(each, x) for name, each in charts.items()}
     data = {"configs": configs, "charts": found, "x": list(x)}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = text.replace("<", "\\u003c")  # so that a text in it cannot end it
+    text = text.replace("<", "\\u003c")  # so that no text can end the element
     return f'<script type="application/json" id="data">{text}</script>'
 
 
 def _encoded(value: Any, x: dict[tuple, int]) -> Any:
-    """A chart or a part of it by its fields, but for those that are null or empty."""
+    """Encodes a chart or a part of it as its fields, without null or empty ones."""
     if isinstance(value, Aside):
         return {"run": value.run.name, "state": value.state}
     if isinstance(value, np.ndarray):
@@ -47,6 +47,6 @@ def _encoded(value: Any, x: dict[tuple, int]) -> Any:
 
 
 def rounded(values: Sequence[float] | np.ndarray) -> list[float | None]:
-    """Five significant digits; None for what is not finite."""
+    """Rounds to five significant digits; None for values that are not finite."""
     numbers = np.asarray(values, np.float64).tolist()
     return [float(f"{v:.5g}") if abs(v) < np.inf else None for v in numbers]

@@ -11,22 +11,22 @@ from edm_jax.report.notes import table_notes
 from edm_jax.report.tables import Comparison, Row, change_text
 
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
-# An underscore within a word is no mark; `://`, `www.` and `@` make links by themselves.
+# Underscores within words need no escape; `://`, `www.` and `@` would become links.
 _MARKS = re.compile(r"[\\`*\[\]|~@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
 _BEGINNING = re.compile(r"^(\d*)([#>+\-=]|(?<=\d)[.)])")
 
 
 def results_csv(comparison: Comparison) -> str:
-    """The results as CSV, numbers to nine significant digits, absent ones empty.
+    """The results as CSV, with nine significant digits; missing values are empty.
 
-    Of a column: mean, half width of the 95% interval, n; then the same of the
-    difference to the baseline, the test, and p before and after the correction.
+    Each column has the mean, the half width of the 95% interval and n; the same for the
+    difference to the baseline; the test, and p before and after the correction.
     """
     return csv_text([_record(comparison, row) for row in comparison.rows])
 
 
 def _record(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """A row's values by the headings of the CSV."""
+    """A row's values, by the CSV's headings."""
     record: dict[str, Any] = {
         "config": row.entry.label,
         "title": row.entry.title,
@@ -55,7 +55,7 @@ def _record(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
-    """A CSV table of at least one record, in which no text is a formula."""
+    """A CSV table of one or more records; text cannot act as a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for line in [records[0].keys(), *(record.values() for record in records)]:
@@ -71,19 +71,19 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a config: numbers as they are, others as texts."""
+    """A config's value: numbers unchanged, other values as text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number or value is None else compact(value)
 
 
 def _inline(text: str) -> str:
-    """A text within a line of Markdown, as it is: no link, no mark, no end of a cell."""
+    """Escapes text for a line of Markdown: no link, no markup, no end of a cell."""
     text = _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _block(text: str) -> str:
-    """The same at the beginning of a line: no heading, list or quotation either."""
+    """Escapes text for the start of a line: no heading, list or quotation either."""
     return _BEGINNING.sub(r"\1\\\2", _inline(text), count=1)
 
 
@@ -139,7 +139,7 @@ _SYMBOL = re.compile("|".join(map(re.escape, SYMBOLS)))
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX sets it, on one line, σ_rel with its index below."""
+    """Escapes text for LaTeX, on one line, with σ_rel as a formula."""
     printable = "".join(c for c in " ".join(text.split()) if c.isprintable())
     return _SYMBOL.sub(lambda found: SYMBOLS[found[0]], printable)
 
@@ -155,10 +155,10 @@ def results_latex(comparison: Comparison) -> str:
         if not row.has_numbers:
             span = rf"\multicolumn{{{len(heads)}}}{{l}}"
             line[1:] = [rf"{span}{{\emph{{{latex(row.said)}}}}}"]
-        # After the end of the line before these would be read as its arguments.
+        # LaTeX would read these as arguments of the previous line's \\.
         guard = "{}" if line[0][:1] in ("[", "*") else ""
         lines.append(rf"{guard}{' & '.join(line)} \\")
-    # Headings stand upright in two lines or more, above columns of numbers.
+    # Headings are broken into short lines, above columns of numbers.
     over = " & ".join(rf"\shortstack[r]{{{_broken(head)}}}" for head in heads)
     return rf"""% Needs \usepackage{{booktabs,graphicx}}; with pdfLaTeX also [T1]{{fontenc}}.
 \begin{{table}}
@@ -178,7 +178,7 @@ config & {over} \\
 
 
 def _name(row: Row) -> str:
-    """The letter with its title; an altered config with what was altered."""
+    """The letter with its title; for an altered config, the changes."""
     altered = row.entry.variant and row.entry.reference
     other = f" ({row.said})" if row.message and row.has_numbers else ""
     said = change_text(row) if altered else row.entry.title
@@ -186,7 +186,7 @@ def _name(row: Row) -> str:
 
 
 def _broken(head: str) -> str:
-    """A heading in lines of some words each."""
+    """Breaks a heading into lines of a few words."""
     lines = [""]
     for word in head.split():
         longer = f"{lines[-1]} {word}".strip()

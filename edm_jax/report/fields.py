@@ -1,4 +1,4 @@
-"""Values taken from JSON objects, each checked for what it must be."""
+"""Reads values from JSON objects and checks their types."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ import numpy as np
 from edm_jax import files
 from edm_jax.report.runs import Damage, Json
 
-LARGEST, SMALLEST = 1e40, 1e-40  # of a number: float32 holds none beyond
+LARGEST, SMALLEST = 1e40, 1e-40  # magnitudes beyond these do not fit float32
 
 
 class Fields:
-    """A JSON object whose values are checked when they are taken.
+    """A JSON object whose values are checked when they are read.
 
-    A value that is absent, null or wrong reads as None, '' or empty.
+    A value that is missing, null or wrong reads as None, '' or empty.
 
     Args:
         value: the object.
-        faults: receives one sentence for each wrong value.
-        where: stands before the names of fields in these sentences.
+        faults: collects one sentence for each wrong value.
+        where: a prefix for the names of fields in these sentences.
     """
 
     def __init__(self, value: Json, faults: list[str], where: str = ""):
@@ -95,14 +95,14 @@ def one_line(text: str) -> str:
 
 
 def in_range(values: np.ndarray) -> np.ndarray:
-    """The values, infinite beyond LARGEST and zero below SMALLEST."""
+    """Makes values infinite beyond LARGEST and zero below SMALLEST."""
     size = np.abs(values)
     values = np.where(size > LARGEST, np.copysign(np.inf, values), values)
     return np.where(size < SMALLEST, 0.0, values)
 
 
 def opened(path: Path, read: Callable[[Path], Any], damage: list[Damage], absent: Any):
-    """What `read` makes of a file; `absent` where there is none, or it is damaged."""
+    """Calls `read` on a file; returns `absent` if it is missing or damaged."""
     try:
         return read(path)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The figures of a comparison as data; the page and the files for papers draw them.
+"""The figures of a comparison as data, which the page and the files for papers draw.
 
-To add one: a function that returns its charts, and an entry of FIGURES.
+To add one, write a function that returns its charts, and add an entry to FIGURES.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from edm_jax.report.columns import COLUMNS
 from edm_jax.report.curves import Chart, Line, Mark, Panel
 from edm_jax.report.runs import Entry, Log, Run
 
-LOSS_VALUES = 100_000  # points of the losses, over all configs
-VALUES = 400_000  # of all details of all configs together: 7 bytes each
-CURVES = 58  # of one config's details at most resolutions
-SHARED_RANGE = 8.0  # configs whose largest values differ more get their own axis
+LOSS_VALUES = 100_000  # points of loss curves, over all configs
+VALUES = 400_000  # points of all other curves together, at 7 bytes each
+CURVES = 58  # such curves of a config with the most resolutions
+SHARED_RANGE = 8.0  # configs whose largest values differ by more get their own axes
 RESOLUTION_SLOTS = (1, 3, 4, 5, 6, 2, 0)
 RAMP = [
     "#5e4fa2",
@@ -48,13 +48,13 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its place on the page, and what makes its charts."""
+    """One figure: its texts, and a function that makes its charts."""
 
     name: str
     title: str
     caption: str
     charts: Callable[[Sequence[Entry]], list[Chart]]
-    file: str = ""  # among the figures for papers; '' for none
+    file: str = ""  # its name in figures/; '' for none
     one_config: bool = False  # whether the page shows one config at a time
 
 
@@ -122,7 +122,7 @@ def ema(entries: Sequence[Entry]) -> list[Chart]:
         look = _look(entry)
         found = [(run, curves.sweep(run)) for run in entry.measured]
         for line in curves.seed_lines(found, curves.MAX_POINTS, alone, **look):
-            # Of the mean, so that the ring lies on the axis; seeds have their own bests.
+            # The mean's own minimum, so that the ring is at zero; seeds' minima differ.
             above = 100 * (line.y / line.y.min() - 1)
             excess = dataclasses.replace(line, y=above, low=None, high=None)
             for panel, each in zip(panels, (line, excess), strict=True):
@@ -147,7 +147,7 @@ def _look(entry: Entry) -> dict:
 
 
 def shown_run(entry: Entry) -> Run:
-    """The run that stands for a config: finished if one is, else the longest."""
+    """The run that represents a config: a finished one if possible, else the longest."""
     measured = {id(run) for run in entry.measured}
     return max(entry.runs, key=lambda r: (id(r) in measured, len(r.logs["dynamics"])))
 
@@ -182,7 +182,7 @@ def magnitudes(entries: Sequence[Entry]) -> list[Chart]:
 
 
 def _shared_top(column: Sequence[Panel]) -> list[Panel]:
-    """Gives panels one axis from zero, or one each if their largest values differ."""
+    """Gives panels one axis from zero, or separate ones if their values differ a lot."""
     finite = [[v[np.isfinite(v)] for v in (n.y for n in p.lines)] for p in column]
     tops = [max((float(v.max()) for v in each if len(v)), default=0) for each in finite]
     positive = [top for top in tops if top > 0] or [1.0]
@@ -260,12 +260,12 @@ FIGURES = (
         "loss",
         "Loss against images trained",
         "Loss per element, weighted by λ(σ), against images trained, on a logarithmic "
-        "axis. A line is the mean over a config’s finished seeds, and the band reaches "
-        "from its lowest to its highest seed. A dashed line that ends in a cross or a "
-        "triangle is a run that is in no mean: it failed or stopped, or it still runs. "
-        "The held-out loss uses fixed noise and compares across configs. The training "
-        "loss, a trailing mean over a thirtieth of the run, compares only where P_mean "
-        "and P_std are equal, and those of A are its own.",
+        "axis. A line is the mean over a config’s finished seeds, and the band spans its "
+        "lowest to its highest seed. A dashed line is a run that is not in any mean: a "
+        "cross marks one that failed or stopped, a triangle one that is still running. "
+        "The held-out loss uses fixed noise, so configs can be compared. The training "
+        "loss, a trailing mean over a thirtieth of the run, can be compared only between "
+        "configs with equal P_mean and P_std; those of A differ from the others.",
         losses,
         "loss",
     ),
@@ -294,11 +294,11 @@ FIGURES = (
         "magnitudes",
         "Magnitudes during training",
         "Maximum and mean over layers of the magnitude of activations and of weights "
-        "against images trained, for one run of each config, from zero. A column shares "
-        "one axis between configs unless their largest values differ more than "
-        "eightfold. The paper (Fig. 3 and 15): in C both grow without bound, in D "
-        "activations stop growing while weights still grow, in E both stand still; "
-        "weights stand still in F and G too.",
+        "against images trained, for one run of each config, from zero. Configs share "
+        "the axis of a column unless their largest values differ more than eightfold. In "
+        "the paper (Fig. 3 and 15), both grow without bound in C; in D activations stop "
+        "growing while weights still grow; in E both stay constant, and weights do in F "
+        "and G, too.",
         magnitudes,
         "dynamics",
     ),
@@ -306,10 +306,10 @@ FIGURES = (
         "sigma",
         "Ranges of σ and learning rates",
         "Left and middle: training loss per element, λ-weighted, and the learned u(σ) "
-        "by range of σ; at its best u is the logarithm of the loss. Right: effective "
-        "learning rates, the length of a step’s change of the weights over that of the "
-        "weights, by part of the network. A point of the first two is a mean over the "
-        "records since the point before. They show one run of the config.",
+        "by range of σ; the optimal u is the logarithm of the loss. Right: effective "
+        "learning rates, the norm of a step’s change of the weights over the weights’ "
+        "norm, by part of the network. In the first two, a point is the mean over the "
+        "records since the previous point. All show one run of the config.",
         ranges,
         one_config=True,
     ),

@@ -1,4 +1,4 @@
-"""Following runs: what changed on disk, and one line of status for each."""
+"""Follows runs: notices changes on disk, and makes a line of status for each run."""
 
 import contextlib
 import datetime
@@ -25,23 +25,23 @@ FILES = [
 
 @dataclass(frozen=True)
 class Following:
-    """What a page says that is written again while runs are in progress."""
+    """Marks a page that is rewritten while runs are in progress."""
 
-    seconds: float  # from one look at the files to the next
+    seconds: float  # between checks of the files
     time: datetime.datetime
 
 
 class Reader:
-    """Reads runs again only where their files changed."""
+    """Reads runs again only if their files have changed."""
 
     def __init__(self) -> None:
         self._read: dict[Path, tuple[Any, Run]] = {}
 
     def read(self, paths: Iterable[Path]) -> tuple[list[Run], bool]:
-        """The runs, and whether one is new, changed or gone."""
+        """Returns the runs, and whether any is new, changed or gone."""
         found: dict[Path, tuple[Any, Run]] = {}
         for path in paths:
-            # Marked before reading: what changes meanwhile is read next time.
+            # Marked before reading, so that a change in the meantime is read next time.
             mark = [_mark(path / name) for name in FILES]
             before = self._read.get(path)
             with contextlib.suppress(FileNotFoundError):  # removed since it was found
@@ -55,7 +55,7 @@ class Reader:
 
 
 def _mark(file: Path) -> tuple[int, int] | None:
-    """A file's time and size; None where there is none."""
+    """A file's time and size; None if there is no file."""
     try:
         stat = file.stat()
     except OSError:
@@ -69,14 +69,14 @@ def follow(
     show: Callable[[Sequence[str]], object],
     seconds: float,
 ) -> None:
-    """Write and show the runs whenever their files change, until all have ended.
+    """Writes and shows the runs whenever their files change, until all have ended.
 
     Args:
-        find: the runs' paths.
-        write: called with the runs; the last time, and when interrupted, without
-            Following, so that the page no longer loads itself.
+        find: returns the runs' paths.
+        write: called with the runs; at the end, and when interrupted, without Following,
+            so that the page no longer reloads itself.
         show: called with `status_lines`.
-        seconds: from one look at the files to the next.
+        seconds: between checks of the files.
     """
     reader = Reader()
     runs: Sequence[Run] = []
@@ -99,7 +99,7 @@ def follow(
 
 
 def status_lines(runs: Sequence[Run]) -> list[str]:
-    """For each run its name, state, images and rate, and its held-out loss so far."""
+    """One line per run: name, state, images, rate, and held-out loss so far."""
     width = max((len(run.name) for run in runs), default=0)
     return [f"{run.name:<{width}}  {_status(run)}" for run in runs]
 

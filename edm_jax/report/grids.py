@@ -1,4 +1,4 @@
-"""The sample grids of the page, side by side, within a budget of bytes."""
+"""The page's sample grids, side by side, within a budget of bytes."""
 
 import base64
 import io
@@ -10,12 +10,12 @@ from PIL import Image
 from edm_jax.report.results import letter
 from edm_jax.report.runs import Entry, with_samples
 
-MOST = 48  # grids: more are not compared by eye
-SMALL = 480  # pixels of width of one that is made smaller
+MOST = 48  # grids: nobody compares more by eye
+SMALL = 480  # width of a shrunken grid in pixels
 
 
 def grids(entries: Sequence[Entry], budget: int) -> str:
-    """One grid per finished config, as on disk where `budget` bytes allow it."""
+    """One grid per finished config, shrunk if they exceed `budget` bytes."""
     shown = with_samples(entries)
     if not shown:
         return ""
@@ -32,14 +32,14 @@ def grids(entries: Sequence[Entry], budget: int) -> str:
             f'<div data-config="{entry.place}" title="{escape(run.name)}">'
             f"{letter(entry)}{escape(entry.title)}{image}</div>"
         )
-    note = "Samples of the finished runs, one class to a row. "
+    note = "Samples of the finished runs, one class per row. "
     if smaller:
-        note += f"{smaller} are made smaller here. "
+        note += f"{smaller} are shrunk to fit. "
     if len(shown) > MOST:
-        note += f"The first {MOST} of {len(shown)} configs. "
+        note += f"Only the first {MOST} of {len(shown)} configs are shown. "
     note += (
-        "The paper’s claim is one of statistics (FID): a few pictures need not show what "
-        "a letter changes."
+        "The paper’s claims are about statistics (FID): a few pictures may not show the "
+        "effect of a letter."
     )
     width = min(260, max(130, *widths))
     return (

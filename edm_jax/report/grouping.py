@@ -1,4 +1,4 @@
-"""The runs of a comparison as configs: which belong together, and which do not."""
+"""Groups runs into configs, and sets aside runs that cannot be averaged."""
 
 import collections
 import json
@@ -10,29 +10,29 @@ from edm_jax import files, menu, tree
 from edm_jax.report.read import identity
 from edm_jax.report.runs import Aside, Entry, Json, Look, Run
 
-COLOURS, DASHES = 7, 4  # of the palette, and kinds of line
-IGNORED = ("letter", "title")  # fields that make no difference
+COLOURS, DASHES = 7, 4  # in the palette, and kinds of line
+IGNORED = ("letter", "title")  # fields that do not count as a difference
 
 
 def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
-    """Group runs that differ in seed alone and order them by letter.
+    """Groups runs that differ only in seed, and orders them by letter.
 
-    A letter's config is compared with the nearest letter before it. An altered config is
-    compared with its letter's own, or with the first of that letter where the ladder's
-    own is absent.
+    The changes of a letter's config are listed against the nearest letter before it;
+    those of an altered config against its letter's own config, or the first config of
+    that letter if there is no such run.
 
     Args:
-        runs: of any configs.
-        baseline: the config that all are compared with: its letter, its label or a
-            run's name; the first if None.
+        runs: runs of any configs.
+        baseline: the config to compare the others with: its letter, its label or a run's
+            name; the first if None.
 
     Raises:
-        ValueError: there is no such config; the message names the nearest.
+        ValueError: there is no such config; the message names a similar one.
     """
     entries: list[Entry] = []
     for altered, group in _groups(runs):
         letter = group[0].letter
-        # A letter without its config of the ladder begins with an altered one.
+        # If the ladder's own config is missing, the first one is an altered one.
         first = min(1, altered) if letter else 0
         variant = first + sum(e.letter == letter for e in entries if e.variant >= first)
         label = group[0].variant if altered else letter.upper()
@@ -56,10 +56,10 @@ def ladder(runs: Sequence[Run], baseline: str | None = None) -> list[Entry]:
 
 
 def _looks(entries: Sequence[Entry]) -> list[Look]:
-    """A look for each config: its letter's colour, dashed for altered ones.
+    """A look for each config: its letter's colour, dashed if it is altered.
 
-    Where that does not tell them apart, or most are variants of few letters, colours
-    go by order instead.
+    If looks are not unique, or most configs are variants of a few letters, colours follow
+    the order instead.
     """
     slots = [
         (ord(e.letter[0]) - ord("a")) % COLOURS if e.letter else 0 for e in entries
@@ -69,16 +69,16 @@ def _looks(entries: Sequence[Entry]) -> list[Look]:
     letters = {entry.letter for entry in entries}
     if len(set(by_letter)) == len(entries) and 2 * len(letters) > len(entries):
         return by_letter
-    # The grey of the first place comes last: it is the least of a colour.
+    # Grey, the first of the palette, comes last, because it stands out least.
     places = range(len(entries))
     return [Look((i + 1) % COLOURS, i // COLOURS % DASHES) for i in places]
 
 
 def find_entry(entries: Sequence[Entry], name: str | None) -> int:
-    """The place of the entry of this label, letter or run; 0 for None.
+    """The place of the entry with this label, letter or run; 0 for None.
 
     Raises:
-        ValueError: there is none, or several; the message names what there is.
+        ValueError: no entry or several match; the message lists the entries.
     """
     if name is None:
         return 0
@@ -88,12 +88,14 @@ def find_entry(entries: Sequence[Entry], name: str | None) -> int:
         found = [i for i, each in enumerate(names) if wanted in each[kind]]
         if len(found) > 1:
             which = ", ".join(entries[i].label for i in found)
-            raise ValueError(f"{name!r} names several configs: {which}; name one.")
+            raise ValueError(
+                f"{name!r} matches several configs: choose one of {which}."
+            )
         if found:
             return found[0]
     near = menu.suggest(wanted, [n for each in names for n in each[0] | each[1]])
     labels = ", ".join(entry.label for entry in entries)
-    raise ValueError(f"There is no config {name!r} here; there are {labels}.{near}")
+    raise ValueError(f"There is no config {name!r}; there are {labels}.{near}")
 
 
 def _run_names(entry: Entry) -> set[str]:
@@ -103,11 +105,11 @@ def _run_names(entry: Entry) -> set[str]:
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[bool, list[Run]]]:
-    """Whether altered, and the runs, of each config; each letter's own first."""
+    """For each config, whether it is altered, and its runs; each letter's own first."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.name):
         same = identity(run.config)
-        # Each run of one config has found its own rate.
+        # With alpha_ref=auto, each run of a config has found its own rate.
         if same and run.files["provenance"].get("learning_rate"):
             same = tree.flatten(same, ".") | {"optimizer.alpha_ref": "auto"}
         key = json.dumps(same, sort_keys=True) if same else str(run.path)
@@ -127,10 +129,10 @@ def _groups(runs: Sequence[Run]) -> list[tuple[bool, list[Run]]]:
 
 
 def _is_plain(run: Run, alone: bool) -> bool:
-    """Whether the run is of its letter's config as the ladder has it.
+    """Whether the run has the ladder's own config for its letter.
 
-    Its name says so by ending in the letter. Another name is believed of the only
-    config of a letter, unless it or the command line names what was altered.
+    It does if its name ends in the letter. A run with another name does if it is the only
+    config of its letter, unless its name or command line says what was altered.
     """
     if not run.letter:
         return False
@@ -144,7 +146,7 @@ def _is_plain(run: Run, alone: bool) -> bool:
 
 
 def _reference(entries: list[Entry], letter: str, altered: bool) -> Entry | None:
-    """What a config's changes are listed against, among those before it."""
+    """The earlier config that a config's changes are listed against."""
     same = [entry for entry in entries if letter and entry.letter == letter]
     if altered and same:
         return same[0]
@@ -153,9 +155,11 @@ def _reference(entries: list[Entry], letter: str, altered: bool) -> Entry | None
 
 
 def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
-    """The runs of a config that are in no mean, in order, and why.
+    """The runs of a config that are left out of its mean, in order, and why.
 
-    data: the fingerprint of the baseline's.
+    Args:
+        runs: the config's runs.
+        data: the fingerprint of the baseline's data.
     """
     aside: dict[str, Aside] = {}
     own = _fingerprint(runs, data)
@@ -177,13 +181,13 @@ def _aside(runs: Sequence[Run], data: Any) -> list[Aside]:
             same, key=lambda r: (r.evaluation.time if r.evaluation else 0.0, r.name)
         )
         for run in others:
-            said = f"{last.name} has seed {seed} too, finished later and is counted"
+            said = f"{last.name} has seed {seed}, too, and finished later, so it counts"
             aside[str(run.path)] = Aside(run, "same seed", said)
     return [aside[str(run.path)] for run in runs if str(run.path) in aside]
 
 
 def _fingerprint(runs: Sequence[Run], preferred: Any) -> Any:
-    """The data of most of the finished runs, or the preferred if any has these."""
+    """The data that most finished runs used, or the preferred if any run used them."""
     known = [run.data for run in runs if run.measured and run.data is not None]
     known = known or [run.data for run in runs if run.data is not None]
     if preferred in known or not known:
@@ -192,7 +196,7 @@ def _fingerprint(runs: Sequence[Run], preferred: Any) -> Any:
 
 
 def _other_data(baseline: Run, data: Any, entry: Entry) -> str:
-    """How an entry's data differ from the baseline's, '' where they do not."""
+    """How an entry's data differ from the baseline's; '' if they do not."""
     fields = [
         {"data": identity(run.config).get("data")} for run in (baseline, entry.runs[0])
     ]
@@ -204,7 +208,7 @@ def _other_data(baseline: Run, data: Any, entry: Entry) -> str:
 
 
 def compact(value: Any) -> str:
-    """A value of a config on few characters."""
+    """A config's value in few characters."""
     if isinstance(value, str):
         return files.printable(" ".join(value.split())) or "''"
     if isinstance(value, list | tuple):
@@ -215,10 +219,10 @@ def compact(value: Any) -> str:
 
 
 def config_diff(before: Json, after: Json) -> list[str]:
-    """List the fields that differ, as 'network.norm: group -> rms_group'.
+    """Lists the fields that differ, as 'network.norm: group -> rms_group'.
 
-    The letter and the title are not compared. A field that only one side has is
-    '(absent)' on the other.
+    The letter and the title are not compared. A field that is missing on one side is
+    '(absent)' there.
     """
     old, new = (
         {name: compact(value) for name, value in tree.flatten(side, ".").items()}
@@ -234,12 +238,12 @@ def config_diff(before: Json, after: Json) -> list[str]:
 
 
 def field_of(entry: Entry, name: str) -> Any:
-    """A field of an entry's config by its dotted name; None where it has none."""
+    """A field of an entry's config by its dotted name; None if it does not exist."""
     return tree.flatten(entry.runs[0].config, ".").get(name)
 
 
 def varying_fields(entries: Sequence[Entry]) -> list[str]:
-    """The fields, by dotted name, that differ between configs of one letter."""
+    """The dotted names of fields that differ between configs of one letter."""
     letters = collections.defaultdict(list)
     for entry in entries:
         if entry.runs[0].config:
@@ -255,6 +259,6 @@ def varying_fields(entries: Sequence[Entry]) -> list[str]:
 
 
 def short_names(fields: Sequence[str]) -> list[str]:
-    """The last parts of dotted names; whole names where these do not differ."""
+    """The last parts of dotted names, or the whole names if those are not unique."""
     short = [name.rpartition(".")[2] for name in fields]
     return short if len(set(short)) == len(fields) else list(fields)

@@ -1,4 +1,4 @@
-"""The first paragraph of the page: what was trained, as the configs say."""
+"""The first paragraph of the page: what was trained, according to the configs."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +13,7 @@ _PAPER = (
 
 
 def introduction(entries: Sequence[Entry]) -> str:
-    """What was trained on what, for how long, when, and what a config is."""
+    """Says what was trained on what, for how long and when, and what a config is."""
     runs = [run for entry in entries for run in entry.runs]
     counts = sorted({run.status.total_nimg for run in runs if run.status.total_nimg})
     workloads = sorted({run.workload for run in runs} - {""})
@@ -37,13 +37,13 @@ def introduction(entries: Sequence[Entry]) -> str:
         said += (
             " Each config is the one before it plus the changes listed under it."
             if is_ladder
-            else " Each config lists what it changes of its parent."
+            else " Each config lists its changes against its parent."
         )
     return f"<p>{escape(said)}</p>"
 
 
 def _subject(entries: Sequence[Entry]) -> str:
-    """Whether these are configs of the ablation ladder, variants of them, or others."""
+    """Describes the configs: of the ablation ladder, variants of these, or others."""
     steps = [e.letter.upper() for e in entries if e.variant == 0 and len(e.letter) == 1]
     steps = [letter for letter in steps if letter in "ABCDEFG"]
     altered = [e.letter.upper() for e in entries if e.variant and e.letter]

@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl: whole where it is short, thinned before parsing where long."""
+"""Reads metrics.jsonl; long files are thinned before parsing."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from edm_jax.report.fields import Fields, in_range, is_count, opened
 from edm_jax.report.runs import Damage, Json, Log, Name
 
 KINDS = ("train", "dynamics", "heldout", "evaluation")
-KEPT = 300  # records of a kind: more points cannot be seen
+KEPT = 300  # records of a kind: more points would not be visible
 MOST_NAMES = 5_000  # quantities of a kind
-# How RunDir.log begins a line, so that its kind and place are known unparsed.
+# The start of a line by RunDir.log, which gives kind and nimg without parsing.
 _BEGINNING = re.compile(rb'\{"kind": "(\w+)", "step": \d+, "nimg": (\d{1,18})[,}]')
 
 Line = tuple[int, int, bytes]  # nimg, its place in the file, its text
@@ -25,11 +25,11 @@ Line = tuple[int, int, bytes]  # nimg, its place in the file, its text
 def read_metrics(
     path: Path, damage: list[Damage], faults: list[str]
 ) -> tuple[dict[str, Log], list[dict[str, str]]]:
-    """The records by kind, and the alerts, in order of nimg.
+    """Reads the records by kind, and the alerts, in order of nimg.
 
-    A resumed run may log the same nimg twice: the later line counts. Of a kind with more
-    lines than KEPT an even share is read, with the first and the last; of alerts all
-    are. A last line that a kill has torn is no damage.
+    A resumed run may log the same nimg twice: the later line counts. If a kind has more
+    lines than KEPT, an even share of them is read, including the first and the last;
+    alerts are all read. An incomplete last line, left by a kill, is not damage.
     """
     found: dict[str, dict[Any, Line]] = {kind: {} for kind in (*KINDS, "alert")}
     lines = opened(path, files.read_bytes, damage, b"").split(b"\n")
@@ -37,7 +37,7 @@ def read_metrics(
         told = faults if place < len(lines) else []
         kind, nimg = _kind_and_nimg(place, line, told)
         if kind in found:
-            # Several alerts may be of the same moment.
+            # Several alerts may have the same nimg.
             key = (nimg, line) if kind == "alert" else nimg
             found[kind][key] = nimg, place, line
     by_kind = {kind: [by[key] for key in sorted(by)] for kind, by in found.items()}
@@ -46,7 +46,7 @@ def read_metrics(
 
 
 def _kind_and_nimg(place: int, line: bytes, faults: list[str]) -> tuple[str, int]:
-    """The kind and the nimg of a line, parsed only if these are hidden; '' for none."""
+    """The kind and nimg of a line, parsed only if necessary; '' if it has none."""
     beginning = _BEGINNING.match(line)
     if beginning and line.endswith(b"}"):
         return beginning[1].decode(), int(beginning[2])
@@ -54,8 +54,8 @@ def _kind_and_nimg(place: int, line: bytes, faults: list[str]) -> tuple[str, int
         kind, nimg = record.get("kind"), record.get("nimg")
         if isinstance(kind, str) and is_count(nimg):
             return kind, int(nimg or 0)
-        unplaced = "does not say at how many images it was written"
-        wrong = unplaced if isinstance(kind, str) else "is of no kind"
+        unplaced = "has no valid nimg"
+        wrong = unplaced if isinstance(kind, str) else "has no kind"
         faults.append(f"line {place} {wrong}")
     return "", 0
 
@@ -67,7 +67,7 @@ def _thinned(lines: list[Line]) -> list[Line]:
 
 
 def _parse(place: int, line: bytes, faults: list[str]) -> Json:
-    """The record of a line; {} where it is torn or something else."""
+    """The record in a line; {} if it is incomplete or something else."""
     try:
         value = files.parse_json(line)
     except json.JSONDecodeError:
@@ -77,7 +77,7 @@ def _parse(place: int, line: bytes, faults: list[str]) -> Json:
     else:
         if isinstance(value, dict) and value:
             return value
-        faults.append(f"line {place} is no record")
+        faults.append(f"line {place} is not a record")
     return {}
 
 
@@ -92,7 +92,7 @@ def _log(lines: Iterable[Line], faults: list[str]) -> Log:
         found = numbers(record, wrong)
         faults += [f"line {place}: {fault}" for fault in wrong]
         if len(names.keys() | found.keys()) > MOST_NAMES:
-            faults.append(f"line {place} is not read: it holds too many quantities")
+            faults.append(f"line {place} is left out: it holds too many quantities")
             continue
         names |= dict.fromkeys(found)
         places.append(nimg)

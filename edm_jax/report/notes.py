@@ -1,4 +1,4 @@
-"""What a reader of the results must know: how they were tested, and what is doubtful."""
+"""Notes for readers of the results: how they were tested, and what is doubtful."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from edm_jax.report.statistics import CONFIDENCE, LEVEL, Difference
 from edm_jax.report.tables import Comparison, Row
 
 ENOUGH_SEEDS = 3
-_NAMED = 6  # in one sentence; of more the count is enough
+_NAMED = 6  # names in one sentence; the rest is counted
 
 
 def table_notes(comparison: Comparison) -> list[str]:
@@ -44,28 +44,28 @@ def table_warnings(comparison: Comparison) -> list[str]:
         said = _listed(f"{row.entry.label}: {len(row.runs)}" for row in few)
         notes.append(
             f"Fewer than {ENOUGH_SEEDS} seeds ({said}) say little about the spread: one "
-            "has no interval, and that of two is wide."
+            "seed has no interval, and the interval of two is wide."
         )
     notes += _not_finite(comparison, measured)
     notes += _left_out(comparison)
     notes += _other_code(measured)
     if 0 < len(unknown) < len(runs):
         notes.append(
-            "These runs do not record their data, which are taken to be the same: "
+            "These runs do not record their data, which are assumed to be the same: "
             f"{_listed(unknown)}."
         )
     notes += [
-        f"{run.name} changed while it trained: {_listed(run.changed_fields)}."
+        f"{run.name} was changed during training: {_listed(run.changed_fields)}."
         for run in runs
         if run.changed_fields
     ]
-    # Files of runs that count all the same; the others are told as left out.
+    # Damaged files of runs that still count; the other runs are listed as left out.
     damaged = [run for run in every if run.damage and run.state != "damaged"]
     return notes + [f"{run.name}: {run.damaged}." for run in damaged]
 
 
 def _tests(comparison: Comparison) -> Iterator[str]:
-    """Which tests were made, of how many differences, and which were not."""
+    """Says which differences were tested and how, and which were not."""
     columns, label = comparison.compared, comparison.baseline
     pairs = [
         (row, column, row.differences[column.key])
@@ -83,8 +83,8 @@ def _tests(comparison: Comparison) -> Iterator[str]:
         )
     if any(found.paired and found.n < max(found.of) for found in tested):
         yield (
-            "A paired difference is over the n seeds that both configs have, so it may "
-            "differ from that of the means in the table."
+            "A paired difference uses only the n seeds that both configs have, so it may "
+            "not equal the difference of the means in the table."
         )
     reasons: dict[str, list[str]] = {}
     for row, column, found in pairs:
@@ -93,13 +93,13 @@ def _tests(comparison: Comparison) -> Iterator[str]:
             place += f" ({column.heading})" if len(columns) > 1 else ""
             reasons.setdefault(_why_untested(row, found), []).append(place)
     for reason, places in reasons.items():
-        yield f"Not tested against {label}, as {reason}: {_listed(places)}."
+        yield f"Not tested against {label}, because {reason}: {_listed(places)}."
 
 
 def _kinds(tested: Sequence[Difference]) -> str:
     paired = sum(found.paired for found in tested)
     pairing = "a t-test paired by seed"
-    welch = "Welch’s t-test, where fewer than two seeds are common"
+    welch = "Welch’s t-test, if they share fewer than two seeds"
     if paired == len(tested):
         return pairing
     if not paired:
@@ -130,7 +130,7 @@ def _not_finite(comparison: Comparison, measured: Sequence[Row]) -> Iterator[str
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
-    """Runs in no mean: one sentence for those unfinished, one for each other."""
+    """Runs left out of the means: one sentence for unfinished ones, one per other run."""
     unfinished: list[str] = []
     for entry in {id(row.entry): row.entry for row in comparison.rows}.values():
         for aside in entry.aside:
@@ -140,11 +140,11 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
                 unfinished.append(f"{aside.run.name}: {aside.state}")
         if entry.other_data and entry.measured:
             yield (
-                f"{entry.label} has other data than {comparison.baseline} and cannot "
-                f"be compared with it: {entry.other_data}."
+                f"{entry.label} was trained on other data than {comparison.baseline}, so "
+                f"they cannot be compared: {entry.other_data}."
             )
     if unfinished:
-        yield f"In no mean, as they have no results: {_listed(unfinished)}."
+        yield f"Left out of the means, without results: {_listed(unfinished)}."
 
 
 def _other_code(measured: Sequence[Row]) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _other_code(measured: Sequence[Row]) -> Iterator[str]:
             by_code.setdefault(code, {})[row.entry.label] = None
     if len(by_code) > 1:
         said = [f"{code} ({_listed(who)})" for code, who in by_code.items()]
-        yield f"The code is not the same for all runs: {_listed(said)}."
+        yield f"The runs used different versions of the code: {_listed(said)}."
 
 
 def _listed(words: Iterable[str]) -> str:

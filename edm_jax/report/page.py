@@ -29,18 +29,18 @@ from edm_jax.report.results import (
 from edm_jax.report.runs import Entry
 from edm_jax.report.tables import Comparison
 
-BYTES = 14_000_000  # of the page: samples get what the rest leaves of it
+BYTES = 14_000_000  # of the page; samples get the bytes that the rest leaves
 ENDED = ("done", "failed", "damaged")
-MANY = 12  # configs: of more one wants to choose
+MANY = 12  # with more configs than this, the page has a search field
 HERE = Path(__file__).parent
 
 
 def render(comparison: Comparison, following: Following | None = None) -> str:
-    """The page as HTML that needs no other file and no network.
+    """Renders the page as HTML that needs no other file and no network.
 
     Args:
         comparison: what it shows.
-        following: set while the page is written again and again, and so loads itself.
+        following: set while the page is being rewritten, so that it reloads itself.
     """
     study, entries, rows = comparison.study, comparison.entries, comparison.rows
     figures = comparison.figures
@@ -69,7 +69,7 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
 
 
 def _section(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> str:
-    """A figure's heading, the places that the script draws in, and its caption."""
+    """A figure's heading, the elements that the script draws in, and its caption."""
     if not charts:
         return ""
     rows = []
@@ -97,14 +97,14 @@ def _section(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) 
     select = _select(figure, charts, entries) if figure.one_config else ""
     return f"""<section id="{figure.name}"><h2>{figure.title}</h2><figure>{select}{key}
 <div class="rows {"one " if figure.one_config else ""}js">{"".join(rows)}</div>
-<noscript><p class="note">The figures are drawn by a script, which is turned off; they also
-lie beside this page in figures/.</p></noscript>
+<noscript><p class="note">A script draws the figures, but scripts are turned off. The
+figures are also beside this page, in figures/.</p></noscript>
 <figcaption>{prose(figure.caption)}</figcaption></figure></section>
 """
 
 
 def _select(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> str:
-    """Which config a figure shows: at first the last one that is finished."""
+    """Selects the config that a figure shows, at first the last finished one."""
     shown = [entries[chart.config or 0] for chart in charts]
     first = [entry for entry in shown if entry.measured][-1:] or shown
     options = "".join(
@@ -122,7 +122,7 @@ def _document(
     study: str, body: str, scripts: Sequence[str], following: Following | None
 ) -> str:
     style = (HERE / "page.css").read_text(encoding="utf-8")
-    # Nothing is fetched, whatever a text of a run says, and no script runs but these.
+    # Whatever a run's texts contain, nothing is fetched and no other script runs.
     hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
@@ -154,7 +154,7 @@ def _hash(script: str) -> str:
 
 
 def _as_of(entries: Sequence[Entry], following: Following | None) -> str:
-    """When it was written and what still runs, while that may change."""
+    """When it was written and what is still running, while that may change."""
     if following is None:
         return ""
     states = Counter(run.state for entry in entries for run in entry.runs)
@@ -168,12 +168,12 @@ def _as_of(entries: Sequence[Entry], following: Following | None) -> str:
 
 
 def _chip_bar(entries: Sequence[Entry]) -> str:
-    """One legend for all figures and tables: each config a button that shows it."""
+    """One legend for all figures and tables, with a button for each config."""
     chips = []
     many = len(entries) > MANY
     for entry in entries:
         name = escape(entry.heading)
-        # Of many the labels alone have room.
+        # With many configs there is room for labels only.
         title = f' title="{name}"' if many else ""
         chips.append(
             f'<button type="button" class="chip" aria-pressed="true"{title} '
@@ -196,7 +196,7 @@ def _chip_bar(entries: Sequence[Entry]) -> str:
 
 
 def _notes(comparison: Comparison) -> str:
-    """How the results were tested, what is doubtful, and what the columns are."""
+    """Says how the results were tested, what is doubtful, and what the columns are."""
     own = "; ".join(
         f"{c.heading}: {c.about}"
         for c in comparison.columns
@@ -205,8 +205,8 @@ def _notes(comparison: Comparison) -> str:
     own = f"{own[0].upper()}{own[1:]}. The lowest held-out loss is in bold."
     if has_paper(comparison.rows):
         own = (
-            "The paper’s columns are its Table 1 (FID of ImageNet-512, size S) and are "
-            f"not comparable with what is measured here. {own}"
+            "The paper’s columns are from its Table 1 (FID on ImageNet-512, size S) and "
+            f"cannot be compared with the values measured here. {own}"
         )
     notes = [*table_notes(comparison), own]
     return "".join(f'<p class="note">{prose(note)}</p>' for note in notes)

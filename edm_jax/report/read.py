@@ -1,7 +1,7 @@
-"""Reading run directories: every field is checked once, and damaged files are named.
+"""Reads run directories: checks every field once, and names damaged files.
 
-A `Run` holds what its types say. A file that is absent, as in a run that died or is not
-finished, reads as empty; so does a damaged one, which `Run.damage` names.
+The fields of a `Run` have their declared types. A missing file, as in a run that died or
+is not finished, reads as empty; so does a damaged one, which `Run.damage` names.
 """
 
 import io
@@ -22,12 +22,12 @@ from edm_jax.runs import schema
 from edm_jax.runs.directory import FREE
 
 TAIL_LINES = 30
-TAIL_BYTES = 32_768  # of a log: lines may be long
+TAIL_BYTES = 32_768  # of a log, whose lines may be long
 IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE = 64_000_000, 50_000_000, 16_383
 
 
 def load_run(path: Path) -> Run:
-    """Read one run directory.
+    """Reads one run directory.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -78,7 +78,7 @@ def load_run(path: Path) -> Run:
 
 
 def _changed(changes: Fields) -> list[str]:
-    """The fields of the config that were changed while it trained."""
+    """The fields of the config that were changed during training."""
     found = [each.object("changes") for each in changes.objects("changes")]
     return sorted({one_line(name) for each in found for name in each})
 
@@ -96,12 +96,12 @@ def _status(fields: Fields) -> Status:
 
 
 def _config(path: Path) -> Json:
-    """A run's config, as this version has it."""
+    """A run's config, upgraded to the current schema."""
     return schema.upgrade(files.read_json(path))
 
 
 def _codes(provenance: Fields) -> list[str]:
-    """Commits of a run's starts, with what tells uncommitted changes apart."""
+    """Commits of a run's starts, with a hash of uncommitted changes."""
     found: dict[str, None] = {}
     for start in [*provenance.objects("starts"), provenance]:
         commit, changes = start.text("git_commit"), start.text("git_changes")
@@ -127,7 +127,7 @@ def _evaluation(run: Path, fields: Fields) -> Evaluation | None:
     sweep, averages = pairs("sweep", "sigma_rel"), pairs("traditional", "halflife_mimg")
     try:
         time = (run / "evaluation.json").stat().st_mtime
-    except OSError:  # gone since it was read
+    except OSError:  # removed since it was read
         time = 0.0
     return Evaluation(
         nimg=fields.count("nimg"),
@@ -143,7 +143,7 @@ def _evaluation(run: Path, fields: Fields) -> Evaluation | None:
 def _image(path: Path) -> bytes:
     """The bytes of a PNG; raises Damaged unless it is one image of a sane size."""
     data = files.read_bytes(path, IMAGE_BYTES)
-    # The header holds both sides: what claims to be huge is never unpacked.
+    # The header holds both sides, so a huge image is refused before decoding.
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     if max(width, height) > IMAGE_SIDE or width * height > IMAGE_PIXELS:
         raise files.Damaged(
@@ -163,7 +163,7 @@ def _image(path: Path) -> bytes:
 
 
 def _tail(path: Path) -> str:
-    """The last lines of a log; '\ufffd' stands for bytes that are no text."""
+    """The last lines of a log; '\ufffd' replaces bytes that are not UTF-8."""
     with files.open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         text = file.read(TAIL_BYTES).decode(errors="replace")
@@ -172,20 +172,20 @@ def _tail(path: Path) -> str:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Expand studies to their runs, which hold config.json or status.json.
+    """Expands studies to their runs, which hold config.json or status.json.
 
-    A directory that holds only a log or a lock is a run that waits, and one that cannot
-    be read counts as a run too.
+    A directory with only a log or a lock is a waiting run. A directory that cannot be
+    read counts as a run, too.
 
     Raises:
-        FileNotFoundError: a path is neither a run nor holds one.
+        FileNotFoundError: a path is not a run and contains none.
     """
-    found: dict[str, Path] = {}  # one of each, however it is named
+    found: dict[str, Path] = {}  # by real path, so that each is listed once
     for path in paths:
         inside = [path] if _is_run(path) else sorted(filter(_is_run, _inside(path)))
         if not inside:
             raise FileNotFoundError(
-                f"{path} is no run and holds none: give a study directory, or run "
+                f"{path} is not a run and contains none: give a study directory, or run "
                 "directories with a config.json."
             )
         for run in inside:
@@ -205,14 +205,14 @@ def _is_run(path: Path) -> bool:
         return False
     try:
         names = os.listdir(path)
-    except OSError:  # whatever it is, it is not to be missed
+    except OSError:  # count it, so that it is not overlooked
         return True
     waits = [re.fullmatch(r"log\.txt|(.*\.)?lock", name) for name in names]
     return bool({"config.json", "status.json"} & set(names) or names and all(waits))
 
 
 def identity(config: Json) -> Json:
-    """A config but for its seed and for the fields of how and where a run runs."""
+    """A config without its seed and the fields on how and where the run executes."""
 
     def kept(fields: Json, prefix: str) -> Json:
         return {

@@ -1,4 +1,4 @@
-"""The records of each run on the page: its files, its alerts and the end of its log."""
+"""Each run's records on the page: its files, its alerts and the end of its log."""
 
 import json
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from edm_jax import files
 from edm_jax.report.runs import Entry, Run
 
 LOG_CHARS = 400_000  # of all logs together
-ALERTS = 50  # of one run: the last ones
-LONG = 200  # a longer text is on the page once, however many runs have it
+ALERTS = 50  # per run, the last ones
+LONG = 200  # longer texts are on the page only once, however many runs share them
 
 
 def records(entries: Sequence[Entry]) -> str:
-    """A line for each run that opens to its records."""
+    """One line per run, which expands to its records."""
     shown: dict[str, tuple[str, str]] = {}
     chars = LOG_CHARS // max(1, sum(len(entry.runs) for entry in entries))
     lines = [
@@ -32,14 +32,14 @@ def _record(
     chars: int,
     shown: dict[str, tuple[str, str]],
 ) -> str:
-    """One run's.
+    """The records of one run.
 
     Args:
         entry: its config.
-        place: among the runs of the config.
+        place: its place among the config's runs.
         run: the run.
-        chars: of its log to show.
-        shown: long texts so far, with the address and the name of the run above.
+        chars: the number of characters of its log to show.
+        shown: long texts so far, with the address and name of the run that has them.
     """
     said = next((aside for aside in entry.aside if aside.run is run), run)
     bad = "bad" if said.state == "failed" else ""
@@ -51,11 +51,11 @@ def _record(
         )
         inside = f"<pre>{escape(text)}</pre>"
         if first not in ("", here):
-            inside = f'<p>as of <a href="#{first}">{escape(name)}</a></p>'
+            inside = f'<p>same as <a href="#{first}">{escape(name)}</a></p>'
         return f"<h4>{escape(heading)}</h4>{inside}"
 
     def file(name: str, value: Any) -> str:
-        # Long texts of several lines, such as a diff, are readable only by themselves.
+        # Long texts of several lines, such as a diff, get a block of their own.
         texts = {k: v for k, v in value.items() if isinstance(v, str) and "\n" in v}
         long = {k: v for k, v in texts.items() if v[LONG:]}
         rest = {k: v for k, v in value.items() if k not in long}
@@ -73,7 +73,7 @@ def _record(
         file(f"{n}.json", run.files[n]) for n in ("status", "config", "provenance")
     ]
     if run.log_tail:
-        parts.append(block("log.txt, its end", run.log_tail[-chars:]))
+        parts.append(block("end of log.txt", run.log_tail[-chars:]))
     count = len(run.alerts)
     alerts = f" · {count} alert{'s' * (count > 1)}" if count else ""
     return (
@@ -84,7 +84,7 @@ def _record(
 
 
 def _alerts(run: Run) -> str:
-    """What was noticed while it trained: the last of many."""
+    """The last alerts during training."""
     if not run.alerts:
         return ""
     last = run.alerts[-ALERTS:]

@@ -1,4 +1,4 @@
-"""The tables of the page: results by config, and how magnitudes grew."""
+"""The page's tables: results by config, and the growth of magnitudes."""
 
 import math
 from collections import Counter
@@ -11,13 +11,13 @@ from edm_jax.report.tables import Cell, Comparison, Row, reference_text
 
 BAD = ("failed", "preempted", "unknown", "other data", "same seed", "not evaluated")
 LEFT = ("config", "line", "state", "paper says they")  # columns of words
-# What Fig. 3 and 15 say of magnitudes (Sec. 2.2 and 2.3): weights, activations.
+# What Fig. 3 and 15 show (Sec. 2.2 and 2.3): weights, activations.
 PAPER_SAYS = {
     "c": ("grow", "grow"),
-    "d": ("grow, faster than in C", "stand still"),
-    "e": ("stand still", "stand still"),
-    "f": ("stand still", "—"),
-    "g": ("stand still", "—"),
+    "d": ("grow, faster than in C", "stay constant"),
+    "e": ("stay constant", "stay constant"),
+    "f": ("stay constant", "—"),
+    "g": ("stay constant", "—"),
 }
 
 
@@ -28,17 +28,17 @@ def letter(entry: Entry) -> str:
 
 
 def prose(text: str) -> str:
-    """Escape a text of ours and set σ_rel with its index below."""
+    """Escapes one of our own texts, with σ_rel as a subscript."""
     return escape(text).replace("σ_rel", "σ<sub>rel</sub>")
 
 
 def has_paper(rows: Sequence[Row]) -> bool:
-    """Whether the paper has numbers of any of the configs."""
+    """Whether the paper has numbers for any of the configs."""
     return any(row.paper != (None, None) for row in rows)
 
 
 def results_table(comparison: Comparison) -> str:
-    """The main table: a body of two lines per config, its numbers and its changes."""
+    """The main table, with two lines per config: its numbers and its changes."""
     rows, baseline = comparison.rows, comparison.baseline
     asked = [column for column in comparison.columns if column.shown]
     columns = dict.fromkeys([*asked, *comparison.shown])
@@ -54,7 +54,7 @@ def results_table(comparison: Comparison) -> str:
         f'<th class="group" colspan="{count}">{names[group]}</th>'
         for group, count in groups.items()
     )
-    # The group above says the rest.
+    # The heading of the group above says the rest.
     heads = [
         cell.heading.removesuffix(", paper").removesuffix(f", against {baseline}")
         for cell in lines[0]
@@ -77,7 +77,7 @@ def results_table(comparison: Comparison) -> str:
         f'<option value="{place}">{escape(head)}</option>'
         for place, head in enumerate(heads)
     )
-    # Many metrics are wider than a page.
+    # Wide: many metrics do not fit the page's width.
     return f"""<div class="tools js"><span>Changes against</span>
 <label><input type="radio" name="against" value="parent" checked> the parent</label>
 <label><input type="radio" name="against" value="baseline"> the baseline,
@@ -89,12 +89,12 @@ def results_table(comparison: Comparison) -> str:
 def table(
     kind: str, heads: Sequence[str], bodies: Iterable[str], over: str = ""
 ) -> str:
-    """A table that a click on a heading sorts.
+    """A table that is sorted by clicking on a heading.
 
     Args:
-        kind: its class.
+        kind: its CSS class.
         heads: the headings of its columns.
-        bodies: of _body.
+        bodies: rows, made by `_body`.
         over: a line above the headings.
     """
     line = "".join(
@@ -121,7 +121,7 @@ def _name(row: Row) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    """A cell; an interval after the number stands apart, and a value sorts it."""
+    """A cell; an interval after the number is set apart, and its value sorts it."""
     number, plus_minus, interval = escape(cell.text).partition(" ± ")
     if plus_minus:
         width, of, p = interval.partition(" (")
@@ -134,7 +134,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _changes(row: Row) -> str:
-    """What changed against the parent and the baseline, and the runs to look into."""
+    """Changes against the parent and the baseline, and links to the runs."""
     entry = row.entry
     parent = _chips(row.changed, reference_text(row).strip(), entry.reference)
     base = _chips(row.changed_from_baseline, "", not entry.is_baseline)
@@ -162,7 +162,7 @@ def _chips(changed: Sequence[str], against: str, has: object) -> str:
 
 
 def plain_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of texts, the first column on the left."""
+    """A table of texts; the first column holds row headings."""
     bodies = []
     for name, *texts in lines:
         cells = [Cell("", *each) for each in zip(heads[1:], texts, strict=True)]
@@ -172,7 +172,7 @@ def plain_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def growth_table(rows: Sequence[Row]) -> str:
-    """The paper's claim about magnitudes beside what the runs did."""
+    """The paper's claims about magnitudes beside the runs' results."""
     bodies = []
     for row in rows:
         if row.mean("weight_growth") is None:
@@ -193,8 +193,8 @@ def growth_table(rows: Sequence[Row]) -> str:
         heads += [COLUMNS[key].heading, "paper says they"]
     return (
         f"<section><h2>Do magnitudes grow?</h2>{table('growth', heads, bodies)}"
-        '<p class="note">Mean magnitude at the end over that at the start, or for '
-        "activations at a quarter of the training, in the encoder or decoder group and "
-        "resolution where the factor is largest: 1 is standing still. What the paper "
-        "says is of its Fig. 3 and 15.</p></section>"
+        '<p class="note">Mean magnitude at the end over that at the start (for '
+        "activations, at a quarter of the training), in the encoder or decoder group and "
+        "resolution with the largest factor; 1 means no growth. The paper’s claims are "
+        "from its Fig. 3 and 15.</p></section>"
     )

@@ -1,4 +1,4 @@
-"""Runs as data: what the files of a run directory hold, checked when they were read."""
+"""Runs as data: the contents of a run directory's files, checked on reading."""
 
 import re
 import shlex
@@ -30,12 +30,12 @@ class Log:
         return Log(self.nimg[kept], {k: v[kept] for k, v in self.values.items()})
 
     def column(self, *name: str | int) -> np.ndarray:
-        """One quantity of all records, (N,)."""
+        """One quantity from all records, (N,)."""
         found = self.values.get(name)
         return np.full(len(self), np.nan) if found is None else found
 
     def curve(self, *name: str | int) -> Series:
-        """Images trained and a quantity, where it is finite."""
+        """Images trained and a quantity, at records where it is finite."""
         values = self.column(*name)
         kept = np.isfinite(values)
         return self.nimg[kept], values[kept]
@@ -50,7 +50,7 @@ class Status:
     message: str = ""
     nimg: int | None = None
     total_nimg: int | None = None
-    best_nimg: int | None = None  # when a run that stopped early was at its best
+    best_nimg: int | None = None  # images at the best loss of a run that stopped early
     images_per_s: float | None = None
 
 
@@ -59,22 +59,22 @@ class Evaluation:
     """evaluation.json."""
 
     nimg: int | None
-    values: dict[Name, float]  # every number that it holds
-    sweep: np.ndarray  # (N, 2): sigma_rel, rising, and loss, both finite
+    values: dict[Name, float]  # every number in it
+    sweep: np.ndarray  # (N, 2): sigma_rel, ascending, and loss, both finite
     traditional: list[tuple[float, float]]  # half-life in millions of images, loss
     time: float  # when the file was written
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that does not hold what it should."""
+    """A file with wrong contents."""
 
     file: str
     reason: str
 
     @property
     def spoils(self) -> bool:
-        """Whether the run's numbers cannot be trusted, or placed, without the file."""
+        """Whether the run's numbers cannot be used without this file."""
         return self.file in (
             "config.json",
             "evaluation.json",
@@ -88,7 +88,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory; what is absent or damaged is empty."""
+    """One run directory; missing or damaged parts are empty."""
 
     path: Path
     letter: str  # of the config, in lower case; '' when it is not known
@@ -96,9 +96,9 @@ class Run:
     workload: str
     seed: int | None  # of its weights, data and noise
     halflife_rampup: float  # of its traditional EMAs
-    data: Json | None  # the fingerprint of what it was trained on, if recorded
+    data: Json | None  # the fingerprint of its training data, if recorded
     params: int | None
-    codes: list[str]  # commits of its starts, with what tells changes apart
+    codes: list[str]  # commits of its starts, with a hash of uncommitted changes
     command: list[str]
     start_time: str
     recorded_study: str  # '' when the run does not say
@@ -122,12 +122,12 @@ class Run:
 
     @property
     def study(self) -> str:
-        """What the study is called: as the run records it, or its directory."""
+        """The study's name: as the run records it, or else its directory."""
         return self.recorded_study or self.parent
 
     @property
     def variant(self) -> str:
-        """What it is called but for its seed: as the run records it, or by its name."""
+        """The run's name without its seed: as recorded, or else from its directory."""
         by_name = re.sub(rf"[-_]s(eed)?{self.seed}$", "", self.name)
         return self.recorded_variant or by_name or self.name
 
@@ -140,23 +140,23 @@ class Run:
 
     @property
     def measured(self) -> bool:
-        """Whether the run is done and its evaluation is of the finished run."""
+        """Whether the run is done and was evaluated after it finished."""
         return self.state == "done" and not self._not_evaluated()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to come of the run."""
+        """Whether the run will produce no more results."""
         return self.measured or self.state in ("failed", "damaged")
 
     @property
     def logged_loss(self) -> float | None:
-        """The last held-out loss that it logged while it trained."""
+        """The last held-out loss that it logged during training."""
         _, losses = self.logs["heldout"].curve("loss_per_element")
         return float(losses[-1]) if len(losses) else None
 
     @property
     def message(self) -> str:
-        """What a reader must know about a run that has no numbers, else ''."""
+        """Why a run has no numbers, or ''."""
         if self.state == "damaged":
             return self.damaged
         if self.state == "done":
@@ -176,13 +176,13 @@ class Run:
         return "; ".join(map(str, self.damage))
 
     def _not_evaluated(self) -> str:
-        """Why a run that is done has no numbers to use, else ''."""
+        """Why a run that is done has no usable numbers, or ''."""
         if self.evaluation is None:
             return f"evaluation.json is missing: {self._evaluate}"
         of, trained = self.evaluation.nimg, self.status.best_nimg or self.status.nimg
         if of is not None and trained is not None and of < trained:
             return (
-                f"evaluation.json is of {of:,} images and the run has "
+                f"evaluation.json is for {of:,} images, but the run has "
                 f"{trained:,}: {self._evaluate}"
             )
         return ""
@@ -195,17 +195,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Aside:
-    """A run whose numbers are not among its config's, and why."""
+    """A run that is left out of its config's numbers, and why."""
 
     run: Run
     state: str  # the run's, 'not evaluated', 'other data' or 'same seed'
     message: str
-    logged: float | None = None  # its held-out loss, where it is not evaluated
+    logged: float | None = None  # its logged held-out loss, if it was not evaluated
 
 
 @dataclass(frozen=True)
 class Look:
-    """What tells a config from others in figures: a colour's place and a kind of line."""
+    """A config's look in figures: a colour's place in the palette, and a kind of line."""
 
     slot: int = 0
     dash: int = 0  # a solid line
@@ -213,14 +213,14 @@ class Look:
 
 @dataclass(eq=False)
 class Entry:
-    """One config of the comparison and its runs, which differ in seed alone."""
+    """One config of the comparison and its runs, which differ only in seed."""
 
     letter: str
     title: str
-    label: str  # what figures and tables call it: the letter, or the variant's name
+    label: str  # its name in figures and tables: the letter, or the variant's name
     variant: int  # 0 for a letter's config of the ladder, 1, 2, ... for altered ones
     runs: list[Run]
-    reference: "Entry | None"  # its parent: what its changes are listed against
+    reference: "Entry | None"  # its parent, against which its changes are listed
     is_baseline: bool = False
     other_data: str = ""  # how its data differ from the baseline's
     aside: list[Aside] = field(default_factory=list)
@@ -229,16 +229,16 @@ class Entry:
 
     @property
     def measured(self) -> list[Run]:
-        """The runs whose numbers may be shown, one for each seed."""
+        """The runs whose numbers count, one for each seed."""
         return [r for r in self.runs if all(aside.run is not r for aside in self.aside)]
 
     @property
     def heading(self) -> str:
-        """Its title, and its state where it has no numbers."""
+        """Its title, and its state if it has no numbers."""
         return self.title if self.measured else f"{self.title} ({self.aside[0].state})"
 
 
 def with_samples(entries: Sequence[Entry]) -> list[tuple[Entry, Run]]:
-    """The first finished run of each config, where it has samples."""
+    """The first finished run of each config, if it has samples."""
     measured = [(entry, entry.measured[0]) for entry in entries if entry.measured]
     return [(entry, run) for entry, run in measured if run.samples]

@@ -15,7 +15,7 @@ LEVEL = 0.05  # of significance, after the correction
 class Estimate:
     """The mean of one quantity over seeds."""
 
-    mean: float  # NaN or infinite where one of the values is
+    mean: float  # NaN or infinite if one of the values is
     half_width: float | None  # of the 95% t-interval; None for n = 1
     n: int
 
@@ -25,10 +25,10 @@ class Difference:
     """The mean of a config minus that of the baseline."""
 
     mean: float
-    half_width: float | None  # of the 95% t-interval; None where there is none
+    half_width: float | None  # of the 95% t-interval; None if there is none
     n: int  # pairs of equal seeds, or the size of the smaller group
     paired: bool
-    p: float | None  # two-sided; None where it cannot be tested
+    p: float | None  # two-sided; None if it cannot be tested
     of: tuple[int, int] = (0, 0)  # seeds of both sides, paired or not
     p_corrected: float | None = None  # by Holm, over all comparisons of a table
 
@@ -39,9 +39,9 @@ class Difference:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean and the half width of its 95% t-interval; None of no values.
+    """The mean and the half width of its 95% t-interval; None without values.
 
-    A value that is not finite makes the mean so: none is left out.
+    Values that are not finite are not left out: the mean is then not finite either.
     """
     if not values:
         return None
@@ -52,12 +52,15 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def difference(
     values: Mapping[Hashable, float], baseline: Mapping[Hashable, float]
 ) -> Difference | None:
-    """The difference of two means over seeds; None where a side has no values.
+    """The difference of two means over seeds; None if a side has no values.
 
-    values, baseline: by seed. With two common seeds or more only these count, in a
-    paired t-test; otherwise all do, in Welch's. Not tested, p = None: fewer than two
-    values on a side, values that are not finite, and values without any spread, which
-    tell nothing of the error.
+    With two or more common seeds only these count, in a paired t-test; otherwise all
+    values count, in Welch's. There is no test (p = None) with fewer than two values on a
+    side, with values that are not finite, or without any spread.
+
+    Args:
+        values: {seed: value}.
+        baseline: {seed: value}.
     """
     if not values or not baseline:
         return None
@@ -77,14 +80,14 @@ def difference(
         return Difference(mean, None, n, paired=False, p=None)
     squares = [error**2 for error in errors]
     error = math.sqrt(sum(squares))
-    # Welch and Satterthwaite; where nothing spreads no test is made.
+    # Welch and Satterthwaite; without any spread there is no test.
     parts = sum(s**2 / (size - 1) for s, size in zip(squares, sizes, strict=True))
     freedom = sum(squares) ** 2 / parts if parts else float(sum(sizes) - 2)
     return _tested(mean, error, freedom, n, paired=False)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's step-down method, in their order."""
+    """Corrects p-values for their number by Holm's step-down method, in their order."""
     order = np.argsort(p_values, kind="stable")
     corrected = [0.0] * len(p_values)
     greatest = 0.0
@@ -98,10 +101,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _mean_and_error(
     values: Sequence[float], scale: float = 0.0
 ) -> tuple[float, float | None]:
-    """The mean and its standard error; None of one value or where one is not finite.
+    """The mean and its standard error; None for one value, or if one is not finite.
 
-    scale: of the numbers that the values are differences of, whose rounding is no
-    spread.
+    Args:
+        values: the numbers.
+        scale: the size of the numbers whose differences they are: a spread within their
+            rounding counts as none.
     """
     mean = sum(values) / len(values)
     if len(values) < 2 or not all(map(math.isfinite, values)):

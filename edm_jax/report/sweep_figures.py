@@ -18,7 +18,7 @@ LOSS = "λ-weighted held-out loss per element"
 def draw_sweeps(
     title: str, lengths: Curves, over_time: Curves, by_group: Curves
 ) -> list[Drawing]:
-    """Draws what there is of the three sweeps.
+    """Draws those of the three sweeps that have data.
 
     Args:
         title: names the run.

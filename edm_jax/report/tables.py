@@ -1,4 +1,4 @@
-"""The results of a comparison: what changed, what it did, and how sure that is."""
+"""The results of a comparison: what changed, its effect, and how significant it is."""
 
 import dataclasses
 import itertools
@@ -31,19 +31,19 @@ PAPER = {
     "f": (2.71, 0.100),
     "g": (2.56, 0.130),
 }
-METRICS = ("heldout_loss",)  # what is compared with the baseline unless one says
+METRICS = ("heldout_loss",)  # compared with the baseline by default
 ALL = tuple(COLUMNS.values())
-MOST_FIELDS = 6  # of the config as columns
+MOST_FIELDS = 6  # of the config, shown as columns
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as every table shows it."""
+    """A value in the form that all tables show."""
 
     group: str  # of columns: paper, config, measured or difference
     heading: str
     text: str
-    value: float | None = None  # what sorts it
+    value: float | None = None  # for sorting
     mark: str = ""  # best or significant
 
 
@@ -54,17 +54,17 @@ class Row:
     entry: Entry
     state: str
     message: str
-    runs: list[Run]  # whose numbers it has
-    about: list[Run]  # the same, or the one that is left out
+    runs: list[Run]  # the runs whose numbers it has
+    about: list[Run]  # the same, or the run that is left out
     changed: list[str]  # against the reference
     changed_from_baseline: list[str]
     estimates: dict[str, Estimate | None]
-    # Against the baseline's runs; None for the baseline, and for what is not compared.
+    # Against the baseline's runs; None for the baseline and for other columns.
     differences: dict[str, Difference | None]
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the others are compared with it."""
+        """Whether it is the row that the others are compared with."""
         return self.entry.is_baseline and bool(self.runs)
 
     @property
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether it has a number, if only a loss that a run logged."""
+        """Whether it has any number, even if it is only a logged loss."""
         return any(self.estimates.values())
 
     @property
@@ -84,15 +84,15 @@ class Row:
         return f"{self.state}: {self.message}" if self.message else self.state
 
     def mean(self, key: str) -> float | None:
-        """The mean of a column over seeds; None where no run has a value."""
+        """The mean of a column over seeds; None if no run has a value."""
         found = self.estimates[key]
         return found.mean if found else None
 
     def text(self, column: Column) -> str:
-        """The value as every table shows it: mean ± half width of the 95% interval.
+        """The value in all tables: mean ± half width of the 95% interval.
 
-        It says of how many runs where that is not all of the row's. The held-out loss of
-        a run that is not evaluated is the one that it logged, and says so.
+        It includes the number of runs if not all of the row's runs have a value. The
+        held-out loss of a run that was not evaluated is the logged one, marked as such.
         """
         found = self.estimates[column.key]
         logged = self.estimates.get("logged_loss")
@@ -107,7 +107,7 @@ class Row:
         return f"{shown} (n = {found.n})" if few else shown
 
     def difference_text(self, column: Column) -> str:
-        """The difference to the baseline as tables show it, '*' where significant."""
+        """The difference to the baseline in all tables, with '*' if significant."""
         found = self.differences[column.key]
         if found is None:
             return "—"
@@ -138,34 +138,34 @@ class Comparison:
     study: str
     entries: list[Entry]
     rows: list[Row]
-    columns: Sequence[Column]  # all that are read
-    shown: Sequence[Column]  # those that the tables for papers show
+    columns: Sequence[Column]  # all columns that are read
+    shown: Sequence[Column]  # those in the tables for papers
     by_field: ByField | None = None
 
     @property
     def figures(self) -> list[Figure]:
-        """The figures of the page and for papers, in order."""
+        """The figures on the page and for papers, in order."""
         return [*([self.by_field.figure()] if self.by_field else []), *FIGURES]
 
     @property
     def compared(self) -> list[Column]:
-        """The columns that are compared with the baseline's in any row."""
+        """The columns that any row compares with the baseline's."""
         return [c for c in self.columns if any(r.differences[c.key] for r in self.rows)]
 
     @property
     def baseline(self) -> str:
-        """The label of what the others are compared with."""
+        """The label of the config that the others are compared with."""
         return next((e.label for e in self.entries if e.is_baseline), "—")
 
     @property
     def fields(self) -> list[str]:
-        """The config's fields that are columns: those that vary within a letter."""
+        """The config's fields shown as columns: those that vary within a letter."""
         asked = [self.by_field.x, *self.by_field.by] if self.by_field else []
         found = dict.fromkeys([*asked, *varying_fields(self.entries)])
         return [name for name in found if name != "letter"][:MOST_FIELDS]
 
     def cells(self, row: Row, columns: Sequence[Column]) -> list[Cell]:
-        """What every table shows of a row between its name and its state."""
+        """A row's cells between its name and its state, in all tables."""
         fid, sigma_rel = row.paper
         cells = [
             Cell("paper", "FID, paper", format_number(fid, ".2f"), fid),
@@ -204,23 +204,23 @@ def compare(
     y: str = "heldout_loss",
     by: Sequence[str] = ("letter",),
 ) -> Comparison:
-    """Group runs to configs and compare these with the baseline.
+    """Groups runs into configs and compares these with the baseline.
 
     Args:
         runs: at least one.
         baseline: a letter, a label or a run's name; the first config if None.
         metrics: keys of the columns to compare with the baseline's.
-        columns: those that results.md and .tex show, as `columns.pick` takes them.
-        x: a numeric field of the config that results are drawn against; '' for none.
-        y: the column that is drawn against it.
-        by: the fields that tell one line of that figure from another.
+        columns: columns of results.md and .tex, as `columns.pick` takes them.
+        x: a numeric field of the config to draw results against; '' for none.
+        y: the column to draw against it.
+        by: fields; each combination of their values is a line of that figure.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: there are no runs.
         ValueError: the baseline, a column or a field does not exist.
     """
     if not runs:
-        raise FileNotFoundError("No run to compare: give at least one run directory.")
+        raise FileNotFoundError("No runs to compare: give at least one run directory.")
     compared = pick(metrics, "--metric")
     picked = pick(columns)
     every = list({c.key: c for c in (*ALL, *compared, *picked)}.values())
@@ -236,7 +236,7 @@ def results_rows(
     metrics: Sequence[str] = METRICS,
     columns: Sequence[Column] = ALL,
 ) -> list[Row]:
-    """One row per config, and one for each run of it whose numbers are not in it.
+    """One row per config, and one for each of its runs that is left out.
 
     Args:
         entries: the configs.
@@ -275,20 +275,20 @@ def results_rows(
 
 
 def _changes(before: Entry | None, after: Entry) -> list[str]:
-    """What differs but for the seed and for how and where the runs ran."""
+    """The fields that differ, except for the seed and how and where the runs executed."""
     if before is None:
         return []
     return config_diff(*(identity(e.runs[0].config) for e in (before, after)))
 
 
 def _values_by_seed(runs: Sequence[Run], column: Column) -> dict[Hashable, float]:
-    # A run without a seed has no partner.
+    # A run without a seed is not paired.
     found = {run.path if run.seed is None else run.seed: column.of(run) for run in runs}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _compare(rows: Sequence[Row], baseline: Entry, columns: Sequence[Column]) -> None:
-    """Enters the differences, their p-values corrected for the number of them all."""
+    """Adds the differences to the rows, with p-values corrected for their number."""
     tested: list[tuple[Row, str, float]] = []
     for row, column in itertools.product(rows, columns):
         of = row.runs, baseline.measured
@@ -308,14 +308,14 @@ def _compare(rows: Sequence[Row], baseline: Entry, columns: Sequence[Column]) ->
 
 
 def change_text(row: Row) -> str:
-    """What changed, on one line, naming the reference if it is not the letter before."""
+    """The changes on one line, with the reference if it is not the previous letter."""
     if row.entry.reference is None:
         return "—"
     return reference_text(row) + ("; ".join(row.changed) or "nothing")
 
 
 def reference_text(row: Row) -> str:
-    """'against A: ' where the reference is not the letter before, else ''."""
+    """'against A: ' if the reference is not the previous letter, else ''."""
     reference = row.entry.reference
     if reference is None or not row.entry.letter:
         return ""

@@ -1,1 +1,1 @@
-"""Run directories: config, status, metrics and provenance, as files."""
+"""Run directories: config, status, metrics and provenance as files."""

@@ -1,11 +1,11 @@
-"""Claims: one process runs a run, whatever else wants to.
+"""Claims make sure that only one process works on a run at a time.
 
-A claim is a file RUN/claims/NNNN.json; the highest number counts. To claim a run is to
-link the next number, which only one process can do, on shared file systems as well. The
-holder touches its file now and then. A claim that was not touched for its `expiry_s` has
-expired, and the claim of a dead process on this machine expires at once. Only the holder
-writes to its file and no file is removed, so nothing can be stolen, and who held a run,
-and when, stays on record.
+A claim is a file RUN/claims/NNNN.json; the highest number counts. To claim a run, a
+process links the next number, which only one process can do, even on shared file systems.
+The holder touches its file at intervals. A claim that was not touched for its `expiry_s`
+has expired, and the claim of a dead process on this machine expires at once. Only the
+holder writes to its file, and no file is removed, so no claim can be stolen, and the files
+record who held a run and when.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ CLAIM = "EDM_JAX_CLAIM"  # environment variable: the claim that covers a command
 
 @dataclasses.dataclass
 class Claim:
-    """The right to run a run, for as long as it is renewed."""
+    """The right to work on a run, for as long as it is renewed."""
 
     path: Path
     fields: dict[str, Any]
     _renewed: float = dataclasses.field(default_factory=lambda: _clock())
 
     def renew(self) -> bool:
-        """Shows that the holder is alive; False if the claim has passed to another.
+        """Shows that the holder is alive; False if another process has the run now.
 
-        Reads and touches the file a few times per expiry, however often it is called.
+        However often it is called, it touches the file only a few times per expiry.
         """
         if _clock() - self._renewed < self.fields["expiry_s"] / 6:
             return True
@@ -49,12 +49,12 @@ class Claim:
             if not self._is_mine():
                 return False
             os.utime(self.path)
-        except OSError:  # a file system that is away for a moment
+        except OSError:  # a file system that is unavailable for a moment
             pass
         return True
 
     def release(self, outcome: str) -> None:
-        """Gives the run back and records how it went."""
+        """Releases the run and records the outcome."""
         # On a full disk the claim is left to expire.
         with contextlib.suppress(OSError):
             if self._is_mine():
@@ -62,13 +62,13 @@ class Claim:
                 write_json(self.path, self.fields | ended)
 
     def _is_mine(self) -> bool:
-        # The id as well: the directory may have been deleted and made again.
+        # Compare the id, too: the directory may have been deleted and created again.
         latest = last_file(self.path.parent.parent) == self.path
         return latest and read_state(self.path).get("id") == self.fields["id"]
 
 
 def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, Any]:
-    """Claims a run; if somebody holds it, returns the fields of their claim instead."""
+    """Claims a run; if another process holds it, returns the fields of that claim."""
     directory = run / "claims"
     new = [each for each in (run.parent, run, directory) if not each.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -111,18 +111,17 @@ def held(
 ) -> Iterator[None]:
     """Holds a run while the block runs; a thread renews the claim.
 
-    Does nothing where the environment's claim, that of the task whose command this is,
-    covers the run.
+    Does nothing if the launcher's claim in the environment already covers the run.
 
     Args:
         run: The run directory.
-        by: Who holds it, as others are told.
-        on_loss: Called in the thread, with a sentence, if the claim passes to another,
-            as it does when this machine was suspended for longer than `expiry_s`.
+        by: The holder's name in messages to others.
+        on_loss: Called in the thread, with a sentence, if another process takes the run,
+            as happens when this machine was suspended for longer than `expiry_s`.
         expiry_s: How long the claim lasts, in seconds, if this process dies.
 
     Raises:
-        ValueError: Somebody else holds the run.
+        ValueError: Another process holds the run.
     """
     if holder(run) and is_free(run):
         yield
@@ -136,7 +135,7 @@ def held(
         while not ended.wait(expiry_s / 12):
             if not claim.renew():
                 who_now = who(holder(run)) if holder(run) else "another process"
-                on_loss(f"{run} has passed to {who_now}; this process stops.")
+                on_loss(f"{run} was taken over by {who_now}; this process stops.")
                 return
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -155,28 +154,28 @@ def held(
 
 
 def is_free(run: Path) -> bool:
-    """Whether nobody holds a run but, it may be, the task that this command is of."""
+    """Whether nobody holds a run, except possibly the task that started this command."""
     held_now = holder(run)
     return not held_now or held_now.get("id") == os.environ.get(CLAIM)
 
 
 def _refusal(run: Path, claim: dict[str, Any]) -> str:
-    sentence = f"{run} is being run by {who(claim)}: stop that, or wait until it ends."
-    # Whether a process of another machine still lives cannot be seen from here.
+    sentence = f"{run} is in use by {who(claim)}: stop that, or wait until it ends."
+    # From here we cannot see whether a process on another machine is alive.
     if claim.get("machine") != _machine() and "expiry_s" in claim:
         sentence += f" If it has died, try again in {claim['expiry_s']:.0f} s."
     return sentence
 
 
 def _enter(candidate: Path, path: Path) -> bool:
-    """Gives a claim its number, which only one of many gets."""
+    """Gives a claim its number; of several processes only one succeeds."""
     try:
         os.link(candidate, path)
     except FileExistsError:
-        # The answer may be lost on the network, and the request repeated.
+        # The reply may have been lost on the network and the request repeated.
         return candidate.stat().st_nlink == 2
     except OSError:
-        # Without hard links: an empty file is a claim as well, until it is filled.
+        # Without hard links: an empty file is a claim, too, until it is filled.
         try:
             file = open(path, "x", encoding="utf-8")  # noqa: SIM115  closed below
         except FileExistsError:
@@ -191,7 +190,7 @@ def _enter(candidate: Path, path: Path) -> bool:
 
 
 def holder(run: Path) -> dict[str, Any]:
-    """The fields of the claim that holds a run now; {} for a run that nobody holds."""
+    """The fields of the claim that holds a run now; {} if nobody holds it."""
     latest = last_file(run)
     return _held(latest, time.time()) if latest else {}
 
@@ -203,7 +202,7 @@ def count(run: Path) -> int:
 
 
 def who(claim: dict[str, Any]) -> str:
-    """Such as 'launcher 12 on host'."""
+    """The holder of a claim, such as 'launcher 12 on host'."""
     return (
         f"{claim.get('by', 'another process')} on {claim.get('host', 'another host')}"
     )
@@ -216,14 +215,14 @@ def _held(path: Path, now: float) -> dict[str, Any]:
     if not 0 < fields["expiry_s"] < math.inf:
         fields["expiry_s"] = EXPIRY_S
     if fields["machine"] and fields["machine"] == _machine():
-        # Here it is known, whatever the clock does meanwhile.
+        # On this machine we can tell, whatever the clock says.
         lives = _process_start(fields["pid"]) == fields["process_start"] != ""
         return fields if lives else {}
-    # In either direction: a clock may have been set back.
+    # In either direction, because a clock may have been set back.
     return fields if abs(now - path.stat().st_mtime) <= fields["expiry_s"] else {}
 
 
-# A claim that is being written, or is damaged, holds until it expires.
+# A claim that is being written or is damaged holds until it expires.
 _UNREADABLE = {"expiry_s": EXPIRY_S, "machine": "", "pid": 0, "process_start": ""}
 _KINDS = {
     "expiry_s": (int, float),
@@ -233,7 +232,7 @@ _KINDS = {
 
 
 def last_file(run: Path) -> Path | None:
-    """The file of a run's last claim; None where it was never claimed."""
+    """The file of a run's last claim; None if it was never claimed."""
     found = (
         p for p in _files(run / "claims") if p.stem.isdecimal() and p.suffix == ".json"
     )
@@ -241,7 +240,7 @@ def last_file(run: Path) -> Path | None:
 
 
 def _files(directory: Path) -> list[Path]:
-    # Not a pattern: the run's path may hold brackets.
+    # Not a glob pattern: the run's path may contain brackets.
     try:
         return list(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -249,25 +248,25 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _clock() -> float:
-    """Seconds, counting those a machine sleeps where the system can tell."""
+    """Seconds, including those that the machine sleeps if the system counts them."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 def _process_start(pid: int) -> str:
-    """When a process of this machine began, in its own units; '' for none."""
+    """When a process on this machine started, in the system's units; '' for none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    # The name, in parentheses, may hold anything. A zombie has ended.
+    # The name, in parentheses, may contain anything. A zombie has ended.
     state, *rest = text.rpartition(")")[2].split()
     return "" if state == "Z" else rest[18]
 
 
 @functools.cache
 def _machine() -> str:
-    """Where process ids mean the same: this boot and this container; '' if unknown."""
+    """Identifies where process ids are valid: this boot and container; '' if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         return f"{boot.strip()} {os.readlink('/proc/self/ns/pid')}"

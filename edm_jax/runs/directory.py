@@ -1,6 +1,6 @@
 """A run directory: config, provenance, status and metrics as files.
 
-Files are the interface between commands: comparing and reconstructing read only these.
+Files are the interface between commands: compare.py and reconstruct.py read nothing else.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from edm_jax.runs import schema
 from edm_jax.runs.provenance import provenance, utc_now
 
 _log = logging.getLogger(__name__)
-# What may change when a run resumes: where things lie, how it runs and is watched.
+# Fields that may change when a run resumes: paths, execution and monitoring.
 FREE = {
     "data.data_dir",
     "data.num_workers",
@@ -40,14 +40,14 @@ FREE = {
     "training.sharpness_iterations",
     "training.evaluate_mimg",
 }
-# A run counts its time in steps, each of one batch of images.
+# A run counts its time in steps of one batch.
 _NEVER = "optimizer.batch_size"
 
 Differences = dict[str, tuple[Any, Any]]  # {field: (old, new)}
 
 
 class Config(Protocol):
-    """The config of a run, which is recorded as nested dicts."""
+    """A run's config, which is recorded as nested dicts."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -55,20 +55,19 @@ class Config(Protocol):
 class RunDir:
     """One run's directory: created with its config, or opened again with the same one.
 
-    `mirror` also takes every record that is logged. `study` is the name and the variant
-    of the study that the run belongs to, if this process was told; `learning_rate` what
-    a finder said of it.
+    `mirror` receives every record that is logged. `study` is the name and variant of the
+    run's study, if it is known; `learning_rate` is the result of a learning-rate finder.
 
     Args:
         path: The directory.
         config: The run's resolved config.
-        allow: Fields that may differ from what the directory holds.
-        writing: Whether this process writes, as one process of a run does.
+        allow: Fields that may differ from the recorded ones.
+        writing: Whether this process writes the files; only one process of a run does.
 
     Raises:
-        ValueError: The directory holds a run of another config; names the fields. One
-            that was never trained is taken over instead.
-        files.Damaged: What says which run this is cannot be read.
+        ValueError: The directory holds a trained run with another config; the message
+            names the fields. An untrained one is taken over instead.
+        files.Damaged: The files that identify the run cannot be read.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class RunDir:
         changed = _differences(_identity(recorded), _identity(resolved))
         if changed and recorded and not self._was_trained(recorded):
             self.is_taken_over, recorded, history = True, {}, {}
-        # Accepted changes leave the identity as it was: it is still the same run.
+        # Accepted changes do not change the identity: it is still the same run.
         self.config_hash = history.get("config_hash") or _hash(recorded or resolved)
         self._history = history.get("changes", [])
         if recorded:
@@ -107,11 +106,9 @@ class RunDir:
             self._write_identity(resolved)
 
     def _read_identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """config.json and changes.json; {} for what there is not yet."""
+        """config.json and changes.json; {} for a file that does not exist yet."""
         path = self.path / "config.json"
-        remedy = (
-            "Restore it, or delete it to have it written from this command's config."
-        )
+        remedy = "Restore it, or delete it to write this command's config instead."
         try:
             recorded = read_json(path)
             schema.check(recorded, path)
@@ -121,26 +118,26 @@ class RunDir:
             raise files.Damaged(path, f"{error.reason} {remedy}") from None
         path = self.path / "changes.json"
         remedy = (
-            "Restore it, or delete it: the run then counts as another one than before "
-            "its config was changed."
+            "Restore it, or delete it: the run then counts as a different one from the "
+            "run before its config was changed."
         )
         try:
             history = read_json(path)
             changes = history.get("changes", [])
             sound = isinstance(history.get("config_hash", ""), str)
             if not (sound and isinstance(changes, list)):
-                raise files.Damaged(path, "is damaged: it is no list of changes.")
+                raise files.Damaged(path, "is damaged: it has no list of changes.")
         except files.Damaged as error:
             raise files.Damaged(path, f"{error.reason} {remedy}") from None
         self._was_old = recorded.pop("schema", 1) != schema.SCHEMA and bool(recorded)
         if self._was_old:
-            # The run's snapshots hold the hash of the fields as they were.
+            # The run's snapshots hold the hash of the old fields.
             history = {"config_hash": _hash(recorded), **history}
             recorded = schema.upgrade(recorded)
         return recorded, history
 
     def _was_trained(self, recorded: dict[str, Any]) -> bool:
-        """Whether anything is left of a training, under the config that is recorded."""
+        """Whether the run has any results of training with the recorded config."""
         training = recorded.get("training")
         root = training.get("snapshot_dir", "") if isinstance(training, dict) else ""
         for place in (epath.Path(self.checkpoints), snapshot_place(self.path, root)):
@@ -153,7 +150,7 @@ class RunDir:
         return bool(faults) or any(record["step"] > 0 for record in records)
 
     def _check_changes(self, changed: Differences, allow: Sequence[str]) -> None:
-        # A choice and its fields are allowed as one: optimizer.schedule.
+        # A choice and its fields are allowed together: optimizer.schedule.
         option = {f: f.rpartition(".")[0] if f.count(".") > 1 else f for f in changed}
         refused = {
             f: c
@@ -170,7 +167,7 @@ class RunDir:
         if _NEVER in refused:
             accept = f" ({_NEVER} cannot change in a run: its time is counted in steps)"
         raise ValueError(
-            f"{self.path} holds a run of another config: {diff}. Choose another --run "
+            f"{self.path} holds a run with another config: {diff}. Choose another --run "
             f"directory or restore these fields{accept}."
         )
 
@@ -187,7 +184,7 @@ class RunDir:
                 versioned = {"schema": schema.SCHEMA, **resolved}
                 write_json(self.path / "config.json", versioned)
         except OSError:
-            # A full disk leaves no empty directory behind.
+            # On a full disk, leave no empty directory behind.
             for place in (Path(self.snapshots), *reversed(new)):
                 with contextlib.suppress(OSError):
                     place.rmdir()
@@ -207,18 +204,18 @@ class RunDir:
 
     @property
     def best_nimg(self) -> int | None:
-        """When a run that stopped early was at its best; None for any other."""
+        """The images at the best loss of a run that stopped early; None for others."""
         best = self._status.get("best_nimg")
         return best if isinstance(best, int) else None
 
     def _read_status(self) -> dict[str, Any]:
-        # What matters is in the checkpoints.
+        # A damaged status is not fatal: everything essential is in the checkpoints.
         path = self.path / "status.json"
         try:
             read_json(path)
         except files.Damaged as error:
             if self._writing:
-                _log.warning("%s It is written anew.", error)
+                _log.warning("%s It is rewritten.", error)
         return read_status(self.path)
 
     def set_status(self, *, now: bool = True, **fields: Any) -> None:
@@ -231,10 +228,10 @@ class RunDir:
             self._status_written = time.monotonic()
 
     def record_provenance(self, nimg: int = 0, **fields: Any) -> None:
-        """Writes what the run is made with now, and when, where and from what it began.
+        """Records the code, versions and machine, and this start of the run.
 
         Args:
-            nimg: The images it was trained on before this start.
+            nimg: The images that it was trained on before this start.
             **fields: More to record.
         """
         if not self._writing:
@@ -264,11 +261,11 @@ class RunDir:
                 isinstance(each, dict) and "time" in each for each in starts
             ):
                 raise files.Damaged(
-                    path, "is damaged: its starts are no list of starts."
+                    path, "is damaged: its starts are not a list of starts."
                 )
         except files.Damaged as error:
             kept = self._set_aside(path)
-            _log.warning("%s It is begun anew, and kept as %s.", error, kept.name)
+            _log.warning("%s It is kept as %s; a new one is started.", error, kept.name)
             return {}
         return before
 
@@ -296,10 +293,7 @@ class RunDir:
         self.mirror(record)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The complete lines of a kind, in order, without those that are damaged.
-
-        Warns of a damaged line, once.
-        """
+        """The undamaged lines of a kind, in order; warns once of a damaged one."""
         records, faults = self._read_metrics()
         if faults and not self._warned:
             self._warned = True
@@ -308,27 +302,27 @@ class RunDir:
         return [r for r in records if r["kind"] == kind]
 
     def forget_after(self, step: int) -> None:
-        """Drops metrics past a step and a torn last line, before resuming there.
+        """Drops metrics after a step, and an incomplete last line, before resuming there.
 
-        Where other lines are damaged, says so and keeps the file as it was beside it.
+        If other lines are damaged, warns and keeps a copy of the file.
 
         Raises:
-            ValueError: The file of a run that resumes is missing.
+            ValueError: The run resumes, but its file is missing.
         """
         if not self._writing:
             return
         path = self.path / "metrics.jsonl"
         if step > 0 and not path.exists():
             raise ValueError(
-                f"{path} is missing, though the run was trained for {step:,} steps: put "
-                f"it back, or give up the curves so far with: touch {path}"
+                f"{path} is missing, but the run was trained for {step:,} steps: restore "
+                f"it, or give up the curves so far with: touch {path}"
             )
         records, faults = self._read_metrics()
         if faults:
             kept = self._set_aside(path)
             more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
             _log.warning(
-                "%s: %s%s. The other %s lines are kept; the file as it was is %s.",
+                "%s: %s%s. The other %s lines are kept; the old file is now %s.",
                 path,
                 faults[0],
                 more,
@@ -339,13 +333,13 @@ class RunDir:
         files.write_text(path, text)
 
     def _read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """The readable lines, and what is wrong with the others."""
+        """Reads the lines; returns the records, and what is wrong with other lines."""
         try:
             lines = files.read_bytes(self.path / "metrics.jsonl").split(b"\n")
         except FileNotFoundError:
             return [], []
         records, faults = [], []
-        # What follows the last newline is a line torn by a kill.
+        # Text after the last newline is an incomplete line, left by a kill.
         for number, line in enumerate(lines[:-1], 1):
             try:
                 records.append(_record(line))
@@ -355,10 +349,10 @@ class RunDir:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """A line of metrics.jsonl; raises ValueError for what is none."""
+    """Parses a line of metrics.jsonl; raises ValueError if it is not a record."""
     record = files.parse_json(line)
     if not isinstance(record, dict):
-        raise ValueError("it is no record")  # noqa: TRY004  no wrong type
+        raise ValueError("it is not a record")  # noqa: TRY004  no wrong type
     for name, kind in (("kind", str), ("step", int), ("nimg", int)):
         if not isinstance(record.get(name), kind):
             raise ValueError(f"it has no {name}")  # noqa: TRY004
@@ -366,7 +360,7 @@ def _record(line: bytes) -> dict[str, Any]:
 
 
 def snapshot_place(run: epath.PathLike, root: str) -> epath.Path:
-    """Where a run's snapshots lie: in it, or under a root that other runs share."""
+    """Where a run's snapshots are: inside it, or under a root shared with other runs."""
     run = epath.Path(run)
     if not root:
         return run / "snapshots"
@@ -375,12 +369,12 @@ def snapshot_place(run: epath.PathLike, root: str) -> epath.Path:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """A config as the nested dict that its JSON file reads back as."""
+    """A config as nested dicts, in the form in which its JSON file reads back."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def config_hash(config: Config) -> str:
-    """Identity of a resolved config, but for its `FREE` fields."""
+    """A hash of a resolved config without its `FREE` fields."""
     return _hash(plain(config))
 
 
@@ -390,7 +384,7 @@ def _hash(fields: dict[str, Any]) -> str:
 
 
 def _identity(fields: Any, name: str = "") -> Any:
-    """The fields but for the free ones."""
+    """The fields without the free ones."""
     if not isinstance(fields, dict):
         return fields
     dotted = {key: f"{name}.{key}" if name else key for key in fields}
@@ -402,7 +396,7 @@ def _identity(fields: Any, name: str = "") -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none yet. Raises files.Damaged."""
+    """Reads a JSON object; {} if there is no file yet. Raises files.Damaged."""
     try:
         return files.read_json(path)
     except FileNotFoundError:
@@ -410,9 +404,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object that another process writes; {} if it cannot be read now.
+    """Reads a JSON object that another process writes; {} if it cannot be read now.
 
-    A field that is not of its type in `kinds` is left out.
+    Fields with another type than in `kinds` are left out.
     """
     try:
         found = read_json(path)
@@ -434,7 +428,7 @@ _STATUS = {
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """A run's status.json, without fields that are of a wrong type."""
+    """A run's status.json, without fields of the wrong type."""
     return read_state(run / "status.json", _STATUS)
 
 
@@ -444,7 +438,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def update_status(run: Path, **fields: Any) -> None:
-    """Changes fields of a run's status.json from outside the run."""
+    """Changes fields of a run's status.json from another process."""
     write_json(run / "status.json", read_status(run) | fields)
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with: code, versions, machine, command line."""
+"""The provenance of a run: code, versions, machine, command line."""
 
 import datetime
 import hashlib
@@ -26,7 +26,7 @@ _MAX_DIFF = 200_000  # characters
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine, commit with what is not committed, and command line."""
+    """Versions, machine, commit with uncommitted changes, and command line."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     settings = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES", "SLURM_JOB")
     driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -49,10 +49,10 @@ def provenance() -> dict[str, Any]:
 
 
 def _code() -> dict[str, str]:
-    """The commit of this code; and if it was changed since, its diff and new files."""
+    """The commit of this code, and its uncommitted diff and new files."""
     root = Path(__file__).parent.parent
     git = ["git", "-C", str(root)]
-    # Installed into somebody else's repository, it has no commit of its own.
+    # Installed inside another repository, this code has no commit of its own.
     if not (root / ".git").exists():
         return dict.fromkeys(
             ("git_commit", "git_changes", "git_diff", "git_untracked"), ""
@@ -60,7 +60,7 @@ def _code() -> dict[str, str]:
     whole = diff = _output([*git, "diff", "HEAD"])
     if len(diff) > _MAX_DIFF:
         diff = f"{diff[:_MAX_DIFF]}\n... {len(diff) - _MAX_DIFF:,} more characters"
-    # No tags: a commit goes by its hash.
+    # Without tags, so that a commit is named by its hash.
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     changes = hashlib.sha256(whole.encode()).hexdigest()[:8] if whole else ""
     return {
@@ -72,7 +72,7 @@ def _code() -> dict[str, str]:
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a command prints; '' where there is no such command, or it fails."""
+    """A command's output; '' if there is no such command, or it fails."""
     try:
         found = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=60
@@ -83,5 +83,5 @@ def _output(command: Sequence[str]) -> str:
 
 
 def utc_now() -> str:
-    """The time now, as files have it."""
+    """The current time, in the format used in files."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The form of config.json: its version, and older ones brought up to it."""
+"""The schema of config.json: its version, and upgrades from older versions."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from edm_jax import files
 
 SCHEMA = 7
-# {version: {field that it brought: what it had been until then}}; GROUP[NAME].FIELD is a
+# {version: {field that it added: the value that older runs had}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
     3: {
@@ -33,18 +33,18 @@ _ADDED = {
 
 
 def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json of any version, as this version has them.
+    """Upgrades the fields of a config.json of any version to this version.
 
-    Version 1 had no `schema`, and all fields of the optimizer side by side.
+    Version 1 had no `schema`, and the optimizer's fields were not nested.
 
     Args:
-        recorded: what the file holds.
+        recorded: the contents of the file.
 
     Returns:
         The config's fields, without `schema`.
 
     Raises:
-        files.Damaged: the file is of a newer version.
+        files.Damaged: the file has a newer version.
     """
     check(recorded, "config.json")
     config = {key: value for key, value in recorded.items() if key != "schema"}
@@ -66,7 +66,7 @@ def upgrade(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add(group: Any, path: list[str], value: Any) -> None:
-    """Sets a field that is missing; what is no group is left to who reads the config."""
+    """Sets a missing field; a group of the wrong type is left for RunConfig to refuse."""
     for place in path[:-1]:
         name, _, entry = place.rstrip("]").partition("[")
         group = group.setdefault(name, {}) if isinstance(group, dict) else None
@@ -77,8 +77,8 @@ def _add(group: Any, path: list[str], value: Any) -> None:
 
 
 def _renamed(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Until version 3, one word named the activation and whether it is preserving, and
-    init='adm' meant zeros in the last layers."""
+    """Before version 3, `silu` also said whether it preserves magnitudes, and init='adm'
+    implied zeros in the last layers."""
     fields = dict(network)
     fields["mp_activation"] = fields.pop("silu") == "mp_silu"
     fields["zero_last"] = fields.get("init") == "adm"
@@ -86,11 +86,11 @@ def _renamed(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(recorded: Mapping[str, Any], path: files.PathLike) -> None:
-    """Raises files.Damaged where the file at `path` is of a newer version."""
+    """Raises files.Damaged if the file at `path` has a newer version."""
     version = recorded.get("schema", 1)
     if version not in range(1, SCHEMA + 1):
         reason = (
-            f"has schema {version!r}, and this edm_jax reads up to {SCHEMA}: update it."
+            f"has schema {version!r}, but this edm_jax reads up to {SCHEMA}: update it."
         )
         raise files.Damaged(path, reason)
 

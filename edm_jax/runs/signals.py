@@ -11,7 +11,7 @@ from typing import Any
 
 
 def stop_numbers() -> list[signal.Signals]:
-    """SIGINT and SIGTERM; SIGHUP too, unless it is ignored, as `nohup` has it."""
+    """SIGINT and SIGTERM, and SIGHUP unless it is ignored, as under `nohup`."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -19,9 +19,9 @@ def stop_numbers() -> list[signal.Signals]:
 
 
 def leave_terminal() -> None:
-    """After SIGHUP: has what is printed go nowhere, as the terminal is gone.
+    """Discards output after SIGHUP, because the terminal is gone.
 
-    Writing to it would fail, in the middle of saving.
+    Otherwise writing to it would fail in the middle of saving.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -36,11 +36,11 @@ def leave_terminal() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, the last of them once.
+    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, SIGHUP only once.
 
-    The first two do so even if a shell had them ignored, and in callbacks too, where
-    Python drops what is raised. Outside the main thread, which alone may say so, nothing
-    changes.
+    SIGINT and SIGTERM do so even if a shell ignores them, and even in callbacks, where
+    Python drops exceptions. Outside the main thread, where handlers cannot be set, it
+    does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,13 +48,13 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
-            signal.signal(number, signal.SIG_IGN)  # it comes more than once
+            signal.signal(number, signal.SIG_IGN)  # it arrives more than once
             leave_terminal()
         raise KeyboardInterrupt
 
     def again(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            # It came in a callback, which lets nothing through.
+            # It was raised in a callback, which drops exceptions: send it again.
             timer = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGTERM])
             timers.append(timer)
             timer.start()

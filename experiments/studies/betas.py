@@ -8,6 +8,6 @@ BETA2 = values("optimizer.method.beta2", (0.95, 0.99, 0.999))
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """Every pair of both."""
+    """Every pair of the two."""
     reference = f"{configs.letter_path('g')}:{workload}"
     return runs_of("g", reference, product(BETA1, BETA2))

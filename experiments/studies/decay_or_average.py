@@ -1,10 +1,10 @@
-"""Does an average of a run at constant rate replace the decay of the rate? On C and G.
+"""Can an average of a run at constant rate replace a decay of the rate? On C and G.
 
-A run at constant rate is also measured by the averages that stand for a cosine decay, a
-linear one, and a linear one of the last fifth (arXiv 2507.17634), beside runs that really
-decay so, at the letter's own rate and at four times it:
+Runs at constant rate are also measured with the averages that stand for a cosine decay, a
+linear one, and a linear one over the last fifth (arXiv 2507.17634), and compared with runs
+that have these decays, at the letter's own rate and at four times it:
 `compare.py RUNS --columns=raw_loss,heldout_loss,decay_cosine,decay_linear,decay_wsd`.
-A decay's own result is its raw weights. Losses alone are measured, without samples.
+The result of a decay is its raw weights. Only losses are measured, without samples.
 """
 
 import configs

@@ -1,7 +1,7 @@
-"""What moves the best EMA length of config G (Fig. 5a, 5c): rate and duration.
+"""How rate and duration move the best EMA length of config G (Fig. 5a, 5c).
 
-And whether it matters which lengths are stored: runs that differ in `sigma_rels` alone have
-the same weights, so what differs between them is the reconstruction.
+It also shows whether it matters which lengths are stored: runs that differ only in
+`sigma_rels` have the same weights, so they differ only in the reconstruction.
 """
 
 import configs
@@ -16,7 +16,7 @@ STORED = [
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """G as it is, then with one of these changed."""
+    """G unchanged, then with one change each."""
     reference = f"{configs.letter_path('g')}:{workload}"
     config = configs.load(reference)
     rate, duration = config.optimizer.alpha_ref, config.training.duration_mimg

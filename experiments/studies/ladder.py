@@ -5,7 +5,7 @@ from edm_jax.studies import RunSpec
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """One run a letter."""
+    """One run per letter."""
     return [
         RunSpec(letter, f"{configs.letter_path(letter)}:{workload}")
         for letter in configs.LETTERS

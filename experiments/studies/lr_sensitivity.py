@@ -1,7 +1,7 @@
 """How sensitive each letter is to its learning rate, and which rate is its best.
 
-Every letter at alpha_ref 1/8 to 8 times its own, so that letters can be compared each at
-its best rate (Wortsman et al., arXiv 2309.14322):
+Every letter with 1/8 to 8 times its own alpha_ref, so that letters can be compared at
+their best rates (Wortsman et al., arXiv 2309.14322):
 `compare.py RUNS --x=optimizer.alpha_ref`.
 """
 

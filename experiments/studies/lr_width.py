@@ -1,6 +1,6 @@
-"""Whether the best learning rate moves with the width of the network, on C and G.
+"""Whether the best learning rate depends on the width of the network, on C and G.
 
-Each at half and at twice the workload's channels, over five rates: of magnitude-preserving
+Each at half and at twice the workload's channels, with five rates. For magnitude-preserving
 layers the paper scales alpha_ref by 1 / sqrt(channels) (Table 6), which halves it here.
 `compare.py RUNS --x=optimizer.alpha_ref --by=letter,network.model_channels`.
 """

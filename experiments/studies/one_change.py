@@ -1,8 +1,8 @@
 """One change at a time: config G without each feature, and config A with each.
 
-A feature is what a letter's section of the paper changes together. G goes back to what
-the letter before had, A takes what the letter brought. What makes no sense alone, such as
-forced weight normalization of weights that are not normalized, is left out.
+A feature is a set of fields that a letter's section of the paper changes together. G gets
+the values of the letter before; A gets the values that the letter brought. Invalid
+combinations, such as forced normalization of plain weights, are left out.
 """
 
 import configs
@@ -42,12 +42,12 @@ FEATURES = {
     "mp_cat": ("g", ("network.cat",)),
     "gain": ("g", ("network.gain",)),
 }
-# Forced weight normalization fixes a norm that would matter without the first.
+# Forced weight normalization would fix a norm that matters without mp_weights.
 ALSO_WITHOUT = {"mp_weights": {"optimizer.forced_weight_norm": False}}
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """A and G as they are, G minus each feature that it has, A plus each."""
+    """A and G unchanged, G minus each feature that it has, and A plus each."""
     fields = {
         letter: configs.flatten(configs.load(_reference(letter, workload)))
         for letter in configs.LETTERS

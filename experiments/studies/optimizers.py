@@ -1,14 +1,14 @@
-"""Optimizers on configs C and G, each over a few rates: compare them at their best.
+"""Optimizers on configs C and G, each with a few rates, to compare them at their best.
 
 `compare.py RUNS --x=optimizer.alpha_ref --by=optimizer.method.name` draws the curves.
-Rates are factors of the letter's own, around what each rule is known to need: Lion a
-third to a tenth of Adam's, SGD and Adagrad more. Muon's update has Adam's RMS.
+Rates are multiples of the letter's own, near those that each rule is known to need: a
+third to a tenth of Adam's for Lion, more for SGD and Adagrad. Muon's update has Adam's RMS.
 """
 
 import configs
 from edm_jax.studies import RunSpec, Variant, product, rates, runs_of
 
-# name: (fields of the method, what the letter's rate is multiplied by)
+# name: (fields of the method, factors of the letter's rate)
 METHODS = {
     "adam": ({}, (1 / 3, 1, 3)),
     "adamw": ({}, (1 / 3, 1, 3)),
@@ -26,7 +26,7 @@ METHODS = {
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """Each method that goes with a letter, at each of its rates."""
+    """Each method that works with a letter, at each of its rates."""
     specs = []
     for letter in "cg":
         reference = f"{configs.letter_path(letter)}:{workload}"
@@ -39,7 +39,7 @@ def runs(workload: str) -> list[RunSpec]:
             chosen |= {f"optimizer.method.{k}": v for k, v in fields.items()}
             tried = rates(opt.alpha_ref, factors)
             specs += runs_of(letter, reference, product([Variant(name, chosen)], tried))
-        # It finds the rate by itself.
+        # Prodigy finds its own rate.
         prodigy = {"optimizer.method.name": "prodigy", "optimizer.alpha_ref": 1.0}
         specs += runs_of(letter, reference, [Variant("prodigy", prodigy)])
     return specs

@@ -1,8 +1,8 @@
-"""What keeps A and G from learning their images by heart, one at a time.
+"""One regularizer at a time on A and G, against memorizing the training images.
 
-Dropout everywhere and at the lowest resolution only; flips, which the network is not told
-of; EDM's augmentation, of which it is told, with flips and without. What does not suit
-the data, such as flips of digits, is left out.
+Dropout, everywhere or only at the lowest resolution; flips, about which the network is not
+told; EDM's augmentation, about which it is told, with and without flips. Augmentations that
+do not suit the data, such as flips of digits, are left out.
 """
 
 import configs
@@ -13,7 +13,7 @@ AUGMENTS = ("flip", "edm_unflipped", "edm")
 
 
 def runs(workload: str) -> list[RunSpec]:
-    """A and G without any, and with each that suits the data."""
+    """A and G without regularizers, and with each one that suits the data."""
     specs = []
     for letter in "ag":
         reference = f"{configs.letter_path(letter)}:{workload}"

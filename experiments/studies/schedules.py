@@ -1,9 +1,9 @@
 """Learning-rate schedules and warm-ups on configs C and G, at four times the letter's rate.
 
-C's weights grow, which decays its effective rate by itself; G's are forced to keep their
-norm, so that its schedule is all the decay there is. Each schedule is as long as the run.
-What decays needs a higher rate to begin with than a constant one, so that all start from
-a rate near the best that `lr_sensitivity` finds on digits.
+C's weights grow, which already decays its effective rate; G's are forced to keep their
+norm, so only its schedule decays the rate. Each schedule is as long as the run. A decay
+needs a higher initial rate than a constant schedule, so all start from a rate near the
+best one that `lr_sensitivity` finds on digits.
 """
 
 import configs
@@ -29,7 +29,7 @@ SHAPES = [
         for tail in ("linear", "cosine", "sqrt")
     ),
     Variant("plateau", {f"{_SHAPE}.name": "plateau"}),
-    # It has a warm-up of its own.
+    # one_cycle includes a warm-up.
     Variant(
         "one_cycle",
         {f"{_SHAPE}.name": "one_cycle", "optimizer.warmup.name": "none"},

@@ -1,9 +1,9 @@
 """One stabilizer at a time on config A, at a rate high enough to hurt.
 
-Clipping, noise, penalties, a longer warm-up and a shorter memory, against A at FACTOR
-times its own rate without any; A at its own rate is the reference. The limits follow what
-A's gradients are there on digits: their RMS is 0.25 at first and 0.04 in the median, a
-norm of 110 and 17 over 192,017 parameters.
+Clipping, noise, penalties, a longer warm-up and a shorter memory, compared with A at
+FACTOR times its own rate without any of them; A at its own rate is the reference. The
+limits are chosen by A's gradients there on digits: their RMS is 0.25 at first and 0.04 in
+the median, which is a norm of 110 and 17 over 192,017 parameters.
 """
 
 import configs
@@ -12,7 +12,7 @@ from edm_jax.studies import SAME, RunSpec, Variant, product, rates, runs_of
 FACTOR = 120  # of A's own alpha_ref
 STABILIZERS = [
     Variant("plain", {}),
-    # Half the median norm, of which Adam sees only how it varies.
+    # Half the median norm; Adam is only affected by variations of the norm.
     Variant(
         "global_norm",
         {"optimizer.clip.name": "global_norm", "optimizer.clip.limit": 8.0},

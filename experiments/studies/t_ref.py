@@ -1,7 +1,7 @@
-"""When the learning rate begins to decay, on config G (Eq. 67, Fig. 13).
+"""When the learning rate starts to decay, on config G (Eq. 67, Fig. 13).
 
-t_ref times 1/8 to 8 of the workload's own, and never; with each, the learning rate at the
-end of the training is another, and so is the best EMA length.
+t_ref is 1/8 to 8 times the workload's own, or infinite. Each value changes the learning
+rate at the end of the training, and with it the best EMA length.
 """
 
 import math

@@ -306,8 +306,8 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
     ("letter", "overrides", "reason"),
     [
         ("d", {"network__zero_last": "True"}, "divides each weight by its norm"),
-        ("f", {"network__attention": "dot"}, "queries from a normalized input"),
-        ("a", {"network__gain": "True"}, "neither would then get a gradient"),
+        ("f", {"network__attention": "dot"}, "needs a normalized input"),
+        ("a", {"network__gain": "True"}, "neither would get a gradient"),
         ("c", {"optimizer__forced_weight_norm": "True"}, "set network.weights='mp'"),
         ("g", {"network__channel_mult": "()"}, "whole number for each level"),
         ("g", {"network__channel_mult": "(1.5, 2)"}, "has 1.5, but each must be"),

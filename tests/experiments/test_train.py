@@ -45,9 +45,7 @@ def test_a_run_is_trained_by_one_process_and_taken_over_once_that_is_killed(
     first.send_signal(signal.SIGSTOP)  # so that it is not done before it is killed
     status, out, err = Driven(run, data_dir, 3000).finish()
     assert (status, out) == (2, "") and err.count("\n") == 1
-    assert err.startswith(
-        f"train: {run} is being run by train.py (process {first.pid})"
-    )
+    assert err.startswith(f"train: {run} is in use by train.py (process {first.pid})")
     first.send_signal(signal.SIGCONT)
     wait_for(lambda: list(run.glob("checkpoints/*/commit_success.txt")), first)
     first.send_signal(signal.SIGKILL)

@@ -176,7 +176,7 @@ def names(case: Case) -> list[str]:
     if parts[-1] == "mine.py":
         found.append("'late'")  # the function's name
     if parts[-1] == "my_config.py":
-        found.append("holds a run of another config")
+        found.append("holds a run with another config")
     return [name for name in found if name]
 
 

@@ -86,14 +86,14 @@ def reconstruct(data=bytes(24), kind=None, shape=(2, 3), fortran=False, version=
 
 
 CLAIMS = {
-    "too many numbers": ({"shape": (2, 4)}, "24 bytes another shape"),
-    "too few numbers": ({"shape": (5,)}, "24 bytes another shape"),
-    "half a number": ({"data": bytes(23)}, "23 bytes another shape"),
-    "a huge shape": ({"shape": (2**62, 2**62, 2**62)}, "another shape"),
-    "a negative shape": ({"shape": (-2, -3)}, "another shape"),
-    "many axes": ({"shape": (1,) * 60 + (6,)}, "another shape"),
+    "too many numbers": ({"shape": (2, 4)}, "24 bytes a shape that does not match"),
+    "too few numbers": ({"shape": (5,)}, "24 bytes a shape that does not match"),
+    "half a number": ({"data": bytes(23)}, "23 bytes a shape that does not match"),
+    "a huge shape": ({"shape": (2**62, 2**62, 2**62)}, "a shape that does not match"),
+    "a negative shape": ({"shape": (-2, -3)}, "a shape that does not match"),
+    "many axes": ({"shape": (1,) * 60 + (6,)}, "a shape that does not match"),
     "a list as shape": ({"shape": [2, 3]}, "unknown form"),
-    "truths as shape": ({"shape": (True, 6)}, "another shape"),
+    "truths as shape": ({"shape": (True, 6)}, "a shape that does not match"),
     "objects": ({"kind": dtype("O8", "|")}, "not plain numbers"),
     "texts": ({"kind": dtype("U1")}, "not plain numbers"),
     "dates": ({"kind": dtype("M8")}, "not plain numbers"),

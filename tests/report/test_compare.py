@@ -229,7 +229,7 @@ def test_a_config_of_other_data_has_numbers_and_no_test(study, files, message):
     assert (c.state, c.message) == ("other data", message)
     assert c.mean("heldout_loss") == pytest.approx(0.2)
     assert c.differences["heldout_loss"] is None
-    assert "Not tested against A, as the data differ: C." in said(rows)
+    assert "Not tested against A, because the data differ: C." in said(rows)
     assert "all 2 comparisons" in said(rows)
 
 
@@ -272,7 +272,7 @@ def test_runs_of_other_code_are_averaged_with_a_warning(study):
     assert len(next(r for r in rows if r.entry.label == "B").runs) == 5
     (warning,) = warnings_of(rows)
     assert warning == (
-        "The code is not the same for all runs: 0123abc (A, B, G), 4567def (B)."
+        "The runs used different versions of the code: 0123abc (A, B, G), 4567def (B)."
     )
 
 
@@ -286,7 +286,7 @@ def test_a_config_that_changed_while_it_trained_is_named(study):
     history = {"config_hash": "x", "changes": [{"nimg": 3, "changes": {"lr": [1, 2]}}]}
     (study / "g-seed1/changes.json").write_text(json.dumps(history))
     (warning,) = warnings_of(rows_of(study))
-    assert warning == "g-seed1 changed while it trained: lr."
+    assert warning == "g-seed1 was changed during training: lr."
 
 
 @pytest.mark.parametrize("left", ["log.txt", ".lock"])
@@ -436,7 +436,9 @@ def test_a_difference_over_fewer_seeds_than_a_mean_says_so(tmp_path):
     assert found.mean == pytest.approx(-0.025) and found.n == 2
     text = next(r for r in rows if r.entry.label == "B").difference_text(LOSS)
     assert "(n = 2)" in text
-    assert any("differ from that of the means" in note for note in notes_of(rows))
+    assert any(
+        "not equal the difference of the means" in note for note in notes_of(rows)
+    )
 
 
 def test_a_name_that_latex_would_read_as_an_argument_is_guarded(tmp_path):

@@ -222,12 +222,12 @@ def test_a_long_text_of_several_runs_is_in_the_page_once(out):
     first, second = record_of(out, "g-seed1"), record_of(out, "g-seed2")
     (place,) = re.findall(r'id="(run-[\d-]+)"', first)
     assert "<h4>provenance.json: diff</h4><pre>-old\n+new\n" in first
-    assert f'diff</h4><p>as of <a href="#{place}">g-seed1</a></p>' in second
+    assert f'diff</h4><p>same as <a href="#{place}">g-seed1</a></p>' in second
 
 
 def test_a_run_shows_its_config_its_alerts_and_the_end_of_its_log(out):
     assert '"seed": 1' in record_of(out, "g-seed1")
-    assert "<h4>log.txt, its end</h4><pre>its last line</pre>" in record_of(
+    assert "<h4>end of log.txt</h4><pre>its last line</pre>" in record_of(
         out, "g-seed1"
     )
     failed = record_of(out, "f-seed1")
@@ -528,6 +528,6 @@ def test_without_scripts_the_page_shows_its_tables_and_says_what_is_missing(
         browser.scripts_off()
         browser.open(out / "index.html")
         text = browser.evaluate("document.body.innerText")
-        assert "The figures are drawn by a script, which is turned off" in text
+        assert "A script draws the figures, but scripts are turned off" in text
         assert browser.evaluate(FIRST_LETTERS) == "ABCDEEFFG"
         assert browser.evaluate("document.querySelector('.tools').offsetHeight") == 0

@@ -298,6 +298,6 @@ def test_the_command_writes_the_page_and_names_a_path_that_holds_no_run(
     main([str(tmp_path / "study"), f"--out={tmp_path / 'out'}"])
     assert capsys.readouterr().out == f"Wrote {tmp_path / 'out/index.html'}\n"
     with pytest.raises(
-        FileNotFoundError, match="nothing-here is no run and holds none"
+        FileNotFoundError, match="nothing-here is not a run and contains none"
     ):
         main([str(tmp_path / "nothing-here")])

@@ -212,7 +212,7 @@ def hold(run, **options):
 def test_a_run_is_held_while_the_block_runs_and_then_free(tmp_path):
     with hold(tmp_path):
         assert claims.holder(tmp_path)["by"] == "me"
-        with pytest.raises(ValueError, match="is being run by me on") as refusal:
+        with pytest.raises(ValueError, match="is in use by me on") as refusal:
             hold(tmp_path).__enter__()
     assert "died" not in str(refusal.value)  # it is seen to live
     assert claims.holder(tmp_path) == {} and claims.count(tmp_path) == 1
@@ -263,7 +263,7 @@ def test_a_holder_whose_claim_passed_to_another_is_told(tmp_path):
         while not told and time.monotonic() < deadline:
             time.sleep(0.01)
     (sentence,) = told
-    assert "has passed to you on" in sentence
+    assert "was taken over by you on" in sentence
     assert claims.holder(tmp_path)["by"] == "you"
 
 
@@ -274,6 +274,6 @@ def test_the_claim_of_a_task_covers_its_command_and_no_other_run(tmp_path, monke
         assert claims.is_free(tmp_path / "a")
     assert claims.count(tmp_path / "a") == 1 and task.renew()
     assert not claims.is_free(tmp_path / "b")
-    with pytest.raises(ValueError, match="is being run by me"):
+    with pytest.raises(ValueError, match="is in use by me"):
         hold(tmp_path / "b").__enter__()
     assert other.renew()

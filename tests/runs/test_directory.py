@@ -272,7 +272,7 @@ def test_metrics_that_vanished_are_not_gone_on_without(run):
     path.unlink()
     run.forget_after(-1)  # a run that starts
     path.unlink()
-    with pytest.raises(ValueError, match=f"put it back, or .*: touch {path}"):
+    with pytest.raises(ValueError, match=f"restore it, or .*: touch {path}"):
         run.forget_after(2)
     path.touch()
     run.forget_after(2)
@@ -286,7 +286,7 @@ def test_a_damaged_provenance_is_begun_anew_and_kept_aside(run, warnings, conten
     assert len(directory.read_json(path)["starts"]) == 1
     (said,) = warnings()
     assert said.startswith(str(path)) and said.endswith(
-        "kept as provenance.json.damaged."
+        "kept as provenance.json.damaged; a new one is started."
     )
     assert (run.path / "provenance.json.damaged").read_text() == content
 
@@ -316,7 +316,7 @@ def test_a_damaged_status_is_told_and_written_anew(run, warnings, content):
     (run.path / "status.json").write_text(content)
     assert RunDir(run.path, config()).status["state"] == "queued"
     (said,) = warnings()
-    assert "status.json is damaged" in said and said.endswith("It is written anew.")
+    assert "status.json is damaged" in said and said.endswith("It is rewritten.")
 
 
 def test_fields_of_a_status_that_are_of_a_wrong_type_are_left_out(run):
@@ -352,7 +352,7 @@ def test_a_run_of_which_anything_is_left_is_not_taken_over(run, tmp_path, left):
     else:
         place = run.checkpoints if left == "a checkpoint" else run.snapshots
         (place / "12").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds a run of another config"):
+    with pytest.raises(ValueError, match="holds a run with another config"):
         RunDir(run.path, config(optimizer__alpha_ref="0.5"))
 
 
@@ -361,7 +361,7 @@ def test_snapshots_that_lie_elsewhere_count_as_training(run, tmp_path):
     moved = RunDir(run.path, config(**where))
     (moved.snapshots / "a.safetensors").touch()
     other = {"training__snapshot_dir": str(tmp_path / "other"), "seed": "3"}
-    with pytest.raises(ValueError, match="holds a run of another config"):
+    with pytest.raises(ValueError, match="holds a run with another config"):
         RunDir(run.path, config(**other))
 
 

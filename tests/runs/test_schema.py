@@ -126,5 +126,5 @@ def test_older_runs_had_no_monitor_that_came_later():
 
 def test_a_newer_version_is_refused(tmp_path):
     newer = schema.SCHEMA + 1
-    with pytest.raises(ValueError, match=f"schema {newer}, and this edm_jax reads up"):
+    with pytest.raises(ValueError, match=f"schema {newer}, but this edm_jax reads up"):
         schema.upgrade({"schema": newer})

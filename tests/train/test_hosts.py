@@ -172,7 +172,7 @@ def test_all_processes_are_refused_a_run_that_another_holds(data_dir, tmp_path):
     assert isinstance(claim, claims.Claim)
     statuses, outputs = two(tmp_path / "run", data_dir)
     assert statuses == [2, 2], outputs
-    assert "is being run by somebody" in outputs[0]
+    assert "is in use by somebody" in outputs[0]
     assert "process 0 failed: see its output" in outputs[1]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["claims"]
 

@@ -124,12 +124,18 @@ def spoil_batch(patch, change):
     """Changes the images of step BAD."""
     train_batches = data.train_batches
 
-    def spoiled(*args, start_step, **kwargs):
-        batches = train_batches(*args, start_step=start_step, **kwargs)
-        for step, batch in enumerate(batches, start_step + 1):
-            yield batch | {"image": change(batch["image"])} if step == BAD else batch
+    class Spoiled:
+        def __init__(self, *args, start_step, **kwargs):
+            self.step = start_step
+            self.batches = train_batches(*args, start_step=start_step, **kwargs)
+            self.skipped = self.batches.skipped
 
-    patch.setattr(data, "train_batches", spoiled)
+        def __next__(self):
+            batch, self.step = next(self.batches), self.step + 1
+            bad = self.step == BAD
+            return batch | {"image": change(batch["image"])} if bad else batch
+
+    patch.setattr(data, "train_batches", Spoiled)
 
 
 @functools.cache

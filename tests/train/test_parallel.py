@@ -244,7 +244,10 @@ def test_a_state_goes_to_the_host_and_back_to_the_bit(form):
 
 @pytest.mark.parametrize(
     ("devices", "parts", "sentence"),
-    [(8, 1, "batch_size=12 does not divide evenly over 8 devices"), (2, 4, "multiple of 8")],
+    [
+        (8, 1, "batch_size=12 does not divide evenly over 8 devices"),
+        (2, 4, "multiple of 8"),
+    ],
 )
 def test_a_batch_that_does_not_divide_is_refused(devices, parts, sentence):
     fields = TINY | {
