@@ -29,7 +29,6 @@ class SiLU(Settings):
     """x sigmoid(x), the paper's choice (App. B.1)."""
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return jax.nn.silu(x)
 
 
@@ -40,7 +39,6 @@ class Swish(Settings):
     beta: Finite = 1.0
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return x * jax.nn.sigmoid(self.beta * x)
 
 
@@ -49,7 +47,6 @@ class ReLU(Settings):
     """max(x, 0)."""
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return jax.nn.relu(x)
 
 
@@ -60,7 +57,6 @@ class LeakyReLU(Settings):
     slope: NotNegative = 0.01
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return jax.nn.leaky_relu(x, self.slope)
 
 
@@ -71,7 +67,6 @@ class ELU(Settings):
     alpha: Positive = 1.0
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return jax.nn.elu(x, self.alpha)
 
 
@@ -80,7 +75,6 @@ class GELU(Settings):
     """x Phi(x), Phi the normal distribution function (arXiv 1606.08415)."""
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return jax.nn.gelu(x, approximate=False)
 
 
@@ -89,7 +83,6 @@ class Mish(Settings):
     """x tanh(ln(1 + e^x)) (arXiv 1908.08681)."""
 
     def apply(self, x: Array) -> Array:
-        """The function, elementwise."""
         return jax.nn.mish(x)
 
 

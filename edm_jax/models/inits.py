@@ -69,7 +69,6 @@ class Uniform(Init):
     """U(-b, b), b = 1 / sqrt(fan_in), biases too (App. B.3)."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
-        """The kernel of a layer."""
         bound = 1 / math.sqrt(fan_in)
         return rng.uniform(-bound, bound, shape)
 
@@ -90,7 +89,6 @@ class Normal(Init):
     """N(0, 1), biases too (App. B.4)."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
-        """The kernel of a layer."""
         return normal(rng, shape, fan_in)
 
     bias = kernel
@@ -101,7 +99,6 @@ class LeCun(Init):
     """N(0, 1 / fan_in): unit-variance inputs give unit-variance outputs."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
-        """The kernel of a layer."""
         return rng.normal(size=shape) / math.sqrt(fan_in)
 
 
@@ -110,7 +107,6 @@ class He(Init):
     """N(0, 2 / fan_in), for layers after a ReLU (arXiv 1502.01852, Eq. 10)."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
-        """The kernel of a layer."""
         return rng.normal(size=shape) * math.sqrt(2 / fan_in)
 
 
@@ -119,7 +115,6 @@ class Xavier(Init):
     """U(-b, b), b = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, Eq. 16)."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
-        """The kernel of a layer."""
         fan_out = fan_in // shape[-2] * shape[-1]
         bound = math.sqrt(6 / (fan_in + fan_out))
         return rng.uniform(-bound, bound, shape)
@@ -130,7 +125,6 @@ class Orthogonal(Init):
     """Orthonormal output units, or inputs if there are fewer (arXiv 1312.6120)."""
 
     def kernel(self, rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
-        """The kernel of a layer."""
         matrix = rng.normal(size=(fan_in, shape[-1]))
         is_wide = matrix.shape[0] < matrix.shape[1]
         q, r = np.linalg.qr(matrix.T if is_wide else matrix)

@@ -29,7 +29,6 @@ class CosineRestarts(Ending):
     decay: Part = 1.0  # a cycle's peak over that of the one before
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         starts = self._starts(run)
         begun = jnp.sum(nimg >= jnp.asarray(starts[1:-1], jnp.float32))
         start, stop = jnp.asarray(starts[:-1])[begun], jnp.asarray(starts[1:])[begun]
@@ -98,7 +97,6 @@ class Cyclical(Cycled):
     gamma: Part = 0.5  # of exp_range
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         cycles = nimg / (2 * self._half(run))
         scale = {
             "triangular": jnp.ones_like(cycles),
@@ -145,7 +143,6 @@ class OneCycle(Cycled, Timed):
             yield f"rise={self.rise:g}, but must be less than {limit:g}."
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         low = 1 / self.initial_div
         last = low / self.final_div
         return self._through([low, 1.0, *([low] * self.three_phase), last], nimg, run)

@@ -24,7 +24,6 @@ class Constant(Settings):
     """1 throughout."""
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         del nimg, run
         return jnp.ones(())
 
@@ -39,7 +38,6 @@ class InverseSqrt(Settings):
     t_ref: Bound = 70_000.0  # steps
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         return 1 / jnp.sqrt(jnp.maximum(nimg / (self.t_ref * run.batch_size), 1.0))
 
 
@@ -53,7 +51,6 @@ class InverseSqrtCooldown(InverseSqrt, Timed):
     cooldown: Part = 0.2  # the last part of the run
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         left = 1 - self.done(nimg, run)
         return super().factor(nimg, run) * jnp.minimum(left / self.cooldown, 1.0)
 
@@ -66,7 +63,6 @@ class Cosine(Ending):
     """
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         shape = (1 + jnp.cos(jnp.pi * self.done(nimg, run))) / 2
         return self.final + (1 - self.final) * shape
 
@@ -79,7 +75,6 @@ class Linear(Ending):
     """
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         return self.final + (1 - self.final) * (1 - self.done(nimg, run))
 
 
@@ -94,7 +89,6 @@ class Polynomial(Ending):
     power: Positive = 2.0
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         end: Any = self.end_nimg(run)  # Optax declares int but accepts any number
         shape = optax.polynomial_schedule(1.0, self.final, self.power, end)
         return jnp.asarray(shape(nimg))
@@ -135,7 +129,6 @@ class Step(Settings):
                 )
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         if self.boundaries_mimg:
             scales: Any = {mimg * 1e6: self.multiplier for mimg in self.boundaries_mimg}
             return jnp.asarray(optax.piecewise_constant_schedule(1.0, scales)(nimg))
@@ -162,7 +155,6 @@ class Exponential(Settings):
             yield f"multiplier={self.multiplier:g}, but must be at most 1: it decays."
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         every = self.every_mimg * 1e6 or run.duration_nimg
         shape = _exponential(nimg, every, self.multiplier, self.staircase)
         return jnp.maximum(shape, self.final)
@@ -195,6 +187,5 @@ class WarmupStableDecay(Ending):
     tail: Literal["linear", "cosine", "sqrt"] = "sqrt"
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         p = jnp.maximum(1 - (1 - self.done(nimg, run)) / self.decay, 0.0)
         return self.final + (1 - self.final) * TAILS[self.tail](p)

@@ -42,7 +42,6 @@ class Muon(Settings):
     eps: NotNegative = 1e-8
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         # The state's layout for one polynomial differs from that for a list of them.
         mixed = (*[QUINTIC] * self.ns_steps, *[CUBIC] * self.polish)
         matrices = contrib.scale_by_muon(

@@ -42,11 +42,9 @@ class Adam(Settings):
     eps: NotNegative = 1e-8
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         return self.rule_at(self.beta1)
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
-        """The rule with another beta1."""
         return optax.scale_by_adam(b1=beta1, b2=self.beta2, eps=self.eps)
 
 
@@ -57,7 +55,6 @@ class AdamW(Adam):
     weight_decay: NotNegative = 0.01
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
-        """The rule with another beta1."""
         adam = super().rule_at(beta1)
         return optax.chain(adam, *penalties.decay(self.weight_decay))
 
@@ -71,7 +68,6 @@ class NAdam(Adam):
     """
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
-        """The rule with another beta1."""
         return optax.scale_by_adam(b1=beta1, b2=self.beta2, eps=self.eps, nesterov=True)
 
 
@@ -84,7 +80,6 @@ class AMSGrad(Adam):
     """
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
-        """The rule with another beta1."""
         return optax.scale_by_amsgrad(b1=beta1, b2=self.beta2, eps=self.eps)
 
 
@@ -96,7 +91,6 @@ class SGD(Settings):
     nesterov: bool = False
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         return self.rule_at(self.momentum) if self.momentum else optax.identity()
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
@@ -116,7 +110,6 @@ class RMSprop(Settings):
     momentum: Fraction = 0.0
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         scaled = optax.scale_by_rms(self.beta2, self.eps, eps_in_sqrt=False)
         return optax.chain(scaled, SGD(self.momentum).rule())
 
@@ -129,7 +122,6 @@ class Adagrad(Settings):
     eps: NotNegative = 1e-7
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         return optax.scale_by_rss(self.initial, self.eps)
 
 
@@ -141,11 +133,9 @@ class Lion(Settings):
     beta2: Fraction = 0.99
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         return self.rule_at(self.beta1)
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
-        """The rule with another beta1."""
         return optax.scale_by_lion(b1=beta1, b2=self.beta2)
 
 
@@ -163,7 +153,6 @@ class Adafactor(Settings):
     relative_step: bool = False
 
     def rule(self) -> optax.GradientTransformation:
-        """The transformation of gradients into updates of rate 1."""
         links = [
             optax.scale_by_factored_rms(
                 decay_rate=self.decay, min_dim_size_to_factor=self.min_size
@@ -185,7 +174,6 @@ class LAMB(Adam):
     weight_decay: NotNegative = 0.0
 
     def rule_at(self, beta1: Beta) -> optax.GradientTransformation:
-        """The rule with another beta1."""
         adam = super().rule_at(beta1)
         decay = penalties.decay(self.weight_decay)
         return optax.chain(adam, *decay, optax.scale_by_trust_ratio())

@@ -49,7 +49,6 @@ class ScheduleFree(_RateInside):
     weight_decay: NotNegative = 0.0
 
     def whole(self, rate: float | jax.Array) -> optax.GradientTransformation:
-        """The rule with this learning rate."""
         base = optax.chain(
             optax.scale_by_rms(
                 self.beta2, self.eps, eps_in_sqrt=False, bias_correction=True
@@ -76,7 +75,6 @@ class Prodigy(_RateInside):
     weight_decay: NotNegative = 0.0  # applies to every parameter
 
     def whole(self, rate: float | jax.Array) -> optax.GradientTransformation:
-        """The rule with this learning rate."""
         return contrib.prodigy(
             rate,  # pyright: ignore[reportArgumentType]
             (self.beta1, self.beta2),
@@ -116,7 +114,6 @@ class OptaxOptimizer(_RateInside):
             yield f"call={self.call!r} does not make an optimizer: {said}"
 
     def whole(self, rate: float | jax.Array) -> optax.GradientTransformation:
-        """The rule with this learning rate."""
         function, settings = self._parsed()
         return optax.chain(
             function(learning_rate=rate, **settings),

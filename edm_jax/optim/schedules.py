@@ -65,7 +65,6 @@ class OptaxSchedule(Settings):
             yield f"call={self.call!r} does not make a schedule: {error}"
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         del run
         function, settings = self._parsed()
         return jnp.asarray(function(**settings)(nimg), jnp.float32)

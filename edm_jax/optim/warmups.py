@@ -30,7 +30,6 @@ class NoWarmup(Settings):
     """1 throughout."""
 
     def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor after `nimg` images."""
         del nimg
         return jnp.ones(())
 
@@ -61,7 +60,6 @@ class LinearWarmup(_Ramp):
     start: Fraction = 0.0
 
     def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor after `nimg` images."""
         p = self.done(nimg)
         return self.start + (1 - self.start) * p if self.start else p
 
@@ -73,7 +71,6 @@ class CosineWarmup(_Ramp):
     start: Fraction = 0.0
 
     def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor after `nimg` images."""
         shape = (1 - jnp.cos(jnp.pi * self.done(nimg))) / 2
         return self.start + (1 - self.start) * shape
 
@@ -85,7 +82,6 @@ class ExponentialWarmup(_Ramp):
     start: Inside = 0.01
 
     def factor(self, nimg: jax.Array) -> jax.Array:
-        """The factor after `nimg` images."""
         return self.start ** (1 - self.done(nimg))
 
 

@@ -282,9 +282,7 @@ class Checkpoints:
 
     def _rename(self, step: int, reason: str) -> None:
         place = self._directory / str(step)
-        _log.warning(
-            "Skipping the checkpoint %s, which is damaged (%s).", place, reason
-        )
+        _log.warning("The checkpoint %s is damaged (%s); skipping it.", place, reason)
         if jax.process_index() == 0:
             names = (f"{step}.damaged{i or ''}" for i in itertools.count())
             place.rename(next(p for p in map(place.with_name, names) if not p.exists()))

@@ -66,7 +66,6 @@ class Growing(Settings):
     own: Schedule
 
     def factor(self, nimg: jax.Array, run: Run) -> jax.Array:
-        """The factor after `nimg` images."""
         return self.ratio ** (nimg / run.batch_size - self.start)
 
     def momentum(self, nimg: jax.Array, run: Run) -> jax.Array | None:

@@ -1,4 +1,4 @@
-"""The ablation table: what each letter changes, what sizes hold, what is refused."""
+"""The ablation table: each letter's changes, the sizes, and refused settings."""
 
 import json
 import math
@@ -188,9 +188,7 @@ def test_configs_are_frozen_and_survive_json():
         ),
     ],
 )
-def test_a_recorded_config_that_makes_no_sense_is_refused_by_its_file(
-    field, value, sentence
-):
+def test_an_invalid_recorded_config_is_refused_naming_its_file(field, value, sentence):
     recorded = json.loads(json.dumps(load("a").to_dict()))
     group, _, name = field.partition(".")
     (recorded[group] if name else recorded)[name or group] = value
@@ -327,7 +325,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"ema__sigma_rels": "(nan,)"}, "a tuple of numbers"),
         ("a", {"ema__halflives_mimg": "(1, 1.0)"}, "has 1 twice"),
         ("a", {"ema__halflives_mimg": "(0,)"}, "each must be positive and finite"),
-        ("g", {"ema__update_every": "41"}, "beyond the 40 steps"),
+        ("g", {"ema__update_every": "41"}, "more than the 40 steps"),
         ("g", {"training__duration_mimg": "1e-5"}, "10 images, less than one batch"),
         ("g", {"training__duration_mimg": "1e-6"}, "is 1 image, less than one batch"),
         ("g", {"optimizer__batch_size": "2048"}, "640 images, less than one batch"),
@@ -357,7 +355,7 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         (
             "g",
             {"network__head_channels": "3"},
-            "makes 5 heads of a level's 16 channels",
+            "gives 5 heads for a level's 16 channels",
         ),
         (
             "g",
@@ -373,15 +371,13 @@ def test_a_mistyped_reference_is_told_the_nearest_right_one(reference, error, me
         ("g", {"ema__sigma_rels": "(0.05, 0.3)"}, "ema.sigma_rels: .* 0.3"),
     ],
 )
-def test_a_combination_without_sense_is_refused_with_its_reason(
-    letter, overrides, reason
-):
+def test_an_invalid_combination_is_refused_with_its_reason(letter, overrides, reason):
     with pytest.raises(ValueError, match=reason) as error:
         load(letter, **overrides)
     assert "\n" not in str(error.value)
 
 
-def test_inf_turns_off_what_has_a_bound():
+def test_inf_turns_a_bound_off():
     config = load("g", network__clamp="inf", training__snapshot_mimg="inf")
     assert config.network.clamp == config.training.snapshot_mimg == math.inf
 
@@ -415,7 +411,7 @@ def test_fields_chosen_for_another_duration_are_named():
         ("c", {"network__modulation": "scale_shift", "network__attention": "dot"}),
     ],
 )
-def test_a_combination_with_sense_runs(letter, overrides):
+def test_a_valid_combination_runs(letter, overrides):
     model = load(letter, **overrides).model
     f, u, _ = jax.eval_shape(model.apply, model.shapes, *model.inputs(batch=2))
     assert (f.shape, u.shape) == ((2, 8, 8, 1), (2,))

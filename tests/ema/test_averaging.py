@@ -43,7 +43,7 @@ def test_the_documented_five_lines_average_a_strangers_training(tmp_path, monkey
 
 
 def by_definition(path, nimg, sigma_rel):
-    """Σ of the weights times the mass of the images since the update before."""
+    """Σ of the weights times the mass of the images since the previous update."""
     gamma = ema.gamma_from_sigma_rel(sigma_rel)
     mass = np.diff((np.asarray(nimg) / nimg[-1]) ** (gamma + 1), prepend=0)
     return np.tensordot(mass, path, 1)
@@ -97,7 +97,7 @@ def test_averages_of_half_precision_weights_move():
 
 
 class Odd(dict):
-    """A node of a user's own."""
+    """A user's own pytree node."""
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -124,7 +124,7 @@ def test_any_pytree_is_stored_and_restored_in_its_structure(tmp_path):
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="only one of them has list/1"):
+    with pytest.raises(ValueError, match="only one of the two has list/1"):
         ema.restore(tmp_path, [0.05], like={"list": [jnp.ones((2, 3))]})
 
 

@@ -219,7 +219,7 @@ def test_solution_and_fit_error_equal_least_squares_on_sampled_densities(
 
 
 def plain_solution(stored, target):
-    """Coefficients and fit error of the normal equations as they stand."""
+    """Coefficients and fit error from solving the normal equations directly."""
     t, gamma = np.array([(t, p.gamma) for t, p in stored]).T
     gram = ema.inner_product(t[:, None], gamma[:, None], t, gamma)
     target = target[0], target[1].gamma

@@ -1,4 +1,4 @@
-"""Snapshot files made to harm: each is named and left out, whatever its header says."""
+"""Malicious snapshot files: each is named and left out, whatever its header claims."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SOUND = "power-0.050-000000001024.safetensors"
 
 
 def write_raw(path, header, data=b"", seal=True):
-    """A file with this header (a JSON text or a value) and, where due, a checksum."""
+    """A file with this header (a JSON text or a value) and, if it has a place, a checksum."""
     text = header if isinstance(header, bytes) else compact(header)
     blank = container._field(container.NO_DIGEST)
     if seal and blank in text:
@@ -54,7 +54,7 @@ def place(tmp_path):
 
 
 def left_out(directory):
-    """What a reconstruction says of the one file that it leaves out; strict refuses."""
+    """The message on the only file that a reconstruction leaves out; strict refuses it."""
     request = rebuild.Request([(None, ema.PowerProfile(0.05))])
     job = rebuild.prepare(directory, request)
     assert [source.path.name for source in job.stored] == [SOUND]
@@ -114,7 +114,7 @@ def metadata(value):
         (words(format_version="1"), "2 and 3: read it with the edm_jax that wrote it"),
         (words(format_version="new\x1b[2J"), "read it with the edm_jax that wrote it"),
         (words(format="other"), "is not a snapshot of edm_jax"),
-        (profile(kind=["power"], sigma_rel=0.05), "its profile is none of power"),
+        (profile(kind=["power"], sigma_rel=0.05), "its profile is not one of power"),
         (profile(kind="power", sigma_rel="0.05"), "sigma_rel of its power profile"),
         (profile(kind="power", sigma_rel=True), "sigma_rel of its power profile"),
         (profile(kind="power", sigma_rel=[0.05]), "sigma_rel of its power profile"),
@@ -142,8 +142,8 @@ def metadata(value):
         (entry(dtype="F8_E4M3"), "has the format 'F8_E4M3', not F32"),
         (entry(dtype="I32"), "do not match its dtype"),
         (lambda h: h.update({"a\x1b[2J\n": 1}), r"the entry of 'a\x1b[2J\n'"),
-        (lambda h: h.update({"enc": h.pop("out_gain")}), "'enc' is not a place"),
-        (lambda h: h.update({"": h.pop("out_gain")}), "'' is not a place"),
+        (lambda h: h.update({"enc": h.pop("out_gain")}), "'enc' has an empty part"),
+        (lambda h: h.update({"": h.pop("out_gain")}), "'' has an empty part"),
         (lambda h: h.update({"\ud800": h.pop("out_gain")}), "not valid Unicode"),
     ],
 )
@@ -254,7 +254,7 @@ LEAVES = [
 
 
 def mutate(rng, value):
-    """The value with one thing in it changed, at any depth."""
+    """The value with one change at any depth."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         name = rng.choice(list(value))
         action = rng.random()

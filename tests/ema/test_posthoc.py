@@ -50,7 +50,7 @@ def relative_rms(estimate, truth):
 
 
 def plain(stored, sigma_rel):
-    """The paper's normal equations as they stand, and their combination in float64."""
+    """The paper's normal equations, solved directly, and their combination in float64."""
     t, gamma = np.array([(t, ema.gamma_from_sigma_rel(s)) for t, s, _ in stored]).T
     gram = ema.inner_product(t[:, None], gamma[:, None], t, gamma)
     target = t[-1], ema.gamma_from_sigma_rel(sigma_rel)

@@ -1,4 +1,4 @@
-"""Reconstructed files: ancestry, damage, and going on after a kill."""
+"""Reconstructed files: ancestry, damage, and resuming after a kill."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_finished_targets_are_not_made_again(tmp_path, monkeypatch):
     assert stamps == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
 
-def test_more_training_makes_a_finished_target_anew(tmp_path):
+def test_more_training_remakes_a_finished_target(tmp_path):
     stored, out = store(tmp_path / "in", count=8), tmp_path / "out"
     at = [(8 * 4096, ema.PowerProfile(0.07))]
     rebuild.run(stored, rebuild.Request(at), out)
@@ -342,7 +342,7 @@ def test_outputs_that_do_not_fit_the_disk_are_refused_before(tmp_path, monkeypat
     rebuild.check_space(job, tmp_path / "out")
     usage = rebuild.shutil.disk_usage(tmp_path)._replace(free=11_999)
     monkeypatch.setattr(rebuild.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match="take 12 kB"):
+    with pytest.raises(ValueError, match="need 12 kB"):
         rebuild.check_space(job, tmp_path / "out")
 
 

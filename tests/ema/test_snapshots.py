@@ -1,4 +1,4 @@
-"""Snapshots on disk: what is written is read, and what is not whole is named."""
+"""Snapshots on disk: they are read as written, and damaged ones are named."""
 
 import os
 
@@ -74,7 +74,7 @@ def test_leaves_may_stay_float32_beside_shorter_ones(tmp_path, small_chunks):
         np.testing.assert_array_equal(out, whole[start : start + 120])
 
 
-def test_what_is_rebuilt_does_not_depend_on_how_exact_leaves_are_stored(
+def test_rebuilt_weights_do_not_depend_on_how_exactly_leaves_are_stored(
     tmp_path, small_chunks
 ):
     for nimg in range(1024, 9 * 1024, 1024):
@@ -263,7 +263,7 @@ def test_a_foreign_safetensors_file_is_named(tmp_path):
 
 
 def rewrite(path, **words):
-    """The same file with other words in its header, and a checksum that fits."""
+    """The same file with other metadata in its header, and a matching checksum."""
     header = container.read_header(path)
     data = path.read_bytes()[header.data_start :]
     text = container.encode(header.table, header.formats, header.words | words)
@@ -304,7 +304,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path):
         snapshots.write(tmp_path, {"w": np.array([1e6])}, meta(dtype="float16"))
     with pytest.raises(ValueError, match="contain '/'"):
         snapshots.write(tmp_path, {"a/b": np.zeros(2)}, meta())
-    with pytest.raises(ValueError, match="under the name .__metadata__"):
+    with pytest.raises(ValueError, match="have the name .__metadata__"):
         snapshots.write(tmp_path, {"__metadata__": np.zeros(2)}, meta())
     with pytest.raises(ValueError, match="w holds complex128"):
         snapshots.write(tmp_path, {"w": np.zeros(2, complex)}, meta())

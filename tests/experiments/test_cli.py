@@ -109,7 +109,7 @@ def test_a_jax_that_cannot_start_is_one_sentence(command, platform, reason, tmp_
         ("Unable to initialize backend 'cuda': INTERNAL: no device", "train: "),
     ],
 )
-def test_a_device_that_fails_is_one_sentence(said, sentence, monkeypatch, capsys):
+def test_a_failing_device_is_one_sentence(said, sentence, monkeypatch, capsys):
     def fail():
         raise RuntimeError(said)
 

@@ -27,7 +27,7 @@ def run(monkeypatch, main, *arguments):
 
 
 def refused(monkeypatch, capsys, main, *arguments):
-    """The sentence with which a command refuses."""
+    """The sentence in which a command refuses."""
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, main, *arguments)
     assert stop.value.code == 2
@@ -232,7 +232,7 @@ def test_other_pickles_in_a_directory_are_left_out(
     assert "Left out: statistics.pkl (not named PREFIX" in capsys.readouterr().err
     named = f"--run={directory}/statistics.pkl"
     said = refused(monkeypatch, capsys, reconstruct.main, named, *command)
-    assert "statistics.pkl does not tell its time and EMA length" in said
+    assert "statistics.pkl does not give its time and EMA length" in said
     foreign = f"--run={directory}/stat*.pkl"
     said = refused(monkeypatch, capsys, reconstruct.main, foreign, *command)
     assert "holds no snapshot named PREFIX-KIMG" in said

@@ -88,7 +88,7 @@ def test_a_changed_config_is_refused_with_its_difference_before_anything(tmp_pat
     assert json.loads((tmp_path / "b" / "changes.json").read_text())["changes"]
 
 
-def test_what_failed_before_any_step_is_trained_with_the_corrected_config(tmp_path):
+def test_a_run_that_failed_before_any_step_trains_with_the_corrected_config(tmp_path):
     make(tmp_path, "a", state="failed", message="no such data")
     assert actions(tmp_path, "a") == {"a": "failed before"}
     plans = planned(tmp_path, "a", overrides={"optimizer.method.beta1": "0.8"})
@@ -126,7 +126,7 @@ def test_what_is_said_of_all_runs_is_of_no_field_that_the_study_sets(tmp_path):
             assert [p.config.optimizer.method.beta1 for p in plans] == [0.8, 0.9]
 
 
-def test_a_longer_duration_takes_a_done_run_up_again_unless_it_stopped_early(tmp_path):
+def test_a_longer_duration_resumes_a_done_run_unless_it_stopped_early(tmp_path):
     longer = {"training.duration_mimg": "0.00128"}
     for name, early in (("a", False), ("b", True)):
         path = make(
@@ -140,7 +140,7 @@ def test_a_longer_duration_takes_a_done_run_up_again_unless_it_stopped_early(tmp
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"state": '])
-def test_a_damaged_status_is_written_anew_and_the_run_resumed(tmp_path, damage):
+def test_a_damaged_status_is_rewritten_and_the_run_resumes(tmp_path, damage):
     path = make(tmp_path, "a", state="preempted", nimg=320)
     (path / "status.json").write_text(damage)
     plans = planned(tmp_path, "a")

@@ -20,7 +20,7 @@ def run(monkeypatch, main, *arguments):
 
 
 def refused(monkeypatch, capsys, main, *arguments):
-    """The sentence with which a command refuses."""
+    """The sentence in which a command refuses."""
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, main, *arguments)
     assert stop.value.code == 2
@@ -147,7 +147,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
         (["--profile=function:none.py:f"], "there is no file 'none.py'"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_one_sentence(
+def test_an_impossible_request_is_one_sentence(
     monkeypatch, capsys, trained, arguments, sentence
 ):
     command = [f"--run={trained.path}", *arguments]
@@ -185,7 +185,7 @@ def test_weights_of_another_network_are_not_sampled(monkeypatch, capsys, trained
 
 
 @pytest.mark.slow
-def test_of_a_list_of_targets_those_that_can_be_made_are(monkeypatch, capsys, trained):
+def test_the_possible_targets_of_a_list_are_made(monkeypatch, capsys, trained):
     arguments = [f"--run={trained.path}", "--sigma_rel=0.005,0.1,0.006"]
     run(monkeypatch, reconstruct.main, *arguments)
     captured = capsys.readouterr()

@@ -109,7 +109,7 @@ def test_an_interrupted_command_resumes_with_the_next_batch(take, made, tmp_path
 
 
 @pytest.mark.slow
-def test_what_was_made_in_another_way_is_made_again(take, made, tmp_path):
+def test_targets_made_in_another_way_are_made_again(take, made, tmp_path):
     plain = take("--seeds=0-1", "--png")
     first = (tmp_path / "out" / "000000.png").read_bytes()
     again = take("--seeds=0-1", "--classes=7", "--subdirs")
@@ -176,7 +176,7 @@ def test_a_guide_is_a_run_or_a_snapshot_and_weight_1_is_none(take, runs):
         (["--sigma_min=100"], "must be below sigma_max"),
     ],
 )
-def test_what_makes_no_sense_is_refused(take, runs, capsys, arguments, sentence):
+def test_invalid_settings_are_refused(take, runs, capsys, arguments, sentence):
     arguments = [each.replace("RUN", str(runs[1].path)) for each in arguments]
     with pytest.raises(SystemExit) as stop:
         take(*arguments)

@@ -1,4 +1,4 @@
-"""train.py as a command: who may train a run, and how it is refused."""
+"""train.py as a command: which process may train a run, and how others are refused."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Every nonlinearity is its formula, and its preserving form has unit magnitude."""
+"""Every activation equals its formula, and its preserving form has unit magnitude."""
 
 import jax
 import jax.numpy as jnp

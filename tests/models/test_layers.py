@@ -1,4 +1,4 @@
-"""Every operation of the vocabulary against its formula in the paper."""
+"""Every layer and operation against its formula in the paper."""
 
 import math
 
@@ -20,7 +20,7 @@ def rms(x, axis=None):
 
 
 def apply(module, x, **leaves):
-    """A module's output; leaves it declares and are not given start as drawn."""
+    """A module's output; leaves that are not given keep their initial values."""
     variables = module.init(jax.random.key(0), x)
     undrawn = variables.get("params", {})
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The topology as data: the paper's Fig. 16, and the network that is built from it."""
+"""The topology as data equals the paper's Fig. 16, and the network is built from it."""
 
 import pytest
 

@@ -88,7 +88,7 @@ def initial_params(letter):
 
 @functools.cache
 def random_params(letter):
-    """Initial parameters with zeros, ones and unit norms broken up: every path counts."""
+    """Random parameters without zeros, ones or unit norms, so that every path matters."""
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -301,9 +301,7 @@ def test_dropout_is_at_its_resolutions_only(monkeypatch):
     rates.clear()
     assert model_of("d", overrides={"network.dropout_resolutions": "4,"}).shapes
     assert rates == {(8, 0.0), (4, 0.1)}
-    with pytest.raises(
-        ValueError, match="resolutions has 16, but the levels have 8, 4"
-    ):
+    with pytest.raises(ValueError, match="resolutions has 16, but the levels are 8, 4"):
         model_of("d", overrides={"network.dropout_resolutions": "16,4"})
 
 
@@ -335,7 +333,7 @@ def test_the_augmentation_is_told_by_one_layer_that_is_idle_without(
 
 
 def trained(layer):
-    """A layer's parameters, all drawn anew."""
+    """A layer's parameters, all redrawn."""
     rng = np.random.default_rng(3)
     return jax.tree.map(lambda w: np.float32(rng.normal(size=w.shape)), layer)
 

@@ -37,7 +37,7 @@ def options(**changes):
 
 
 def rate(step):
-    """Of `options()`: a ramp of 2 steps, then a decay from step 3."""
+    """The rate of `options()`: a ramp of 2 steps, then a decay from step 3."""
     return 0.01 * min(step / 2, 1) / np.sqrt(max(step / 3, 1))
 
 
@@ -151,7 +151,7 @@ def spoiled_gradients(count):
 
 
 def adam_of(state):
-    """Its count and moments, wherever they are in a chain's state."""
+    """Adam's count and moments, wherever they are in a chain's state."""
     (found,) = links.links(state, optax.ScaleByAdamState)
     return found
 
@@ -175,7 +175,7 @@ def test_a_skipped_update_moves_nothing_and_leaves_adam_as_it_was(policy):
 
 
 @pytest.mark.parametrize("policy", ["skip", "stop"])
-def test_the_rate_goes_on_past_a_skipped_update_as_rederived_by_hand(policy):
+def test_the_rate_advances_past_a_skipped_update_as_rederived_by_hand(policy):
     opt = options(nonfinite=policy)
     gradients = np.random.default_rng(1).standard_normal((8, 5))
     m, v, w, count, expected = 0.0, 0.0, np.ones(5), 0, []
@@ -228,7 +228,7 @@ def test_finite_gradients_are_the_same_to_every_policy():
 
 
 def test_a_run_can_go_on_under_another_policy():
-    """Their states have one layout, and a count goes on."""
+    """The states have the same layout, and the count continues."""
     one, other = (
         chain.make_optimizer(options(nonfinite=p), 1.0) for p in ("zero", "skip")
     )

@@ -16,7 +16,7 @@ TREE = {
 
 
 def clipped(entry, gradients, params=TREE):
-    """What a link makes of one gradient, as float64."""
+    """The output of a link for one gradient, as float64."""
     link = entry.link()
     as_arrays = jax.tree.map(jnp.float32, gradients)
     found, _ = link.update(as_arrays, link.init(params), params)

@@ -9,7 +9,7 @@ from edm_jax.optim import finder
 
 
 def descent(curvatures, noise=0.0, seed=0):
-    """Gradient descent on sum(c x^2) / 2, whose gradient is noisy; the loss after it."""
+    """The loss after a step of noisy gradient descent on sum(c x^2) / 2."""
     c = np.asarray(curvatures, np.float64)
     x = np.ones_like(c)
     rng = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def test_the_largest_curvature_of_many_sets_the_limit(seed):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_direction_that_had_died_out_sets_the_limit_all_the_same(seed):
-    """Without noise nothing of it is left when the rate reaches 2 / lambda."""
+    """Without noise that direction has vanished when the rate reaches 2 / lambda."""
     rng = np.random.default_rng(seed)
     least, most = 10 ** rng.uniform(-3, 0), 10 ** rng.uniform(0.5, 3)
     spectrum = np.geomspace(least, most, rng.integers(2, 60))

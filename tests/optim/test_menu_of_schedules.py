@@ -37,7 +37,7 @@ def restarts(n, first, m, decay, final):
 
 
 def triangle(n, half):
-    """Smith's Sec. 3.2, as its authors' code has it."""
+    """Smith's Sec. 3.2, as in the authors' code."""
     cycle = math.floor(1 + n / (2 * half))
     return max(0, 1 - abs(n / half - 2 * cycle + 1)), cycle
 
@@ -302,7 +302,7 @@ def test_beta1_moves_inversely_to_the_rate():
 
 @pytest.mark.parametrize("name", sorted(schedules.SCHEDULES))
 def test_a_schedule_is_a_function_of_the_images_alone(name):
-    """Whatever batch brought them: only Eq. 67's t_ref is in steps, by definition."""
+    """Whatever the batch size; only Eq. 67's t_ref is in steps, by definition."""
     fields = {"t_ref": 1e9} if name.startswith("inverse_sqrt") else {}
     points = [0.0, 6400.0, 12_800.0, 25_600.0, T]
     by_batch = [

@@ -1,4 +1,4 @@
-"""Every optimizer: two updates by hand on two parameters, and what Muon promises."""
+"""Every optimizer: two updates by hand on two parameters, and Muon's orthogonality."""
 
 import math
 
@@ -252,7 +252,7 @@ def walk(opt, steps=4, params=None, state=None, start=0):
 
 @pytest.mark.parametrize("method", ["adam", "adamw", "nadam", "amsgrad", "sgd", "lamb"])
 def test_a_beta1_that_moves_is_that_of_the_images_past_skipped_updates(method):
-    """One cycle over 100 images of 10 each; with beta1 held, the method's own rule."""
+    """One cycle over 100 images in batches of 10; with fixed beta1, the method's own rule."""
     same = {"name": "one_cycle", "beta1": (0.9, 0.9), "end_mimg": 1e-4}
     own = {"momentum": 0.9} if method == "sgd" else {"beta1": 0.9}
     chosen = {"name": method, **own}
@@ -284,7 +284,7 @@ def test_a_beta1_that_moves_does_not_wait_for_skipped_updates():
 
 @pytest.mark.parametrize("method", ["schedule_free", "prodigy", "optax"])
 def test_a_rule_that_takes_the_rate_has_the_schedules_and_the_warmups(method):
-    """With a rate of 0 at first, the first step moves nothing; then it moves."""
+    """With an initial rate of 0 the first step moves nothing; later steps do."""
     opt = optimizer_config(
         method={"name": method}, warmup={"name": "linear", "rampup_mimg": 3e-5}
     )
@@ -354,7 +354,7 @@ def test_an_optimizer_of_optax_leaves_frozen_features_alone():
         ({"method": {"name": "adm"}}, "Did you mean 'adam'"),
     ],
 )
-def test_a_combination_that_is_wrong_is_refused_with_the_reason(changes, said):
+def test_an_invalid_combination_is_refused_with_the_reason(changes, said):
     with pytest.raises(ValueError, match=said) as caught:
         optimizer_config(**changes)
     assert "\n" not in str(caught.value)
@@ -383,7 +383,7 @@ def test_a_chain_resumed_at_any_image_takes_the_same_steps(opt):
 
 
 def test_the_paper_chains_state_has_the_layout_it_had():
-    """Links that are off leave no trace: checkpoints of before are read as they are."""
+    """Links that are off leave no trace, so that old checkpoints can be read."""
     tx = chain.make_optimizer(optimizer_config(), 1e-4)
     state = tx.init({"w": jnp.ones(2)})
     kinds = [type(each).__name__ for each in state]

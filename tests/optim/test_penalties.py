@@ -1,4 +1,4 @@
-"""Penalties by hand through the whole chain: what they add, where, and to which leaves."""
+"""Penalties by hand through the whole chain: their size, their place and their leaves."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def config(penalty, **changes):
 
 
 def change(opt, gradient=G):
-    """What one step adds to the parameters."""
+    """The change of the parameters in one step."""
     tx = chain.make_optimizer(opt, 1.0)
     grads = jax.tree.map(lambda w: jnp.full_like(w, 4.0 * gradient), PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
@@ -73,7 +73,7 @@ def test_the_kinds_of_leaves():
 
 
 def test_decoupled_decay_is_behind_the_rule_and_l2_before_it():
-    """Lion's sign shows where: its update has the size 1 whatever the gradient."""
+    """Lion's sign reveals the place: its update has size 1 for any gradient."""
     lion = {"name": "lion"}
     found = change(config({"name": "weight_decay", "strength": STRENGTH}, method=lion))
     expected = -RATE * (1 + STRENGTH * np.asarray([[2.0, -1.0]]))

@@ -1,4 +1,4 @@
-"""Reduce on plateau: when it fires, beside Optax's, and through the chain."""
+"""Reduce on plateau: when it fires, compared with Optax's, and in the chain."""
 
 import functools
 import itertools
@@ -90,7 +90,7 @@ OVERRIDES = {
 
 
 def train(path, monkeypatch, devices=1):
-    """A run in which no probe counts as better: each halves the rate."""
+    """A run in which no probe counts as an improvement, so that each halves the rate."""
     config = configs.load(f"{configs.letter_path('g')}:digits-tiny", OVERRIDES)
     chosen = functools.partial(make_trainer, devices=jax.devices()[:devices])
     monkeypatch.setattr(loop, "make_trainer", chosen)

@@ -1,4 +1,4 @@
-"""The edge of stability, beside steps on quadratics that stay or diverge."""
+"""The edge of stability against steps on quadratics, which converge or diverge."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ CURVATURE = 3.0
 
 
 def distance(opt, steps=2000):
-    """From the minimum of CURVATURE w^2 / 2 after steps from 1, and the last state."""
+    """The distance to the minimum of CURVATURE w^2 / 2 after steps from 1, and the state."""
     tx = chain.make_optimizer(opt, 1.0)
     params = {"w": jnp.ones(1)}
 

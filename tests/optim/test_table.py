@@ -41,7 +41,7 @@ def table(menu):
 
 
 def with_tables(page):
-    """The page with the table below each heading `## optimizer.FIELD...` made anew."""
+    """The page with the table below each marker regenerated."""
     for field, menu in TABLES.items():
         pattern = rf"(<!-- {field} -->\n)(?:\|.*\n)*"
         made = table(menu).replace("\\", r"\\")

@@ -1,4 +1,4 @@
-"""NumPy arrays in pickles: real ones are read, claims that their bytes deny are not."""
+"""NumPy arrays in pickles: valid ones are read, and false claims are refused."""
 
 import pickle
 import pickletools
@@ -36,7 +36,7 @@ def decoded(data):
 @pytest.mark.parametrize("old", [False, True], ids=["NumPy 2", "older NumPy"])
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_what_numpy_pickled_is_read_as_it_was(kind, protocol, old):
+def test_numpy_pickles_are_read_unchanged(kind, protocol, old):
     data = pickle.dumps(ARRAYS[kind], protocol)
     if old and protocol == 3:
         data = data.replace(b"cnumpy._core.", b"cnumpy.core.")
@@ -111,7 +111,7 @@ CLAIMS = {
 
 @pytest.mark.parametrize("form", [frombuffer, reconstruct])
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_an_array_that_claims_what_its_bytes_do_not_hold_is_refused(claim, form):
+def test_an_array_whose_claims_do_not_match_its_bytes_is_refused(claim, form):
     claims, message = CLAIMS[claim]
     with pytest.raises(Refused, match=message):
         decoded(b"\x80\x04" + form(**claims) + b".")

@@ -1,4 +1,4 @@
-"""What a pickled network says of itself is used, or refused by name."""
+"""A pickled network's settings are used, or refused by name."""
 
 import dataclasses
 
@@ -104,12 +104,14 @@ def test_a_network_computes_what_its_pickle_says(tmp_path, sizes, given):
     ],
     ids=str,
 )
-def test_what_no_network_here_computes_is_refused_by_name(tmp_path, given, sentence):
+def test_settings_that_no_network_here_supports_are_refused_by_name(
+    tmp_path, given, sentence
+):
     with pytest.raises(ValueError, match=f"{NAME}: .*{sentence}.*: name a snapshot"):
         load(tmp_path, random_tensors(SMALL), **given)
 
 
-def test_settings_that_a_run_can_hold_are_told(tmp_path):
+def test_settings_that_a_run_can_hold_are_read(tmp_path):
     loaded = load(tmp_path, random_tensors(SMALL), use_fp16=False, dropout=0.25)
     assert not loaded.settings.half_precision
     assert loaded.settings.network.dropout == 0.25
@@ -146,7 +148,7 @@ def test_a_changed_class_or_a_lost_attribute_is_named(tmp_path, old, new, senten
         original.load(tmp_path / NAME)
 
 
-def test_what_an_attribute_does_not_say_its_constructor_does(tmp_path):
+def test_missing_attributes_come_from_the_constructors_arguments(tmp_path):
     content = snapshot(tree(random_tensors(SMALL), concat_balance=0.75))
     before, after = content.split(b"concat_balance", 1)  # the attribute, then the other
     (tmp_path / NAME).write_bytes(before + b"convat_balance" + after)
@@ -160,5 +162,5 @@ def test_what_an_attribute_does_not_say_its_constructor_does(tmp_path):
 def test_the_decoders_first_block_needs_attention(tmp_path):
     tensors = random_tensors(SMALL)
     tensors = {n: t for n, t in tensors.items() if "attn" not in n}
-    with pytest.raises(ValueError, match="4x4_in0' has no attention, which means"):
+    with pytest.raises(ValueError, match="4x4_in0' has no attention, so it has"):
         load(tmp_path, tensors)

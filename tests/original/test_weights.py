@@ -93,7 +93,7 @@ def test_each_form_gives_the_tensors_as_stored(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_what_is_cut_off_is_refused(tmp_path, name):
+def test_a_truncated_file_is_refused(tmp_path, name):
     whole = FORMS[name]
     for size in (0, 1, 20, len(whole) // 2, len(whole) - 30, len(whole) - 1):
         (tmp_path / name).write_bytes(whole[:size])

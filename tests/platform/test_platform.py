@@ -1,4 +1,4 @@
-"""Each platform gets its own form, all forms compute the same, and XLA takes its options."""
+"""Each platform gets its own form, all forms agree, and XLA accepts its options."""
 
 import os
 import re
@@ -190,7 +190,7 @@ def test_a_training_loss_exported_for_accelerators_has_no_form_of_the_cpu(letter
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with these device files, where JAX was asked for a platform."""
+    """A machine with these device files, on which JAX was asked for a platform."""
 
     def machine(files, asked):
         monkeypatch.setattr(accelerators.os.path, "exists", lambda name: name in files)
@@ -260,7 +260,7 @@ print(statistics.median(b - a for a, b in zip(counts, counts[1:])))
 
 
 def page_faults(prepared, **environment):
-    """New pages for each run of a compiled function, in a process of its own."""
+    """New memory pages per run of a compiled function, in a separate process."""
     base = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
     done = subprocess.run(
         [sys.executable, "-c", PAGE_FAULTS.format(prepared=prepared)],

@@ -1,4 +1,4 @@
-"""Claims about a result against a field of the config, and about columns of one's own."""
+"""Claims about results against a field of the config, and about users' own columns."""
 
 import csv
 import dataclasses
@@ -72,7 +72,7 @@ def test_a_failed_run_counts_with_the_initial_loss(study):
     assert [p.source for p in found.lines["A"]].count("failed") == 1
 
 
-def test_what_is_no_loss_has_no_sensitivity(runs):
+def test_only_losses_have_a_sensitivity(runs):
     found = report.compare(runs, x=X, y="params").by_field
     assert found.sensitivity("A") is None
     assert found.best("A").y == pytest.approx(461_234 + ord("a"))
@@ -150,7 +150,7 @@ def test_an_unknown_field_or_two_configs_of_one_value_are_refused(
         report.compare(runs, **options)
 
 
-def test_by_a_field_there_is_a_line_for_each_of_its_values(study):
+def test_there_is_a_line_for_each_value_of_a_field(study):
     for run in study.glob("g-*"):
         config = json.loads((run / "config.json").read_text())
         config["network"]["cat"] = 2 if "0.01" in run.name else 3

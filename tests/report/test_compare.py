@@ -1,4 +1,4 @@
-"""Claims about what a comparison averages, tests, leaves out and says."""
+"""Claims about what a comparison averages, tests, leaves out and reports."""
 
 import csv
 import io
@@ -150,7 +150,7 @@ def test_seeds_that_are_not_common_are_compared_by_welchs_test(tmp_path):
     assert "Welch’s t-test" in said(rows)
 
 
-def test_what_no_run_measures_is_never_tested(tmp_path):
+def test_columns_that_no_run_measures_are_never_tested(tmp_path):
     write_seeds(tmp_path, "a", LOSSES["a"])
     for seed, params in enumerate((2000, 2001, 2003, 2009)):
         write_run(tmp_path, f"b-seed{seed}", 0.1, seed, provenance={"params": params})
@@ -169,7 +169,7 @@ def test_fewer_than_three_seeds_are_warned_of_in_one_sentence(study):
     (warning,) = warnings_of(rows_of(study))
     assert warning.startswith("Fewer than 3 seeds (C: 2, D: 1)")
     assert warning.count(". ") == 0
-    assert "as one seed says nothing about the spread: D." in said(rows_of(study))
+    assert "because one seed says nothing about the spread: D." in said(rows_of(study))
 
 
 def test_a_seed_that_is_not_a_number_is_told_and_makes_its_config_untested(study):
@@ -178,11 +178,11 @@ def test_a_seed_that_is_not_a_number_is_told_and_makes_its_config_untested(study
     assert next(r for r in rows if r.entry.label == "C").text(LOSS) == "NaN"
     assert difference_of(rows, "C").p is None
     assert "c-seed1 counts in the means of C, but held-out loss is nan." in said(rows)
-    assert "as a value is not finite: C." in said(rows)
+    assert "because a value is not finite: C." in said(rows)
     assert "all 2 comparisons" in said(rows)
 
 
-def test_a_mean_of_fewer_seeds_than_the_row_has_says_of_how_many(tmp_path):
+def test_a_mean_of_fewer_seeds_than_the_row_states_their_number(tmp_path):
     for seed in range(3):
         raw = {"raw_loss": 1.0 + seed} if seed else {}
         best = {"best": {"loss": 0.5, "sigma_rel": 0.1}}
@@ -302,7 +302,7 @@ def test_a_directory_of_a_log_or_a_lock_alone_is_a_queued_run(study, left):
     ]
     (study / "c-seed0/status.json").write_text('{"state": "queued"}')
     assert {row.state for row in rows_of(study)} == {"done", "queued"}
-    assert "no results: c-seed0: queued." in said(rows_of(study))
+    assert "without results: c-seed0: queued." in said(rows_of(study))
 
 
 # Which config is which
@@ -359,7 +359,7 @@ def test_unlike_configs_of_one_name_are_told_apart_by_their_studies(tmp_path):
     entries = report.ladder([report.load_run(run) for run in runs], "long/g-cat")
     labels = {entry.label: entry.is_baseline for entry in entries}
     assert labels == {"short/g-cat": False, "long/g-cat": True, "older/g-cat": False}
-    with pytest.raises(ValueError, match="'g-cat' names several configs"):
+    with pytest.raises(ValueError, match="'g-cat' matches several configs"):
         report.ladder([report.load_run(run) for run in runs], "g-cat")
 
 
@@ -500,9 +500,9 @@ def test_the_command_warns_on_stderr_and_writes_every_file(command, tmp_path, ca
     [
         (
             "--baseline=aa",
-            "There is no config 'aa' here; there are A. Did you mean 'a'",
+            "There is no config 'aa'; there are A. Did you mean 'a'",
         ),
-        ("--baseline=zz", "There is no config 'zz' here; there are A.$"),
+        ("--baseline=zz", "There is no config 'zz'; there are A.$"),
         ("--metric=heldout_los", "Did you mean 'heldout_loss'"),
         ("--columns=sigma", "Did you mean 'sigma_rel'"),
         (
@@ -527,7 +527,7 @@ def write_metrics(run: Path, lines) -> None:
     (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_of_many_lines_the_ends_and_an_even_share_are_read_and_every_alert(tmp_path):
+def test_long_metrics_are_thinned_evenly_with_both_ends_and_all_alerts(tmp_path):
     run = write_run(tmp_path, "a-seed0")
     lines = []
     for step in range(3003):

@@ -1,4 +1,4 @@
-"""Claims about runs whose files are damaged: named, and no matter to the other runs."""
+"""Claims about runs with damaged files: they are named and do not affect other runs."""
 
 import csv
 import html
@@ -34,7 +34,7 @@ def compared(study: Path) -> report.Comparison:
 
 @pytest.fixture
 def study(tmp_path) -> Path:
-    """One whole run, and one to damage."""
+    """One intact run, and one to damage."""
     path = tmp_path / "study"
     write_run(path, "a")
     write_run(path, "b")
@@ -43,7 +43,7 @@ def study(tmp_path) -> Path:
 
 
 def told(study: Path, file: str, reason: str = "", counts: bool = False) -> None:
-    """The whole run is compared, and the other is damaged: in rows, notes and tables."""
+    """Checks in rows, notes and tables that the intact run counts and the other is damaged."""
     comparison = compared(study)
     first, second = comparison.rows
     assert (first.state, first.message) == ("done", "")
@@ -89,7 +89,7 @@ def test_a_damaged_record_is_told_and_the_other_runs_are_compared(study, name, d
     told(study, f"{name}.json is damaged", counts=name == "changes")
 
 
-def test_what_is_no_file_is_told_and_never_waited_for(study):
+def test_pipes_and_directories_are_reported_without_waiting(study):
     for file in (*(f"{name}.json" for name in FILES), "metrics.jsonl", "samples.png"):
         run = study / "digits-b-s0"
         path, aside = run / file, run / "aside"
@@ -154,10 +154,10 @@ def test_a_field_of_another_type_is_named_at_any_depth(study, name, fields, reas
     ("line", "reason"),
     [
         ('{"kind": "train", "step": 1, "nimg": 5, "lo', "line 1 is not valid JSON"),
-        ('{"kind": "train", "step": 1, "loss": 5}', "line 1 does not say at how many"),
-        ('{"kind": "train", "step": 1, "nimg": "5"}', "line 1 does not say at how many"),
-        ('{"kind": ["train"], "nimg": 5}', "line 1 is of no kind"),
-        ("[1]", "line 1 is no record"),
+        ('{"kind": "train", "step": 1, "loss": 5}', "line 1 has no valid nimg"),
+        ('{"kind": "train", "step": 1, "nimg": "5"}', "line 1 has no valid nimg"),
+        ('{"kind": ["train"], "nimg": 5}', "line 1 has no kind"),
+        ("[1]", "line 1 is not a record"),
         ('{"kind": "dynamics", "nimg": 5, "weights": 3.0, "x": {"enc": {"mean": "a"}}}',
          "line 1: x.enc.mean is a text, not a number"),
         ('{"kind": "train", "step": 1, "nimg": 5, "sigma": [[true]]}',
@@ -180,7 +180,7 @@ def test_a_damaged_line_of_the_metrics_is_told_and_the_rest_is_drawn(
 
 
 @pytest.mark.slow
-def test_numbers_that_float32_does_not_hold_are_drawn_as_not_finite(study):
+def test_numbers_beyond_float32_are_drawn_as_not_finite(study):
     path = study / "digits-b-s0/metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for record in lines[60:]:
@@ -235,7 +235,7 @@ def test_a_picture_that_is_none_is_told_and_never_unpacked(study, data, reason):
 
 
 def draw_all(comparison: report.Comparison, out: Path) -> str:
-    """The page, once every figure is drawn and every file written."""
+    """The page, after all figures are drawn and all files written."""
     for each in report.drawings(comparison):
         each.render("svg")
     page = report.write(comparison, out)
@@ -300,7 +300,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(study, smal
     assert sorted(p.name for p in out.iterdir()) == [
         f"results.{kind}" for kind in ("csv", "md", "tex")
     ]
-    with pytest.raises(ValueError, match=r"results\.csv cannot be a directory"):
+    with pytest.raises(ValueError, match=r"results\.csv is not a directory"):
         report.write(comparison, out / "results.csv")
 
 

@@ -32,7 +32,7 @@ def load(study: Path) -> list:
 
 
 def embedded(path: Path) -> dict:
-    """What a page holds for its script."""
+    """The JSON data in a page."""
     text = path.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert found
@@ -210,7 +210,7 @@ def test_ranges_of_sigma_stand_with_u_and_a_range_without_images_is_empty(out):
 
 
 def record_of(out: Path, name: str) -> str:
-    """What the page says of a run when its line is opened."""
+    """The page's text on a run after its line is expanded."""
     text = (out / "index.html").read_text()
     records = re.findall(r'<details class="run".*?</details>', text, re.DOTALL)
     (found,) = [record for record in records if f"<b>{escape(name)}</b>" in record]
@@ -392,7 +392,7 @@ def test_following_reads_again_only_the_runs_that_changed(tmp_path, monkeypatch)
     assert reader.read(runs[:1])[1]
 
 
-def test_following_that_is_interrupted_leaves_a_page_that_stands_still(
+def test_interrupted_following_leaves_a_page_that_does_not_reload(
     tmp_path, monkeypatch
 ):
     write_run(tmp_path, "a", state="running")

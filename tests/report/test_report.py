@@ -167,7 +167,7 @@ def test_an_evaluation_of_fewer_images_than_were_trained_gives_no_numbers(tmp_pa
     rewrite(run / "evaluation.json", nimg=TOTAL // 2)
     (row,) = rows_of(run)
     assert {k for k, found in row.estimates.items() if found} == {"logged_loss"}
-    assert "evaluation.json is of 750,000 images" in row.message
+    assert "evaluation.json is for 750,000 images" in row.message
 
 
 def test_seeds_are_averaged_and_an_unfinished_seed_is_not(tmp_path):
@@ -185,7 +185,7 @@ def test_seeds_are_averaged_and_an_unfinished_seed_is_not(tmp_path):
     assert unfinished.mean("heldout_loss") is None
 
 
-def test_an_altered_config_is_a_row_of_its_own_compared_with_its_letter(tmp_path):
+def test_an_altered_config_has_its_own_row_and_is_compared_with_its_letter(tmp_path):
     runs = [write_run(tmp_path, letter) for letter in "fg"]
     runs.append(write_run(tmp_path, "g", "g-without-mp-cat"))
     altered = config_of("g")
@@ -254,8 +254,8 @@ def test_runs_with_missing_empty_and_foreign_files_are_rendered(tmp_path):
     assert first["state"] == second["state"] == "damaged"
     assert first["message"] == (
         "evaluation.json is damaged: it is not valid JSON (Expecting ',' delimiter: line 1 column 11 (char 10)); samples.png is damaged: it is "
-        "not a whole PNG; metrics.jsonl is damaged: line 1 is no record; line 2 is no "
-        "record; line 3 is no record"
+        "not a whole PNG; metrics.jsonl is damaged: line 1 is not a record; line 2 is not a "
+        "record; line 3 is not a record"
     )
     assert second["message"] == "config.json is damaged: it is empty"
     assert list((tmp_path / "out/figures").iterdir()) == []

@@ -47,7 +47,7 @@ def test_equal_values_have_an_interval_of_no_width():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_makes_the_mean_so_and_is_never_dropped(bad):
+def test_a_value_that_is_not_finite_is_never_dropped_from_the_mean(bad):
     found = estimate([1.0, bad, 2.0])
     assert found.n == 3
     assert found.half_width is None

@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, whatever dies, and nothing stolen from the living."""
+"""Claims: one holder at a time, whatever dies, and no theft from a live holder."""
 
 import contextlib
 import errno
@@ -49,7 +49,7 @@ sys.stdin.read()  # holds on to what it has
 
 
 @pytest.mark.parametrize("before", ["nothing", "expired"])
-def test_of_many_that_want_a_run_at_once_one_gets_it(tmp_path, before):
+def test_only_one_of_many_processes_gets_a_run(tmp_path, before):
     runs = [tmp_path / str(number) for number in range(30)]
     if before == "expired":
         for run in runs:
@@ -74,7 +74,7 @@ def test_of_many_that_want_a_run_at_once_one_gets_it(tmp_path, before):
 
 
 def forget(claim):
-    """As if the holder had last been seen long ago, on another machine."""
+    """Makes the holder look as if it had last been seen long ago, on another machine."""
     fields = json.loads(claim.path.read_text())
     claim.path.write_text(json.dumps(fields | {"machine": "elsewhere"}))
     os.utime(claim.path, (time.time() - 1000,) * 2)
@@ -122,7 +122,7 @@ def test_the_claim_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
     mine(tmp_path)
 
 
-def test_the_dead_of_another_machine_are_waited_for(tmp_path):
+def test_claims_of_dead_processes_on_another_machine_must_expire(tmp_path):
     claim = mine(tmp_path)
     fields = json.loads(claim.path.read_text()) | {"machine": "other", "pid": 2**22 + 1}
     claim.path.write_text(json.dumps(fields))
@@ -172,7 +172,7 @@ def test_a_holder_whose_directory_was_begun_anew_stops_and_leaves_it_alone(tmp_p
     assert claims.holder(tmp_path)["id"] == second.fields["id"]
 
 
-def test_without_hard_links_one_gets_the_claim_all_the_same(tmp_path, monkeypatch):
+def test_without_hard_links_one_process_still_gets_the_claim(tmp_path, monkeypatch):
     def link(source, target):
         raise OSError(errno.ENOTSUP, "no links here")
 
@@ -231,7 +231,7 @@ def test_how_a_block_ended_stays_on_record(tmp_path, leaves_with, outcome):
 
 
 def on_another_machine(run):
-    """As if the run's holder were a process that cannot be seen from here."""
+    """Makes the run's holder look like a process on another machine."""
     path = run / "claims" / "0001.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(fields | {"machine": "elsewhere"}))

@@ -1,4 +1,4 @@
-"""What a run directory promises: identity, whole files, a log that resumes cleanly."""
+"""Run directories: identity, complete files, and a log that resumes cleanly."""
 
 import contextlib
 import io
@@ -154,7 +154,7 @@ def test_a_damaged_line_is_left_out_and_told_once(run, caplog):
     assert caplog.text.count("metrics.jsonl") == 1
 
 
-def test_opening_a_run_does_not_write_its_config_anew(run, tmp_path):
+def test_opening_a_run_does_not_rewrite_its_config(run, tmp_path):
     place = run.path / "config.json"
     place.write_text(f"{place.read_text()} ")
     before = place.read_bytes()
@@ -261,7 +261,7 @@ def test_a_damaged_line_costs_that_line_alone_and_is_kept_aside(run, warnings, l
     assert read.startswith(f"{path}: line 3 is damaged (")
     assert said.startswith(read.removesuffix(" It is left out."))
     assert said.endswith(
-        "The other 3 lines are kept; the file as it was is metrics.jsonl.damaged."
+        "The other 3 lines are kept; the old file is now metrics.jsonl.damaged."
     )
     assert (run.path / "metrics.jsonl.damaged").read_bytes() == damaged
 
@@ -279,7 +279,9 @@ def test_metrics_that_vanished_are_not_gone_on_without(run):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"starts": 7}', '{"starts": [1]}'])
-def test_a_damaged_provenance_is_begun_anew_and_kept_aside(run, warnings, content):
+def test_a_damaged_provenance_is_kept_aside_and_a_new_one_started(
+    run, warnings, content
+):
     path = run.path / "provenance.json"
     path.write_text(content)
     run.record_provenance(params=1)
@@ -414,7 +416,7 @@ def test_allowed_changes_are_recorded_one_after_the_other(trained):
     ]
 
 
-def test_a_refusal_says_what_to_allow_and_doing_so_is_accepted(trained):
+def test_a_refusal_says_what_to_allow_and_that_works(trained):
     run = trained
     new = config(optimizer__alpha_ref="0.5", network__dropout="0.2", seed="3")
     with pytest.raises(ValueError) as refusal:
@@ -441,7 +443,7 @@ def test_the_batch_size_of_a_run_never_changes(trained):
     assert not (run.path / "changes.json").exists()
 
 
-def test_where_and_how_a_run_runs_may_change_unasked(run, tmp_path):
+def test_paths_and_execution_may_change_without_allow(run, tmp_path):
     free = {
         "data__data_dir": "/elsewhere",
         "data__num_workers": "2",
@@ -500,7 +502,7 @@ def assert_log_is_whole_and_goes_on(run):
     assert steps_of(run) == [*steps, 1000]
 
 
-def test_a_line_that_a_full_disk_does_not_take_is_not_there_at_all(small_disk):
+def test_a_full_disk_leaves_no_partial_line(small_disk):
     run, mirrored = RunDir(small_disk / "run", config()), []
     run.mirror = mirrored.append
     directory.write_json(run.path / "small.json", {"a": 1})
@@ -519,11 +521,11 @@ def test_a_line_that_a_full_disk_does_not_take_is_not_there_at_all(small_disk):
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_half_a_line_is_taken_back(run, monkeypatch, raises):
+def test_half_a_line_is_removed_again(run, monkeypatch, raises):
     log_steps(run, 1, 2)
 
     class Half(io.FileIO):
-        """A file of a disk that fills up amid a line."""
+        """A file on a disk that fills up in the middle of a line."""
 
         def __init__(self, path, mode, buffering):
             super().__init__(path, mode)

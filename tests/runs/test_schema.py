@@ -22,7 +22,7 @@ FLAT = {
 
 
 def version_1(config, **flat):
-    """A config as version 1 wrote it: the optimizer's fields side by side."""
+    """A config as version 1 wrote it, with the optimizer's fields not nested."""
     fields = json.loads(json.dumps(config.to_dict()))
     for name in ("schedule", "warmup", "method"):
         del fields["optimizer"][name]
@@ -31,7 +31,7 @@ def version_1(config, **flat):
 
 
 def version_2(fields):
-    """What version 3 renamed, as it was: one word for the activation, zeros by init."""
+    """Undoes version 3's renaming: one word for the activation, zeros by init."""
     network = fields["network"]
     preserving = network.pop("mp_activation")
     network["silu"] = "mp_silu" if preserving else "silu"
@@ -44,19 +44,19 @@ def version_2(fields):
 
 
 def version_3(fields):
-    """What version 4 added, taken away."""
+    """Removes the fields that version 4 added."""
     del fields["data"]["augment"], fields["network"]["dropout_resolutions"]
     return version_4(fields)
 
 
 def version_4(fields):
-    """What version 5 added, taken away."""
+    """Removes the fields that version 5 added."""
     del fields["loss"]["label_dropout"]
     return version_6(fields)
 
 
 def version_6(fields):
-    """What version 7 added, taken away."""
+    """Removes the fields that version 7 added."""
     del fields["training"]["evaluate_mimg"]
     return fields
 

@@ -1,4 +1,4 @@
-"""Signals end a command wherever they meet it."""
+"""Signals end a command whenever they arrive."""
 
 import signal
 import time

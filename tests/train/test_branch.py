@@ -112,7 +112,7 @@ def test_a_branch_is_to_the_bit_the_run_that_had_its_schedule_from_the_start(
 @pytest.mark.parametrize(
     ("more", "at", "said"),
     [
-        ([], "@100", "no checkpoint at 100 images, but at 192, 384, 576, 768"),
+        ([], "@100", "no checkpoint at 100 images, only at 192, 384, 576, 768"),
         ([DURATION], "", "begins at 768 images and would end at 576"),
         (["--config.optimizer.method.name=lion"], "", "cannot have another"),
         (["--config.optimizer.batch_size=32"], "", "batch_size cannot change"),
@@ -120,7 +120,7 @@ def test_a_branch_is_to_the_bit_the_run_that_had_its_schedule_from_the_start(
         (["--config.optimizer.alpha_ref=auto"], "", "alpha_ref=auto"),
     ],
 )
-def test_a_branch_that_cannot_be_is_one_sentence_and_makes_nothing(
+def test_an_impossible_branch_is_one_sentence_and_makes_nothing(
     monkeypatch, stable, tmp_path, more, at, said
 ):
     path = tmp_path / "branch"
@@ -133,7 +133,7 @@ def test_a_branch_that_cannot_be_is_one_sentence_and_makes_nothing(
 @pytest.mark.parametrize(
     ("schedule", "fits"), [("warmup_stable_decay", True), ("cosine", False)]
 )
-def test_a_branch_whose_schedule_was_another_before_says_so(schedule, fits):
+def test_a_branch_whose_schedule_differed_before_prints_a_note(schedule, fits):
     """A late decay is constant up to 80% of the run; a cosine is not."""
     constant, decaying = (
         configs.load(
@@ -146,4 +146,4 @@ def test_a_branch_whose_schedule_was_another_before_says_so(schedule, fits):
     assert (said == "") == fits
     if not fits:
         late = 0.001 * (1 + math.cos(math.pi * 468 * 64 / 40_000)) / 2
-        assert f"was 0.001 there rather than {late:.3g}" in said
+        assert f"was 0.001 there instead of {late:.3g}" in said

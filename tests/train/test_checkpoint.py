@@ -1,4 +1,4 @@
-"""Checkpoints come back to the bit, or are known to be damaged; never a wrong number."""
+"""Checkpoints are restored bit for bit, or refused as damaged; never a wrong number."""
 
 import functools
 import itertools
@@ -88,7 +88,7 @@ def names(path):
 
 
 def assert_is_step(found, step):
-    """It is that state, bit for bit."""
+    """Asserts equality with that state, bit for bit."""
     assert found.step == step
     leaves = jax.tree_util.tree_leaves_with_path(toy_state(step))
     for (name, a), b in zip(leaves, jax.tree.leaves(found.state), strict=True):
@@ -106,7 +106,7 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def pair(stored, tmp_path):
-    """The same, to be changed."""
+    """A copy of these that may be changed."""
     return shutil.copytree(stored, tmp_path / "checkpoints")
 
 
@@ -202,7 +202,7 @@ def flip_a_bit(place, seed):
 
 
 def passed_over(path, caplog):
-    """Whether 20 was, for 10; either way the state is right and the files agree."""
+    """Whether step 20 was skipped for 10; in both cases state and files are correct."""
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger=checkpoint.__name__):
         found = restore(path)
@@ -426,7 +426,7 @@ def test_a_file_where_a_checkpoint_is_due_is_damaged_and_not_overlooked(pair):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path)])
-def test_what_is_no_directory_of_checkpoints_is_refused_by_name(tmp_path, make):
+def test_a_file_in_place_of_the_checkpoints_is_refused_by_name(tmp_path, make):
     make(tmp_path / "checkpoints")
     with pytest.raises(OSError, match="/checkpoints is not a directory"):
         Checkpoints(tmp_path / "checkpoints")
@@ -449,7 +449,7 @@ def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(pair):
 
 # The first is when the checkpoints are opened.
 @pytest.mark.parametrize("call", [2, 3])
-def test_a_checkpoint_that_one_process_finds_damaged_is_passed_over_by_all(pair, call):
+def test_a_checkpoint_that_one_process_finds_damaged_is_skipped_by_all(pair, call):
     calls = itertools.count(1)
     found = restore(pair, agree=lambda value: [value, float(next(calls) == call)])
     assert_is_step(found, 10)
@@ -519,7 +519,7 @@ def test_a_full_disk_is_one_sentence_and_loses_no_earlier_checkpoint(small_disk,
     assert_is_step(restore(path), 30)
 
 
-def test_looking_for_errors_does_not_wait_for_the_save(tmp_path):
+def test_checking_for_errors_does_not_wait_for_the_save(tmp_path):
     large = {"kernel": np.zeros((2048, 2048), np.float32)}
     state = laid_out(toy_state(10)._replace(params=large), "one device")
     checkpoints = Checkpoints(tmp_path)
@@ -538,7 +538,7 @@ def checksum(array):
     return int(checkpoint._checksum(jnp.asarray(array)))
 
 
-def test_the_checksum_is_what_it_was_when_today_s_checkpoints_were_written():
+def test_the_checksum_has_not_changed_since_todays_checkpoints_were_written():
     def mix(x):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
             x = (x ^ x >> shift) * factor % 2**32

@@ -61,7 +61,7 @@ def test_auto_is_taken_out_of_the_overrides_and_nothing_else_is():
 
 @pytest.mark.parametrize("schedule", ["plateau", "one_cycle", "cosine"])
 def test_a_state_of_any_schedule_is_one_of_the_growing_rate(schedule):
-    """A plateau's is left out: the rates are those of the grid, not a part of them."""
+    """A plateau's state is dropped, so that the rates are the grid's own, unscaled."""
     config = load("", optimizer__schedule__name=schedule)
     growing = finder._growing(config, FEW, 0).optimizer
     params = {"layer": {"kernel": np.ones((2, 2), np.float32)}}
@@ -146,13 +146,13 @@ def test_a_training_after_the_finder_is_the_same_to_the_bit(
     ("options", "message"),
     [
         (["--run=nowhere"], "no config.json"),
-        (["--run=nowhere", "--config=x"], "a config of its own"),
+        (["--run=nowhere", "--config=x"], "uses that run.s config"),
         (["--repeats=0"], "must be at least 1"),
         (["--min=0"], "minimum above 0"),
         ([], "--config=FILE:WORKLOAD is missing"),
     ],
 )
-def test_a_search_that_cannot_be_is_one_sentence(monkeypatch, options, message):
+def test_an_impossible_search_is_one_sentence(monkeypatch, options, message):
     monkeypatch.setattr(sys, "argv", ["find_lr.py", *options])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_lr.main()

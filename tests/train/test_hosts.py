@@ -1,4 +1,4 @@
-"""Two real processes that are one run, and what they say when they are not."""
+"""Two real processes train one run, and say why if they cannot."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def one(run, data_dir, *options):
 
 
 def two(run, data_dir, *options, only_second=()):
-    """Two processes of one run; `only_second` are options of the second alone."""
+    """Two processes of one run; `only_second` are options for the second only."""
     address = f"--coordinator=127.0.0.1:{free_port()}"
     return finish(
         *(
@@ -74,7 +74,7 @@ def records(run):
 
 
 def assert_same_numbers(run, reference):
-    """Every record at the same place, every loss to 1e-5."""
+    """Asserts equal places of all records, and losses equal to 1e-5."""
     ours, theirs = records(run), records(reference)
     assert [(r["kind"], r["step"]) for r in ours] == [
         (r["kind"], r["step"]) for r in theirs
@@ -157,7 +157,7 @@ def test_a_process_that_waits_in_vain_says_why(data_dir, tmp_path, index, reason
 
 
 @pytest.mark.slow
-def test_what_stops_the_first_stops_the_others(data_dir, tmp_path):
+def test_an_error_on_the_first_process_stops_the_others(data_dir, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").mkdir()  # cannot be written

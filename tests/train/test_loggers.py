@@ -1,4 +1,4 @@
-"""What mirroring metrics promises: every number once, and training never stopped."""
+"""Mirrored metrics: every number once, and training never stops."""
 
 import importlib.util
 import logging
@@ -48,7 +48,7 @@ def test_numbers_are_named_by_kind_and_path_and_nothing_else_is_kept():
     }
 
 
-def test_what_is_not_finite_is_kept():
+def test_values_that_are_not_finite_are_kept():
     flat = flatten(record(1, loss=math.nan, grads=[math.inf, -math.inf]))
     assert math.isnan(flat["train/loss"])
     assert (flat["train/grads/0"], flat["train/grads/1"]) == (math.inf, -math.inf)
@@ -125,7 +125,7 @@ def test_starts_within_one_second_leave_a_file_each(tmp_path, monkeypatch):
     assert len(shown(tmp_path)["train/loss"]) == 3
 
 
-def test_a_full_disk_is_warned_about_and_training_goes_on(
+def test_a_full_disk_is_warned_about_and_training_continues(
     tmp_path, monkeypatch, caplog
 ):
     board = TensorBoard(tmp_path, 0)
@@ -148,7 +148,7 @@ def full_disk(*_):
 
 
 class StandIn:
-    """W&B and its one run: rows by step, none changed once the next step has begun."""
+    """A fake W&B with one run: rows by step, fixed once the next step begins."""
 
     def __init__(self, offline):
         self.offline, self.rows = offline, {}

@@ -70,13 +70,13 @@ class Finished(types.SimpleNamespace):
     """A run directory, its config, and what its training reported."""
 
     def metrics(self):
-        """The lines of frechet.jsonl without what a clock says."""
+        """The lines of frechet.jsonl without times."""
         lines = (self.run.path / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         return [record for record in records if record["kind"] != "speed"]
 
     def final_state(self):
-        """As stored: every array of it, by name."""
+        """Every stored array, by name."""
         trainer = make_trainer(self.config)
         checkpoints = Checkpoints(self.run.checkpoints)
         found = checkpoints.restore(trainer.step.abstract(trainer.shapes))
@@ -92,13 +92,13 @@ def train(config, path):
 
 @pytest.fixture(scope="module")
 def whole(load, tmp_path_factory):
-    """Config G, trained without a break."""
+    """Config G, trained without interruption."""
     return train(load(), tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
 def interrupted(load, tmp_path_factory):
-    """The same, stopped by SIGINT in step 18, amid an interval of the log, resumed."""
+    """The same run, stopped by SIGINT in step 18, within a log interval, and resumed."""
     config, path = load(), tmp_path_factory.mktemp("interrupted")
     run = RunDir(path, config)
 
@@ -127,7 +127,7 @@ def evaluated(whole):
 
 
 def assert_same_weights(one, other):
-    """All of the last checkpoint, and every snapshot, to the bit."""
+    """Compares the last checkpoint and every snapshot bit for bit."""
     states = one.final_state(), other.final_state()
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(states[0]),
@@ -379,7 +379,7 @@ def test_magnitudes_of_a_hand_made_tree_are_max_and_mean_over_units():
     }
 
 
-def test_weights_of_config_g_stand_still(whole):
+def test_weights_of_config_g_stay_constant(whole):
     records = whole.run.records("dynamics")
     assert [record["step"] for record in records] == [0, 15, 30]
     for record in records:

@@ -1,4 +1,4 @@
-"""What a monitor alerts to, and what it lets pass."""
+"""What a monitor reports, and what it ignores."""
 
 import json
 import math
@@ -21,12 +21,12 @@ def monitor(**bounds):
 
 
 def noisy(count, sigma=0.2, seed=0):
-    """Losses about 1, lognormal."""
+    """Lognormal losses around 1."""
     return np.exp(sigma * np.random.default_rng(seed).standard_normal(count)).tolist()
 
 
 def alerts(watcher, losses):
-    """{place in `losses`: what it says}"""
+    """{index in `losses`: the alert}"""
     said = {i: watcher.after_step(loss) for i, loss in enumerate(losses)}
     return {i: sentence for i, sentence in said.items() if sentence}
 
@@ -97,14 +97,14 @@ def test_spikes_do_not_hide_the_next_ones_however_high(height):
     assert watcher.mean_loss < 1.5
 
 
-def test_a_loss_that_stays_high_is_the_new_normal_before_long():
+def test_a_loss_that_stays_high_soon_becomes_normal():
     losses = [1.0] * 200 + [5.0] * 300 + [16.0]
     watcher = monitor()
     assert list(alerts(watcher, losses)) == [200, 500]
     assert watcher.mean_loss == pytest.approx(5, rel=0.2)
 
 
-def test_after_losses_of_0_there_is_nothing_to_measure_a_leap_by():
+def test_after_losses_of_0_no_leap_can_be_measured():
     assert alerts(monitor(), [0.0] * 30 + [1.0]) == {}
 
 
@@ -139,7 +139,7 @@ def test_a_magnitude_that_is_not_finite_has_grown():
         assert list(watcher.after_probe({"a": 1.0, "b": odd})) == []
 
 
-def test_a_magnitude_that_began_at_0_has_grown_once_it_is_anything():
+def test_any_magnitude_has_grown_if_it_started_at_0():
     watcher = monitor()
     assert list(watcher.after_probe({"gain": 0.0})) == []
     assert len(list(watcher.after_probe({"gain": 1e-3}))) == 1
@@ -174,7 +174,7 @@ def test_noise_is_no_spike_at_eight_deviations(seed):
 
 
 def test_up_to_half_of_the_window_may_be_outliers():
-    """As a mean and a standard deviation would not bear."""
+    """A mean and a standard deviation would not tolerate that."""
     watcher = monitor(z=8.0)
     for x in noisy(128, sigma=0.05):
         watcher.after_gradient(x)
@@ -307,7 +307,7 @@ def test_a_running_count_that_wraps_around_still_gains():
 
 
 def everything(watcher, events):
-    """What is said to losses, probes, held-out losses and counts, in order."""
+    """The alerts for losses, probes, held-out losses and counts, in order."""
     said = []
     for nimg, loss, magnitude, heldout, total in events:
         said.append(watcher.after_step(loss))
@@ -348,7 +348,7 @@ def test_a_monitor_restored_from_json_goes_on_as_if_it_had_not_stopped(seed):
 
 
 def test_what_was_seen_is_json_of_every_reader():
-    """No Infinity, which JSON does not have, though Python writes it."""
+    """JSON has no Infinity, although Python would write it."""
     json.dumps(monitor().state(), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""A number that is not finite is survived as the config says, and its layer is named."""
+"""Training handles values that are not finite as configured, and names the layer."""
 
 import dataclasses
 import functools
@@ -205,7 +205,7 @@ def alerts_of(run):
 
 
 def stored_steps(run):
-    """Of checkpoints, and of snapshots."""
+    """The times of checkpoints, and of snapshots."""
     steps = sorted(int(place.name) for place in run.checkpoints.iterdir())
     refs = snapshots.list_snapshots(run.snapshots)
     return steps, sorted({ref.meta.nimg // BATCH for ref in refs})
@@ -221,7 +221,7 @@ def final_state(run, config):
 
 @pytest.fixture(scope="module")
 def sound(load, tmp_path_factory):
-    """A run to which nothing happens."""
+    """A run without faults."""
     config = load(optimizer__nonfinite="skip")
     return train(config, tmp_path_factory.mktemp("sound"))
 
@@ -250,7 +250,7 @@ def test_a_sound_run_alerts_to_nothing(sound):
         pytest.param("skip", IMAGES, marks=pytest.mark.slow),
     ],
 )
-def test_training_goes_on_and_names_the_layer(load, tmp_path, policy, fault):
+def test_training_continues_and_names_the_layer(load, tmp_path, policy, fault):
     config = load(optimizer__nonfinite=policy)
     run = train(config, tmp_path, fault)
     assert run.status["state"] == "done"
@@ -275,7 +275,7 @@ def test_training_goes_on_and_names_the_layer(load, tmp_path, policy, fault):
 
 
 @pytest.mark.parametrize("fault", slow_but(IMAGES, *FAULTS))
-def test_training_that_is_to_stop_does_and_goes_on_from_the_last_checkpoint(
+def test_stop_ends_training_and_it_resumes_from_the_last_checkpoint(
     load, sound, tmp_path, fault
 ):
     config = load(optimizer__nonfinite="stop")
@@ -343,7 +343,7 @@ def batch(load):
 
 @pytest.fixture(scope="module")
 def first_bad(trainer, batch):
-    """Of a change of the initial state and the leaves with bad gradients."""
+    """Diagnoses a changed initial state with these leaves' gradients bad."""
     names = list(by_name(trainer.shapes.params))
     state = trainer.initial_state()
 
@@ -359,7 +359,7 @@ def first_bad(trainer, batch):
 
 
 def layers_in_order(trainer):
-    """Those with a kernel; each comes once."""
+    """The layers with a kernel, each once."""
     order = trainer.denoiser.model.forward_order()
     return [name.removesuffix("/kernel") for name in order if name.endswith("/kernel")]
 
@@ -406,7 +406,7 @@ def test_every_kernel_that_is_not_finite_is_named(trainer, first_bad):
             assert said == f"kernel of {layer}"
 
 
-def test_of_two_bad_kernels_the_first_is_named(trainer, first_bad):
+def test_the_first_of_two_bad_kernels_is_named(trainer, first_bad):
     layers = layers_in_order(trainer)
     for seed in range(10):
         pair = np.sort(np.random.default_rng(seed).choice(len(layers), 2, False))
@@ -430,9 +430,7 @@ def test_a_layer_that_overflows_is_named_by_its_output(first_bad, layer):
     assert first_bad(explode) == f"output of {layer}"
 
 
-def test_of_gradients_alone_the_last_layer_is_named_for_the_backward_pass(
-    trainer, first_bad
-):
+def test_if_only_gradients_are_bad_the_last_layer_is_named(trainer, first_bad):
     layers = layers_in_order(trainer)
     for place, layer in enumerate(layers):
         assert first_bad(leaves={f"{layer}/kernel"}) == f"gradient of {layer}"
@@ -460,7 +458,7 @@ def test_another_process_may_have_met_it_first(first_bad):
 
 
 def test_a_gradient_that_only_its_scale_made_infinite_has_a_name_too(first_bad):
-    """A loss_scale below 1 divides, where every leaf was finite before."""
+    """Dividing by a loss_scale below 1 overflows, although every leaf was finite."""
     assert first_bad() == "gradient after loss_scale is divided out"
 
 

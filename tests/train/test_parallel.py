@@ -76,7 +76,7 @@ def one_device():
 
 @pytest.fixture(scope="module", autouse=True)
 def _everything_is_worth_sharding():
-    """In a network this small no leaf is otherwise."""
+    """Otherwise no leaf would be sharded in a network this small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "_SMALLEST_SHARDED", 64)
         yield
@@ -151,7 +151,7 @@ def test_in_bfloat16_losses_are_those_of_one_device_to_a_thousandth():
         ("full", {"opt_state", "emas", "params"}),
     ],
 )
-def test_what_is_sharded_takes_an_eighth_on_each_device(sharding, spread):
+def test_sharded_state_takes_an_eighth_on_each_device(sharding, spread):
     made = made_for(sharding=sharding)
     state = made.initial_state()
     for field in ("params", "opt_state", "emas"):

@@ -1,4 +1,4 @@
-"""One step: whose randomness it is, what it holds fixed, and the averages of App. C."""
+"""One step: its randomness, its invariants, and the averages of App. C."""
 
 import math
 
@@ -32,7 +32,7 @@ def make_batch(step, side=4, channels=1):
 
 
 class Run:
-    """A trainer, compiled once, and what its first STEPS steps gave.
+    """A trainer, compiled once, and the results of its first STEPS steps.
 
     history: the state before each step and the last.
     """
@@ -71,7 +71,7 @@ def leaves(tree, name):
     return {path: leaf for path, leaf in flat if path[-1].key == name}
 
 
-def test_order_of_a_batch_does_not_matter_where_its_index_goes_along(run):
+def test_the_order_of_a_batch_does_not_matter_if_its_index_is_permuted_too(run):
     batch, state = make_batch(99), run.history[8]
     order = np.random.default_rng(0).permutation(BATCH)
     permuted = {key: value[order] for key, value in batch.items()}

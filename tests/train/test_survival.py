@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as one that never was."""
+"""A run that is killed repeatedly ends in the same state as one that never was."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ KILLS, STEPS = 8, 120
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The two directories, once both runs are done, and where the kills came."""
+    """The two directories after both runs are done, and when the kills happened."""
     directory, data_dir = map(tmp_path_factory.mktemp, ("runs", "tfds"))
     fields = {"data.data_dir": str(data_dir)}
     data.prepare(configs.load(f"{configs.letter_path('g')}:digits", fields).data)
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
 
 @functools.cache
 def checkpoint(run):
-    """The last state, and what JSON holds beside it."""
+    """The last state, and the JSON part beside it."""
     config = configs.from_json(files.read_json(run / "config.json"), run)
     made = trainer.make_trainer(config, jax.devices()[:1])
     checkpoints = Checkpoints(run / "checkpoints")
@@ -110,7 +110,7 @@ def test_killed_run_says_done_and_leaves_nothing_half_written(runs):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_to_the_same_end(runs, mount):
+def test_a_full_disk_stops_a_run_cleanly_and_it_resumes_to_the_same_end(runs, mount):
     disk = mount(megabytes=8)
     whole, run = runs[0], disk / "run"
     recorded = json.loads((whole / "config.json").read_text())
