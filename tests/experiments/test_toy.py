@@ -89,7 +89,7 @@ def test_both_lengths_are_swept_and_drawn_and_nothing_is_measured_twice(
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--metric=precison", "--metric is 'precison', but takes one of"),
+        ("--metric=precison", "--metric is 'precison', but must be one of"),
         ("--metric=pr_effnetlite0", "looks for the lowest"),
         ("--kinds=groups", "with a guide, choose from lengths"),
         ("--guidance=1:1,2:2", "a sweep takes one strength"),
