@@ -11,6 +11,7 @@ process's peak memory over what it had before, and examples per second of 40 bat
 """
 
 import argparse
+import contextlib
 import io
 import json
 import re
@@ -170,7 +171,8 @@ def _made(
     for count in tfds_counts.split(","):
         builder = SmallLatents(config=count, data_dir=directory)
         tfds.disable_progress_bar()
-        builder.download_and_prepare(file_format="array_record")
+        with contextlib.redirect_stdout(sys.stderr):  # not into the table
+            builder.download_and_prepare(file_format="array_record")
         yield f"tfds:{count}", directory, "0"
 
 
