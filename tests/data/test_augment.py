@@ -203,7 +203,7 @@ def test_digits_are_not_mirrored_and_latents_only_flipped():
     assert load(data__augment__name="edm_unflipped")
     assert load("imagenet512-s", data__augment__name="flip")
     for name in ("edm", "edm_unflipped"):
-        with pytest.raises(ValueError, match="channels=4 are taken for latents"):
+        with pytest.raises(ValueError, match="channels=4 are treated as latents"):
             load("imagenet512-s", data__augment__name=name)
 
 
