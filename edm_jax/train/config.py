@@ -131,6 +131,10 @@ class RunConfig(Settings):
         """The network, with a u(sigma) head if the loss has one."""
         return self._model
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: other processes build their own model."""
+        return {k: v for k, v in self.__dict__.items() if k != "_model"}
+
     @functools.cached_property
     def _model(self) -> Model:
         told = self.data.augment.labels

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 
 import jax
@@ -514,3 +515,9 @@ def test_flatten_takes_configs_and_dicts_alike():
     flat = {"a": 1, "b.c": (2,), "b.d.e": None}
     assert configs.flatten(nested) == flat
     assert configs.flatten(ml_collections.ConfigDict(nested)) == flat
+
+
+def test_a_config_whose_model_was_built_goes_to_other_processes():
+    config = configs.load(f"{configs.letter_path('g')}:digits")
+    assert config.model is config.model
+    assert pickle.loads(pickle.dumps(config)) == config
