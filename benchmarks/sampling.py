@@ -6,7 +6,7 @@
 Three forms of one batch take turns: all that a sampling command does (noise drawn from the
 seeds, the sampler, the copy to the host); the same network as often in a loop and nothing
 else; and, where PyTorch is installed, Heun's method in PyTorch with the same network,
-first checked to make the same images. Weights are random. --score also samples so many images, and
+first checked to make the same images. Weights are random. --score=N also samples N images, and
 takes the pixel Fréchet distance to the training images.
 """
 
@@ -145,7 +145,7 @@ def pytorch(config: RunConfig, params: Any, labels: np.ndarray) -> Callable[[], 
 def scored(
     config: RunConfig, generate: generation.Generator, params: Any, count: int
 ) -> dict[str, Any]:
-    """Seconds to sample so many images, and to take their pixel Fréchet distance."""
+    """Seconds to sample `count` images, and to compute their pixel Fréchet distance."""
     data.prepare(config.data)
     real = data.load_split(config.data, config.data.train_split)["image"]
     start = time.perf_counter()

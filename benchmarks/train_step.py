@@ -48,7 +48,7 @@ class Measured:
         self.rates: list[float] = []
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Seconds that `steps` steps take."""
         start = time.perf_counter()
         for _ in range(steps):
             self.state, metrics = self.trainer.step(self.state, self.batch)
@@ -66,7 +66,7 @@ class Elsewhere:
         self.rates: list[float] = []
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Seconds that `steps` steps take."""
         return self._process.submit(_run, steps).result()
 
     def __enter__(self) -> Self:

@@ -115,7 +115,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     training.snapshot_dir = ""
     training.log_mimg = w.log_mimg
     training.probe_mimg = w.probe_mimg  # held-out loss and magnitudes
-    # Stop after so many images without a better held-out loss.
+    # Stop once this many images bring no better held-out loss.
     training.patience_mimg = math.inf
     # Thresholds for alerts in the log:
     training.alert_loss = 3.0  # a step's loss over its running mean

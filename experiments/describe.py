@@ -147,7 +147,7 @@ def _layout(layout: advice.Layout) -> dict[str, Any]:
 
 
 def advise_gpus(config: RunConfig, devices: int, memory_gb: float) -> dict[str, Any]:
-    """For GPUs of so many GB, of which JAX takes three quarters unless told."""
+    """For GPUs of a given memory, of which JAX reserves three quarters by default."""
     share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     return describe_advice(config, devices, memory_gb * 1e9 * share, "GPU")[0]
 

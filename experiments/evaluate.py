@@ -131,7 +131,7 @@ def _sets(images: Source, size: int) -> list[Source]:
         return [images]
     if not 2 <= size <= len(images):
         raise ValueError(
-            f"--num_images={size}, but takes 2 to {len(images)}, which there are."
+            f"--num_images={size}, but must be between 2 and the {len(images)} images there are."
         )
     count = len(images) // size
     return [sources.Part(images, i, count, size) for i in range(count)]

@@ -1,9 +1,8 @@
 """Encoded images to arrays, with Pillow; what is not as declared is refused."""
 
-import io
-
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+from edm_jax.data import pictures
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _NAMES = {
@@ -41,15 +40,7 @@ def decode(encoded: bytes, shape: tuple[int, ...], dtype: type) -> np.ndarray:
             f"is declared as {depth} with {channels} channels; encoded images must be "
             "uint8 with 1, 3 or 4 channels. Store others as tfds.features.Tensor."
         )
-    try:
-        image = Image.open(io.BytesIO(encoded))
-    except UnidentifiedImageError:
-        raise ValueError(
-            f"its {len(encoded):,} bytes are no image that Pillow can read."
-        ) from None
-    # Pillow raises many kinds for damaged files.
-    except Exception as error:
-        raise ValueError(f"is a damaged image ({error}).") from error
+    image = pictures.opened(encoded)
     mode = _NAMES.get(image.mode, image.mode)
     if encoded.startswith(b"\x89PNG") and encoded[24] == 16:  # bits per channel
         # Pillow reads 16-bit RGB as 8-bit RGB, and says nothing.

@@ -118,13 +118,13 @@ def networks_of(names: Iterable[str]) -> list[str]:
 
 
 def check(names: Iterable[str], references: Mapping[str, Reference]) -> None:
-    """Raises ValueError where a reference of statistics alone does not do."""
+    """Raises ValueError if a metric needs images and its reference has only statistics."""
     for name in names:
         real = references[METRICS[name].network]
         if METRICS[name].distance not in ("fd", "is") and real.vectors is None:
             raise ValueError(
-                f"{real.name} holds statistics alone, which do for Fréchet distances; "
-                f"for {name} name the images themselves as the reference."
+                f"{real.name} holds only statistics, which are enough for Fréchet "
+                f"distances; for {name}, name the images themselves as the reference."
             )
 
 

@@ -52,7 +52,7 @@ class Resources(Settings):
             yield "image is empty: name one that holds the project."
         for pair in filter(None, self.node_selector.split(",")):
             if not re.fullmatch(r"[\w./-]+=[\w.-]*", pair):
-                yield f"node_selector has {pair!r}, but takes LABEL=VALUE,LABEL=VALUE."
+                yield f"node_selector has {pair!r}, but must be LABEL=VALUE,LABEL=VALUE."
         if self.topology:
             yield from self._tpu_faults()
 

@@ -18,7 +18,7 @@ TARGETS = (0.06, 0.08, 0.12, 0.15, 0.20)
 def walk(updates=2048, count=64, units=500, every=1):
     """A random walk's tracked averages, and the directly tracked targets.
 
-    The averages are updated every so many steps, the targets at each.
+    The averages are updated every few steps, the targets at every step.
     """
     rng = np.random.default_rng(1)
     theta = rng.standard_normal(units)

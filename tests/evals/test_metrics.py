@@ -128,10 +128,10 @@ def test_a_folder_is_scored_against_images_statistics_and_sets(place, command):
     ("arguments", "message"),
     [
         (["--metric=fd_effnet"], "Did you mean 'fd_effnetlite0'"),
-        (["--reference=stats.npz", "--metric=kd_effnetlite0"], "statistics alone"),
+        (["--reference=stats.npz", "--metric=kd_effnetlite0"], "only statistics"),
         (["--reference=wide.npz"], "statistics of 7 features, but the network gives 6"),
         (["--reference=fid.pkl"], "no statistics of 'fd_effnetlite0'. It has fid."),
-        (["--reference=a.npz", "--num_images=61"], "takes 2 to 60, which there are"),
+        (["--reference=a.npz", "--num_images=61"], "between 2 and the 60 images"),
         (["--statistics=a.npz"], "Name either --reference"),
         (["--run=a"], "Name either --run or --images"),
     ],

@@ -31,7 +31,7 @@ FIELDS = {
 
 
 def arguments(run, data_dir, steps, *more):
-    """What train.py is given for a run of so many steps."""
+    """The command line of train.py for a run of `steps` steps."""
     fields = FIELDS | {
         "data.data_dir": str(data_dir),
         "training.duration_mimg": steps * BATCH / 1e6,

@@ -60,7 +60,7 @@ def kill_in_write(pid, run, what):
 
 
 def kill_somewhere(pid, run, rng, steps, kills):
-    """Kills the process, while it starts or so many steps on, and somewhat later."""
+    """Kills the process while it starts, or a little after a given step."""
     if rng.random() < 0.2:
         time.sleep(rng.uniform(0, 3))
     else:
