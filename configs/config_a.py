@@ -32,6 +32,9 @@ def get_config(workload: str = "digits") -> ConfigDict:
     data.raw_std = w.raw_std
     data.on_bad = w.on_bad  # at a damaged example: stop or skip
     data.num_workers = 0  # processes that read examples; 0: threads of this one
+    data.classes = ()  # of which examples are used; (): all
+    data.max_size = 0  # of the training examples, a random subset; 0: all
+    data.sampling = choice("uniform")  # or balanced, weighted: how often a class is
     data.augment = choice("none")  # or flip, edm, edm_unflipped
 
     config.network = net = ConfigDict()

@@ -70,7 +70,8 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
     batch = min(config.evaluation.batch_size, count)
     generate = generation.Generator(network.denoiser, recipe, batch, guide.denoiser)
     seeds = range(count)
-    labels = evaluation.classes(seeds, config.network.num_classes)
+    of = config.network.num_classes, config.data.classes
+    labels = evaluation.classes(seeds, *of)
     evaluator, measure = _metric(options, config, Given(config, labels))
     made_of = {
         "network": checksums(stored),

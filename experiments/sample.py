@@ -36,7 +36,8 @@ def main() -> None:
     cli.prepare_jax()
     run, config = cli.open_run(options)
     recipe = _recipe(options, config, _take_preset(options))
-    labels = _labels(options.classes, seeds, config.network.num_classes)
+    of = config.network.num_classes, config.data.classes
+    labels = _labels(options.classes, seeds, *of)
     main = guides.Network(run, config, options.weights or "")
     net = guides.trained(main, options.sigma_rel, options.force)
     guide, guidance = _guidance(options, main)
@@ -153,11 +154,14 @@ def _made_of_guide(
     return [guide.made_of, strength, guidance.interval, *how]
 
 
-def _labels(text: str, seeds: list[int], num_classes: int) -> dict[int, int]:
-    """The class of each seed."""
+def _labels(
+    text: str, seeds: list[int], num_classes: int, trained: tuple[int, ...]
+) -> dict[int, int]:
+    """The class of each seed, by default of those that were trained."""
     if text == "random":
         draws = (np.random.default_rng((seed, 1)) for seed in seeds)
-        found = [int(rng.integers(max(num_classes, 1))) for rng in draws]
+        of = trained if num_classes and trained else range(max(num_classes, 1))
+        found = [of[int(rng.integers(len(of)))] for rng in draws]
     elif text:
         chosen = cli.seed_list(text, "--classes")
         if max(chosen) >= num_classes:
@@ -166,7 +170,7 @@ def _labels(text: str, seeds: list[int], num_classes: int) -> dict[int, int]:
             )
         found = [chosen[seed % len(chosen)] for seed in seeds]
     else:
-        found = evaluation.classes(seeds, num_classes).tolist()
+        found = evaluation.classes(seeds, num_classes, trained).tolist()
     return dict(zip(seeds, found, strict=True))
 
 

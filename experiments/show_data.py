@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from edm_jax import data, diffusion, files
-from edm_jax.data import augment, measure
+from edm_jax.data import augment, measure, selection
 from edm_jax.data.readers import Rows
 from edm_jax.report import data_page
 from edm_jax.train.config import RunConfig
@@ -45,7 +45,10 @@ def look(config: RunConfig, report: Reported) -> data_page.DataPage:
     data.prepare(config.data)
     splits, skipped, opened = [], [], []
     for name in (config.data.train_split, config.data.heldout_split):
-        rows = config.data.reader.open(config.data, name, config.network.num_classes)
+        training = name == config.data.train_split
+        rows, _ = selection.open_rows(
+            config.data, name, config.network.num_classes, training
+        )
         skipped += getattr(rows, "skipped", [])
         m = measure.measure(rows, lambda done, total, n=name: report(n, done, total))
         if m.bad and config.data.on_bad == "stop":
@@ -100,7 +103,8 @@ def _warnings(config: RunConfig, split: data_page.Split) -> list[str]:
             f"{config.data.raw_std} are not what was measured: {measured[0]} and "
             f"{measured[1]}."
         )
-    empty = config.network.num_classes - int((split.counts > 0).sum())
+    used = len(set(config.data.classes)) or config.network.num_classes
+    empty = used - int((split.counts > 0).sum())
     if config.network.num_classes and empty and split.read == split.count:
         found.append(f"{empty} of the network's classes have no training examples.")
     return found

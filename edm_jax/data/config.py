@@ -8,10 +8,11 @@ from typing import Annotated
 
 from edm_jax import menu
 from edm_jax.data.augment import AUGMENTS, Augment, NoAugment
+from edm_jax.data.order import SAMPLINGS, Sampling, Uniform
 from edm_jax.data.readers import READERS, Reader, Tfds
 from edm_jax.fields import Finite, Index, OneOf, Positive, Settings
 
-_TFDS, _NO_AUGMENT = Tfds(), NoAugment()
+_TFDS, _NO_AUGMENT, _UNIFORM = Tfds(), NoAugment(), Uniform()
 # Data sets whose mirror images are not of their kind.
 _SIGNS = ("digits", "mnist", "emnist", "kmnist", "svhn_cropped")
 
@@ -26,6 +27,11 @@ class DataConfig(Settings):
     in the units of the stored images. A bad example (`on_bad`) stops the run, or is
     skipped: the next good one takes its place. `num_workers` processes read examples; 0
     are threads of this one. The numbers of a run do not depend on them.
+
+    Of `classes` alone examples are used, in every split; () are all. At most `max_size`
+    examples are trained on, a random subset that is the same for every seed and part of
+    every larger one; 0 are all. `sampling` says how often each of them is. None of these
+    changes the network: classes keep their numbers.
     """
 
     name: str
@@ -38,6 +44,9 @@ class DataConfig(Settings):
     on_bad: Annotated[str, OneOf(("stop", "skip"))] = "stop"
     num_workers: Index = 0
     augment: Annotated[Augment, menu.Entry(AUGMENTS)] = _NO_AUGMENT
+    classes: tuple[Index, ...] = ()
+    max_size: Index = 0
+    sampling: Annotated[Sampling, menu.Entry(SAMPLINGS)] = _UNIFORM
 
     @property
     def path(self) -> str:

@@ -15,7 +15,10 @@ from typing import Any, Self
 import numpy as np
 from absl import flags
 
+from edm_jax.data import selection
 from edm_jax.data.config import DataConfig
+from edm_jax.data.order import batch_rows
+from edm_jax.data.selection import PART, Selection
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +29,6 @@ SIGMA_DATA = 0.5
 MEMORY_LIMIT_BYTES = 256 * 2**20
 # Batches made ahead of the training loop, which bounds the memory they take.
 PREFETCH_BATCHES = 4
-# Rows that one thread decodes at a time, where a whole split is read.
-_PART = 64
 
 
 def normalize(data: DataConfig, raw: np.ndarray) -> np.ndarray:
@@ -60,10 +61,10 @@ def train_batches(
 ) -> "Batches":
     """Returns this process's share of the endless training batches from `start_step`.
 
-    Every epoch visits every example once, in an order of its own drawn from `seed`;
-    batches run across the ends of epochs. The batch of a step depends on the step,
-    `seed` and `batch_size` only: no earlier batch is replayed to resume, and the
-    processes' shares always make up the same global batch.
+    Every epoch visits every example once, or as often as `data.sampling` says, in an
+    order of its own drawn from `seed`; batches run across the ends of epochs. The batch
+    of a step depends on the step, `seed` and `batch_size` only: no earlier batch is
+    replayed to resume, and the processes' shares always make up the same global batch.
 
     Args:
       data: the config's data section.
@@ -89,7 +90,7 @@ def train_batches(
         )
     import grain
 
-    source = _Source(data, data.train_split, num_classes)
+    source = _Source(data, data.train_split, num_classes, training=True)
     share = np.arange(process_index, batch_size, process_count, dtype=np.int32)
     make_batch = functools.partial(_make_batch, source, share, batch_size, seed)
     # One element of this data set is a whole batch: Grain's shuffle and batch spend
@@ -111,7 +112,7 @@ def _make_batch(
     source: "_Source", share: np.ndarray, batch_size: int, seed: int, step: int
 ) -> dict[str, Any]:
     """This process's share of a step's batch, and what the source has skipped so far."""
-    rows = _batch_rows(step, batch_size, seed, len(source))
+    rows = batch_rows(step, batch_size, seed, len(source), source.strata)
     uses = step * batch_size + share.astype(np.uint64)
     keys = np.stack([np.full_like(uses, seed), uses], axis=1)
     batch = source.read(rows[share], keys)
@@ -176,10 +177,20 @@ def load_split(
 class _Source:
     """A split, normalised; decoded once where it fits in memory."""
 
-    def __init__(self, data: DataConfig, split: str, num_classes: int | None):
-        self._opened_as = data, split, num_classes
+    def __init__(
+        self,
+        data: DataConfig,
+        split: str,
+        num_classes: int | None,
+        training: bool = False,
+        selected: Selection | None = None,
+    ):
         self._data = data
-        self._split = data.reader.open(data, split, num_classes)
+        self._split, selected = selection.open_rows(
+            data, split, num_classes, training, selected
+        )
+        self.strata = selected.strata
+        self._opened_as = data, split, num_classes, training, selected
         _statistics(data, self._split.shape[-1])
         # {row: why} of examples that another takes the place of; -1: of those that are
         # no rows at all.
@@ -195,7 +206,7 @@ class _Source:
             self._decoded = self._read_all()
 
     def __reduce__(self) -> tuple:
-        # Another process opens the data itself.
+        # Another process opens the data itself, and reads no labels again.
         return _Source, self._opened_as
 
     def __len__(self) -> int:
@@ -217,7 +228,7 @@ class _Source:
         return {"image": normalize(self._data, raw), "label": label}
 
     def _read_all(self) -> list[np.ndarray]:
-        parts = np.split(np.arange(len(self)), range(_PART, len(self), _PART))
+        parts = np.split(np.arange(len(self)), range(PART, len(self), PART))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             found = threads.map(lambda rows: self._read(rows, None), parts)
             return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
@@ -255,28 +266,6 @@ class _Source:
                 self._instead[row] = tried
                 return found
         raise ValueError(f"No example is good; the last: {self.skipped[row]}")
-
-
-def _batch_rows(step: int, batch_size: int, seed: int, size: int) -> np.ndarray:
-    """Returns the rows (batch_size,) of the global batch that `step` trains on."""
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = np.divmod(places, size)
-    return np.concatenate(
-        [
-            _epoch_order(seed, epoch, size)[places[epochs == epoch]]
-            for epoch in np.unique(epochs).tolist()
-        ]
-    )
-
-
-# A pure function, remembered because consecutive batches share an epoch.
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Returns the order (size,) in which `epoch` visits the rows."""
-    # A resumed run must find its order again under a later NumPy, which promises to keep
-    # the stream of a bit generator, but not what `shuffle` makes of it.
-    bits = np.random.Philox(np.random.SeedSequence((seed, epoch)))
-    return np.argsort(bits.random_raw(size), kind="stable")
 
 
 def _statistics(data: DataConfig, channels: int) -> tuple[np.ndarray, np.ndarray]:

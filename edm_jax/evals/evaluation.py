@@ -43,7 +43,8 @@ class Samples:
     def labels(self) -> np.ndarray:
         """The classes (N,) of `images`."""
         evaluation, network = self.config.evaluation, self.config.network
-        return classes(range(evaluation.num_samples), network.num_classes)
+        seeds = range(evaluation.num_samples)
+        return classes(seeds, network.num_classes, self.config.data.classes)
 
     @functools.cached_property
     def images(self) -> np.ndarray:
@@ -141,12 +142,13 @@ def evaluate(
     """
     evaluators = _evaluators(config) | dict(more or {})
     subject = Subject(config, run, on_progress)
-    rates = [r["images_per_s"] for r in run.records("speed")]
+    speeds = run.records("speed")
     result: dict[str, Any] = {
         "nimg": subject.nimg,
         "sweep": subject.sweep,
         "best": min(subject.sweep, key=lambda point: point["loss"]),
-        "images_per_s": float(np.median(rates)) if rates else None,
+        "images_per_s": _median(speeds, "images_per_s"),
+        "input_wait": _median(speeds, "input_wait"),
     }
     for name, evaluator in evaluators.items():
         found = evaluator.evaluate(subject)
@@ -184,6 +186,11 @@ def _sweep(
     return points, best
 
 
+def _median(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    found = [record[name] for record in records if name in record]
+    return float(np.median(found)) if found else None
+
+
 def _evaluators(config: Config) -> dict[str, Evaluator]:
     path = "evaluation.evaluators"
     names = config.evaluation.evaluators.split(",")
@@ -195,6 +202,15 @@ def recipe(config: Config) -> Recipe:
     return Recipe(config.evaluation.sampler, config.evaluation.levels)
 
 
-def classes(seeds: Sequence[int], num_classes: int) -> np.ndarray:
-    """The class of each seed's image (N,): the seed modulo num_classes."""
-    return np.asarray(seeds) % max(num_classes, 1)
+def classes(
+    seeds: Sequence[int], num_classes: int, trained: Sequence[int] = ()
+) -> np.ndarray:
+    """The class of each seed's image (N,): by turns, the seed modulo their number.
+
+    Args:
+        seeds: of the images.
+        num_classes: of the network.
+        trained: those that the network was trained on; (): all.
+    """
+    found = trained if num_classes and trained else range(max(num_classes, 1))
+    return np.asarray(found)[np.asarray(seeds) % len(found)]

@@ -89,6 +89,9 @@ _ENTRIES = (
            lambda run: run.params, measured=False),
     Column("images_per_s", "images/s", 3,
            "median during training; other processes may have slowed it"),
+    Column("input_wait", "waits for input", ".1%",
+           "share of the time in which training waited for a batch: more workers "
+           "(data.num_workers) help, or smaller pictures"),
     Column("logged_loss", "logged held-out loss", 4,
            "held-out loss of the averaged weights that training logged last",
            lambda run: run.logged_loss, shown=False, loss=True),

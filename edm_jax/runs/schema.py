@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 7
+SCHEMA = 8
 # {version: {field that it added: the value that older runs had}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -29,6 +29,7 @@ _ADDED = {
     5: {"loss.label_dropout": 0.0},
     6: {"data.on_bad": "stop", "data.num_workers": 0},
     7: {"training.evaluate_mimg": math.inf},
+    8: {"data.classes": [], "data.max_size": 0, "data.sampling.name": "uniform"},
 }
 
 

@@ -105,6 +105,11 @@ class RunConfig(Settings):
                 "loss.label_dropout hides classes, but network.num_classes=0 has none; "
                 "set loss.label_dropout=0."
             )
+        if max(self.data.classes, default=-1) >= (self.network.num_classes or math.inf):
+            yield (
+                f"data.classes={self.data.classes}, but the network has "
+                f"network.num_classes={self.network.num_classes}, numbered from 0."
+            )
         if isinstance(self.data.augment, Edm) and self.network.channels not in (1, 3):
             yield (
                 "data.augment resamples pixels, but images of network.channels="

@@ -48,6 +48,7 @@ class TrainingLog:
         self.rate_scale = 1.0  # the factor by which a plateau has reduced the rate
         self._rate = 0.0
         self._seconds, self._images = 0.0, 0
+        self._waited, self._waits = 0.0, 0.0  # for input: since a step, since a line
         self._clock: float | None = None  # None: do not time the next interval
 
     def dispatched(self, step: int, metrics: Any, due: bool) -> Report | None:
@@ -55,6 +56,10 @@ class TrainingLog:
         report = self.flush()
         self._pending = _Pending(step, metrics, due, self.rate_scale)
         return report
+
+    def waited(self, seconds: float) -> None:
+        """Takes how long the loop has waited for a batch."""
+        self._waited += seconds
 
     def restart_clock(self) -> None:
         """Leaves the time until the next step's metrics out of the rate."""
@@ -72,9 +77,10 @@ class TrainingLog:
         now = time.perf_counter()
         if self._clock is not None:
             self._seconds += now - self._clock
+            self._waits += self._waited
             self._images += self._batch_size
             self._rate = self._images / self._seconds
-        self._clock = now
+        self._clock, self._waited = now, 0.0
         nimg = step * self._batch_size
         self._run.set_status(nimg=nimg, images_per_s=self._rate, now=False)
         self._report(nimg, self._total_nimg, self._rate)
@@ -91,13 +97,15 @@ class TrainingLog:
         self._run.log("train", step, nimg, **means, lr=lr)
         if self._rate:
             self._run.log("speed", step, nimg, **self._speed())
-        self.unlogged, self._seconds, self._images = [], 0.0, 0
+        self.unlogged, self._seconds, self._images, self._waits = [], 0.0, 0, 0.0
         return means
 
     def _speed(self) -> dict[str, float]:
         """Speed has a separate record: only these numbers differ between equal runs."""
         flops_per_s = self._rate * self._flops_per_image
         speed = {"images_per_s": self._rate, "flops_per_s": flops_per_s}
+        if self._seconds:  # the devices may still be busy with the step before
+            speed["input_wait"] = self._waits / self._seconds
         return speed | ({"mfu": flops_per_s / self._peak} if self._peak else {})
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -210,7 +211,9 @@ class _Loop:
         )
         any_process, skipped = hosts.AnyProcess(), 0
         for step in range(start + 1, total + 1):
+            began = time.perf_counter()
             self._batches[step] = batch = next(batches)
+            self.log.waited(time.perf_counter() - began)
             if len(batches.skipped) > skipped:
                 skipped = len(batches.skipped)
                 last = list(batches.skipped.values())[-1].removesuffix(".")

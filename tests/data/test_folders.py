@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from edm_jax import data as data_room
-from edm_jax.data import labels, pipeline, shares
+from edm_jax.data import labels, order, shares
 from edm_jax.data.arrays import Arrays
 from edm_jax.data.folders import Images, Original
+from edm_jax.data.order import Balanced, Weighted
 
 RNG = np.random.default_rng(0)
 COUNT = 30
@@ -75,10 +76,19 @@ def sets(tmp_path_factory):
         "rgb": config(root / "rgb", Original()),
         "latents": config(root / "latents.zip", Original(), 4),
         "numpy": config(root / "arrays.npz", Arrays()),
-    }
+        "subset": config(root / "rgb", Original(), classes=(0, 3), max_size=9),
+        "balanced": config(
+            root / "latents.zip", Original(), 4, sampling=Balanced(), classes=(1, 2, 3)
+        ),
+        "weighted": config(
+            root / "photos", Images(resolution=8, fit="random"),
+            sampling=Weighted((1.0, 0.0, 2.5, 1.0)), max_size=20,
+        ),
+    }  # fmt: skip
 
 
 READERS = ["images", "random", "rgb", "latents", "numpy"]
+OPTIONS = ["subset", "balanced", "weighted"]
 DRAWN = {"random", "latents"}
 
 
@@ -96,7 +106,7 @@ def assert_same(found, wanted):
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", READERS + OPTIONS)
 def test_a_batch_is_the_same_for_any_hosts_workers_and_resumes(sets, name):
     data = sets[name]
     whole = take(data, 12)  # over three epochs
@@ -113,10 +123,14 @@ def test_a_batch_is_the_same_for_any_hosts_workers_and_resumes(sets, name):
             assert_same({k: v[order] for k, v in joined.items()}, whole[step])
 
 
-@pytest.mark.parametrize("name", ["random", "latents", "numpy"])
-def test_worker_processes_read_the_same_batches(sets, name):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [("random", 2), ("latents", 1), ("numpy", 4), ("weighted", 3)],
+)
+def test_worker_processes_read_the_same_batches(sets, name, workers):
     data = sets[name]
-    work = data_room.DataConfig(**vars(data) | {"num_workers": 2})
+    work = data_room.DataConfig(**vars(data) | {"num_workers": workers})
     for found, wanted in zip(take(work, 3, 2), take(data, 3, 2), strict=True):
         assert_same(found, wanted)
 
@@ -131,8 +145,8 @@ def test_an_epoch_holds_every_example_and_splits_are_disjoint(sets, name, monkey
     assert seen["train"] | seen["heldout"] == seen["all"]
     assert not seen["train"] & seen["heldout"]
     assert 0 < len(seen["heldout"]) < 10 and len(seen["all"]) == COUNT
-    order = [pipeline._batch_rows(s, 8, 3, len(seen["train"])) for s in range(12)]
-    first = np.concatenate(order)[: len(seen["train"])]
+    orders = [order.batch_rows(s, 8, 3, len(seen["train"])) for s in range(12)]
+    first = np.concatenate(orders)[: len(seen["train"])]
     assert sorted(first) == list(range(len(seen["train"])))
 
 
