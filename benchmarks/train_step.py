@@ -7,7 +7,8 @@
 One JSON object: images/s (median, least, most of the rounds), the seconds of the first
 step, which compiles, peak memory of a device, and model FLOP/s (6 per multiply-accumulate
 of a forward pass) against the peak of the data sheet and against a matrix product measured
-here. On a CPU the step is also measured as JAX makes it, without what `edm_jax.platform`
+here. --profile adds the share of the devices' time by kind of operation, and --memory the
+peak memory that the compiler and the model of `describe.py --advise` expect. On a CPU the step is also measured as JAX makes it, without what `edm_jax.platform`
 does, in turn, so that noise of the machine falls on both.
 """
 
@@ -16,14 +17,17 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
 
 from edm_jax import platform
+from edm_jax.cost import advice, hlo, memory
 from edm_jax.diffusion import flops
 from edm_jax.platform import operations
 from edm_jax.train import trainer
@@ -46,6 +50,12 @@ class Measured:
         }
         self.compile_seconds = self.run(1)
         self.rates: list[float] = []
+
+    def compiled(self) -> Any:
+        """The step once more, from the compilation cache if it is there."""
+        made = self.trainer
+        batch = trainer.abstract_batch(made.config)
+        return made.step.lower(made.shapes, batch).compile()
 
     def run(self, steps: int) -> float:
         """Seconds that `steps` steps take."""
@@ -133,12 +143,49 @@ def utilization(config, measured: Measured, rate: float) -> dict[str, Any]:
     }
 
 
+def expected_memory(config, measured: Measured) -> dict[str, Any]:
+    """Peak bytes of a device, by the compiled step and by the model of `--advise`."""
+    compiled = measured.compiled().memory_analysis()
+    backend, training = jax.default_backend(), config.training
+    found = {"peak_device_bytes_by_compiler": memory.peak_bytes(compiled, backend)}
+    if (kind := backend.upper()) in advice.FACTORS:
+        found["peak_device_bytes_by_model"] = advice.expected_bytes(
+            config,
+            jax.device_count(),
+            training.sharding,
+            training.remat,
+            training.microbatches,
+            kind,
+        )
+    return found
+
+
+def share_by_kind(trace: Path, text: str) -> dict[str, float]:
+    """Fractions of the time of all of a program's operations in the last trace.
+
+    Args:
+        trace: Where `jax.profiler.trace` wrote.
+        text: Of the compiled program.
+    """
+    kinds, spent = hlo.kinds(text), Counter()
+    newest = max(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op", event.name)
+                if name in kinds:
+                    spent[kinds[name]] += event.duration_ns
+    total = spent.total()
+    return {kind: round(ns / total, 3) for kind, ns in spent.most_common()}
+
+
 def main() -> None:
     """Parse the command line, measure, and print."""
     parser = cli.config_parser(__doc__)
     parser.add_argument("--steps", type=int, default=10, help="a round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--profile", help="also trace a round, into this directory")
+    parser.add_argument("--memory", action="store_true", help="also expected memory")
     options, config = cli.parse_config(parser, None)
     measured = Measured(config)
     sides: list[Any] = [measured]
@@ -170,6 +217,10 @@ def main() -> None:
         with jax.profiler.trace(options.profile):
             measured.run(options.steps)
         result["profile"] = options.profile
+        text = measured.compiled().as_text()
+        result["share_by_kind"] = share_by_kind(Path(options.profile), text)
+    if options.memory:
+        result |= expected_memory(config, measured)
     print(json.dumps(result, indent=1))
 
 

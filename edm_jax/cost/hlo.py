@@ -13,6 +13,28 @@ _ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)")
 _CALLED_MANY = re.compile(r"\b(branch|called)_computations=\{([^}]*)\}")
 
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][\w\-]*)\(")
+_TRACED = re.compile(r'op_name="(?:[^"]*/)?(\w+)[^"/]*"')
+_HOLD_OTHERS = "while|call|conditional|async"
+_KIND_OF = {  # opcodes of instructions, and primitives that they were traced from
+    "convolutions": "convolution conv_general_dilated",
+    "matrix products": "dot dot_general",
+    "collectives": " ".join(
+        kind + end for kind in _KINDS.split("|") for end in ("", "-start", "-done")
+    ),
+    "reductions": "reduce reduce-window reduce_sum reduce_max",
+}
+_LAYOUT = [
+    "copy",
+    "copy-start",
+    "copy-done",
+    "transpose",
+    "bitcast",
+    "concatenate",
+    "slice",
+    "pad",
+]
+
 
 class Collective(NamedTuple):
     """One collective operation, which can combine many arrays."""
@@ -52,6 +74,39 @@ def cycles(text: str) -> tuple[int, int]:
         found = re.findall(r'"estimated_cycles":"(\d+)"', "\n".join(body))
         total[name in looped] += sum(map(int, found))
     return total[0], total[1]
+
+
+def kinds(text: str) -> dict[str, str]:
+    """What each operation of a program does, by its name in a profile.
+
+    That is 'convolutions', 'matrix products', 'collectives', 'reductions', 'elementwise'
+    or 'layout'; of a fusion, the first of these that is fused. What holds other operations
+    of a profile, such as a loop, is left out.
+
+    Args:
+        text: An optimized HLO module, `compiled.as_text()`.
+    """
+    lines = dict(_computations(text))
+
+    def named(line: str) -> Iterator[str]:
+        opcode = _INSTRUCTION.match(line)
+        traced = _TRACED.search(line)
+        yield opcode[2] if opcode else ""
+        yield traced[1] if traced else ""
+        if opcode and opcode[2] == "fusion" and (called := _CALLED.search(line)):
+            for inner in lines.get(called[2], ()):
+                yield from named(inner)
+
+    found = {}
+    for line in (line for body in lines.values() for line in body):
+        match = _INSTRUCTION.match(line)
+        if match and not re.match(_HOLD_OTHERS, match[2]):
+            words = set(named(line))
+            of = (k for k, pattern in _KIND_OF.items() if words & set(pattern.split()))
+            found[match[1]] = next(of, "elementwise")
+            if match[2] in _LAYOUT:
+                found[match[1]] = "layout"
+    return found
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

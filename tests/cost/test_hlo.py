@@ -1,6 +1,9 @@
 """The collectives of a program's text, by kind, size and loop."""
 
-from edm_jax.cost.hlo import Collective, collectives, cycles
+import jax
+import jax.numpy as jnp
+
+from edm_jax.cost.hlo import Collective, collectives, cycles, kinds
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -43,3 +46,45 @@ def test_collectives_are_found_once_with_their_bytes_and_loops():
 
 def test_cycles_of_a_loop_are_told_from_those_outside():
     assert cycles(TEXT) == (5, 70)
+
+
+FUSED = """HloModule jit_step
+
+%fused (a: f32[8,8], b: f32[8,8]) -> f32[8,8] {
+  %dot.1 = f32[8,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %add.1 = f32[8,8]{1,0} add(%dot.1, %b)
+}
+
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {
+  %fusion.1 = f32[8,8]{1,0} fusion(%x, %x), kind=kOutput, calls=%fused
+  %cudnn = (f32[8,8]{1,0}, u8[0]{0}) custom-call(%x, %y), custom_call_target="__cudnn$convForward", metadata={op_name="jit(step)/transpose(jvp(Conv))/conv_general_dilated" stack_frame_id=1}
+  %sum-start = f32[8,8]{1,0:T(8,128)} all-reduce-start(%x), to_apply=%sum
+  %copy.3 = f32[8,8]{0,1} copy(%x), metadata={op_name="jit(step)/reduce_sum"}
+  %while.1 = (s32[], f32[8,8]) while(%x), condition=%condition, body=%body
+  ROOT %tanh.1 = f32[8,8]{1,0} tanh(%fusion.1)
+}
+"""
+
+
+def test_an_operation_is_of_the_kind_of_the_most_costly_that_it_fuses():
+    assert kinds(FUSED) == {
+        "dot.1": "matrix products",
+        "add.1": "elementwise",
+        "fusion.1": "matrix products",
+        "cudnn": "convolutions",
+        "sum-start": "collectives",
+        "copy.3": "layout",
+        "tanh.1": "elementwise",
+    }
+
+
+def test_a_compiled_programs_convolution_is_found_by_what_it_was_traced_from():
+    def convolve(x, w):
+        same = jax.lax.conv(x, w, (1, 1), "SAME")
+        return jnp.tanh(same).sum()
+
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((2, 3, 8, 8), (4, 3, 3, 3))]
+    text = jax.jit(jax.grad(convolve)).lower(*shapes).compile().as_text()
+    found = list(kinds(text).values())
+    assert found.count("convolutions") >= 2  # one forward, one of the gradient
+    assert "matrix products" not in found
