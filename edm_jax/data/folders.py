@@ -7,38 +7,29 @@ import io
 import math
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edm_jax import files
 from edm_jax.data import images, labels, members, pictures, shares
-from edm_jax.fields import Count, Fraction, OneOf, Range, Settings
+from edm_jax.data.fitting import Fitting
+from edm_jax.fields import Count, Fraction, Settings
 
 if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
 
-_Share = Annotated[float, Range(0, 1, "(]", "in (0, 1]")]
-_Level = Annotated[int, Range(0, 255, "[]", "from 0 to 255")]
-_FITS = ("center", "random", "pad")
-
 
 @dataclasses.dataclass(frozen=True)
-class Images(Settings):
+class Images(Fitting):
     """Pictures of any size below the folder data.name, made R x R pixels large.
 
-    `fit`: 'center' takes the square in the middle and 'random' one anywhere, both as ADM
-    does; 'pad' takes all of the picture between bars. What becomes of other modes is
-    said at `pictures.decode`. Classes are the folders in data.name, or what `labels`,
-    a CSV or JSON file there, says. Splits are the folders that data.train_split and
+    Classes are the folders in data.name, or what `labels`, a CSV or JSON file there,
+    says. Splits are the folders that data.train_split and
     data.heldout_split name, if there are both; else 'train', 'heldout' and 'all'.
     """
 
     resolution: Count = 64  # R
-    channels: Literal[1, 3] = 3
-    fit: Annotated[str, OneOf(_FITS)] = "center"
-    smallest: _Share = 0.8  # of 'random': its square's side in the shorter side
-    background: _Level = 255  # behind transparent pixels, and of the bars
     labels: str = ""  # a file in the folder; '': the folders that the pictures are in
     heldout: Fraction = 0.1  # of the pictures, where no folder holds them
 
@@ -76,23 +67,17 @@ class Images(Settings):
             chosen = np.flatnonzero([first == wanted for first, _, _ in parts])
         else:
             chosen = shares.select(map(bytes, names), split, self.heldout, found.path)
-        shape = self.resolution, self.resolution, self.channels
-        rows = FileRows(found, chosen, numbers, shape, np.uint8, self._picture)
+
+        def example(
+            name: bytes, encoded: bytes, draw: Callable[[], np.random.Generator]
+        ) -> np.ndarray:
+            del name
+            return self.picture(encoded, draw)
+
+        rows = FileRows(found, chosen, numbers, self.shape, np.uint8, example)
         rows.draws = self.fit == "random"
         rows.check_labels(num_classes, classes, data.on_bad)
         return rows
-
-    def _picture(
-        self, name: bytes, encoded: bytes, draw: Callable[[], np.random.Generator]
-    ) -> np.ndarray:
-        image = pictures.decode(encoded, self.channels, self.background)
-        if self.fit == "random":
-            image = pictures.random_crop(image, self.resolution, self.smallest, draw())
-        elif self.fit == "pad":
-            image = pictures.pad(image, self.resolution, self.background)
-        else:
-            image = pictures.center_crop(image, self.resolution)
-        return np.asarray(image).reshape(self.resolution, self.resolution, -1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,21 @@ def decode(encoded: bytes, channels: int, background: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
+def of_array(pixels: np.ndarray, channels: int) -> Image.Image:
+    """An array (H, W, 1 or 3) uint8 as RGB (3 channels) or grayscale (1).
+
+    Raises:
+        ValueError: it is another array, or empty.
+    """
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise ValueError(
+            f"is an array of shape {pixels.shape} and type {pixels.dtype}; it must be "
+            "8-bit, (height, width, 1 or 3)."
+        )
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
 def opened(encoded: bytes) -> Image.Image:
     """A picture whose header is read; raises ValueError, to follow its name."""
     try:

@@ -8,8 +8,9 @@ import numpy as np
 
 from edm_jax.data import plane, rows, store
 from edm_jax.data.arrays import Arrays
+from edm_jax.data.fitting import Fitting
 from edm_jax.data.folders import Images, Original
-from edm_jax.fields import Count, Settings
+from edm_jax.fields import Count, Index, Settings
 
 if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
@@ -80,8 +81,16 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds(Settings):
-    """Data sets of TensorFlow Datasets by name, or prepared in a directory."""
+class Tfds(Fitting):
+    """Data sets of TensorFlow Datasets by name, or prepared in a directory.
+
+    With a `resolution`, 8-bit images of any size are made square, as the reader `images`
+    makes them. Without, they must have one size, and are taken as they are.
+    """
+
+    resolution: Index = 0  # R; 0: the size that they are stored with
+    image: str = ""  # the feature; '': 'image', or the only one that can be images
+    label: str = ""  # the feature; '': 'label', or the only class label
 
     def prepare(self, data: "DataConfig") -> None:
         """Builds the data set where `data.data_dir` says, unless it is there."""
@@ -93,7 +102,7 @@ class Tfds(Settings):
 
     def open(self, data: "DataConfig", split: str, num_classes: int | None) -> Rows:
         """Opens a split."""
-        return rows.Split(data, split, num_classes)
+        return rows.Split(data, split, num_classes, self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """The examples of a prepared TFDS data set, checked and read by row."""
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edm_jax.data import images, store
+from edm_jax.data import images, pictures, shares, store
 
 if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
+    from edm_jax.data.readers import Tfds
 
+_PART = 1024  # labels that are read at a time
 _UNLABELLED = "set network.num_classes=0 to train without labels."
 
 
@@ -21,15 +24,16 @@ class Split:
       split: the split's name, or a slice of it.
       num_classes: how many classes the network has; 0 reads no labels; None reads them
         without an upper bound.
+      reader: which features are read, and how images are made square.
 
     Raises:
       ValueError: there is no such split, or its examples do not suit.
       FileNotFoundError: the data set has not been prepared.
     """
 
-    draws = False
-
-    def __init__(self, data: "DataConfig", split: str, num_classes: int | None):
+    def __init__(
+        self, data: "DataConfig", split: str, num_classes: int | None, reader: "Tfds"
+    ):
         import tensorflow_datasets as tfds
 
         builder = store.open_builder(data)
@@ -45,22 +49,16 @@ class Split:
             )
         self._name, self._path, self._split = data.name, builder.data_path, split
         self._num_classes = num_classes
+        self._reader, self._builder = reader, builder
+        self.draws = bool(reader.resolution) and reader.fit == "random"
         features = builder.info.features
-        self._check_image(features)
-        self._encoded = isinstance(features["image"], tfds.features.Image)
-        self._feature = features["image"]
-        decoded = {"label"} if self._encoded else {"image", "label"}
-        if num_classes != 0:
-            self._check_label(features)
-        # What is not used is not decoded. TFDS would decode images with OpenCV, or warn
-        # that it is not installed.
-        skipped = {
-            name: tfds.decode.SkipDecoding()
-            for name, feature in features.items()
-            if name not in decoded and not isinstance(feature.shape, dict)
-        }
+        self._image = self._image_of(features)
+        self._feature = features[self._image]
+        self._encoded = isinstance(self._feature, tfds.features.Image)
+        self._label = self._label_of(features) if num_classes != 0 else ""
         try:
-            self._source = builder.as_data_source(split, decoders=skipped)
+            decoded = {self._label} if self._encoded else {self._image, self._label}
+            self._source = self._open(decoded)
             if not len(self):
                 raise ValueError
         except NotImplementedError:
@@ -80,15 +78,37 @@ class Split:
     def __len__(self) -> int:
         return len(self._source)
 
+    def _open(self, decoded: set[str]) -> Any:
+        """The examples. What is not used is not decoded."""
+        import tensorflow_datasets as tfds
+
+        # TFDS would decode images with OpenCV, or warn that it is not installed.
+        skipped = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in self._builder.info.features.items()
+            if name not in decoded
+            and not isinstance(feature.shape, dict)
+            and not isinstance(feature, tfds.features.Sequence)  # cannot be skipped
+        }
+        return self._builder.as_data_source(self._split, decoders=skipped)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: height, width, channels."""
-        return self._feature.shape
+        return self._reader.shape if self._reader.resolution else self._feature.shape
 
     @property
     def image_bytes(self) -> int:
         """What a decoded image takes in memory."""
         return math.prod(self.shape) * np.dtype(self._feature.np_dtype).itemsize
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Of all rows (N,), as stored; no image is decoded."""
+        parts = np.array_split(np.arange(len(self)), -(-len(self) // _PART))
+        source = self._open({self._label})
+        found = [[e[self._label] for e in self._examples(source, p)] for p in parts]
+        return np.concatenate(found).astype(np.int64)
 
     def read(
         self, rows: np.ndarray, keys: np.ndarray | None = None
@@ -99,24 +119,19 @@ class Split:
           ValueError: a row's image or label is not what it must be.
           OSError: the files cannot be read.
         """
-        del keys
-        try:
-            examples = self._source.__getitems__(rows.tolist())
-        except Exception as error:  # whatever a reader makes of a damaged file
-            raise OSError(
-                f"data set {self._name!r} cannot be read from {self._path} "
-                f"({type(error).__name__}: {store.first_line(error)}); restore its files, "
-                "and run the same command again."
-            ) from error
+        examples = self._examples(self._source, rows)
         image = np.stack(
-            [self._pixels(e, i) for e, i in zip(examples, rows, strict=True)]
+            [
+                self._pixels(e, row, None if keys is None else keys[i])
+                for i, (e, row) in enumerate(zip(examples, rows.tolist(), strict=True))
+            ]
         )
         if image.dtype.kind == "f":
             finite = np.isfinite(image).all(axis=(1, 2, 3))
             self._refuse(rows, ~finite, "has pixels that are not finite (nan or inf).")
         if self._num_classes == 0:
             return image, np.zeros(len(rows), np.int32)
-        label = np.array([example["label"] for example in examples])
+        label = np.array([example[self._label] for example in examples])
         bound = math.inf if self._num_classes is None else self._num_classes
         for bad in label[(label < 0) | (label >= bound)][:1]:
             allowed = "0 or more" if bound == math.inf else f"from 0 to {bound - 1}"
@@ -132,11 +147,29 @@ class Split:
             self._refuse(rows, label == bad, reason)
         return image, label.astype(np.int32)
 
-    def _pixels(self, example: dict[str, Any], row: int) -> np.ndarray:
-        if not self._encoded:
-            return example["image"]
+    def _examples(self, source: Any, rows: np.ndarray) -> Any:
         try:
-            return images.decode(example["image"], self.shape, self._feature.np_dtype)
+            return source.__getitems__(rows.tolist())
+        except Exception as error:  # whatever a reader makes of a damaged file
+            raise OSError(
+                f"data set {self._name!r} cannot be read from {self._path} "
+                f"({type(error).__name__}: {store.first_line(error)}); restore its files, "
+                "and run the same command again."
+            ) from error
+
+    def _pixels(
+        self, example: dict[str, Any], row: int, key: np.ndarray | None
+    ) -> np.ndarray:
+        stored, reader = example[self._image], self._reader
+        draw = functools.partial(shares.generator, key, row)
+        try:
+            if self._encoded and reader.resolution:
+                return reader.picture(stored, draw)
+            if self._encoded:
+                return images.decode(stored, self.shape, self._feature.np_dtype)
+            if reader.resolution:
+                return reader.fitted(pictures.of_array(stored, reader.channels), draw)
+            return stored
         except ValueError as error:
             raise ValueError(f"{self._place(row)} {error}") from None
 
@@ -147,22 +180,60 @@ class Split:
     def _place(self, row: int) -> str:
         return f"data set {self._name!r}, split {self._split!r}, example {row}:"
 
-    def _check_image(self, features: Any) -> None:
-        shape = features["image"].shape if "image" in features else ()
-        fixed = isinstance(shape, tuple) and len(shape) == 3 and None not in shape
-        if not fixed or np.dtype(features["image"].np_dtype).kind not in "buif":
+    def _image_of(self, features: Any) -> str:
+        """The name of the feature that holds images."""
+        import tensorflow_datasets as tfds
+
+        name = self._reader.image or "image"
+        if not self._reader.image and name not in features:
+            able = sorted(n for n, f in features.items() if _is_image(f))
+            # Masks, not pictures, unless there is nothing else.
+            plain = [
+                n
+                for n in able
+                if not isinstance(features[n], tfds.features.LabeledImage)
+            ]
+            name = (plain or able or [name])[0]
+            if len(plain or able) > 1:
+                raise ValueError(
+                    f"data set {self._name!r} has several features of images: choose "
+                    f"one with data.reader.image, of {', '.join(plain or able)}."
+                )
+        if name not in features or not _is_image(features[name]):
             raise ValueError(
-                f"data set {self._name!r} must have a feature 'image' of one size "
+                f"data set {self._name!r} must have a feature {name!r} of images "
                 f"(height, width, channels); it has {_listed(features)}."
             )
-
-    def _check_label(self, features: Any) -> None:
-        if "label" not in features:
+        feature = features[name]
+        if self._reader.resolution:
+            if np.dtype(feature.np_dtype) != np.uint8:
+                raise ValueError(
+                    f"data set {self._name!r}: data.reader.resolution makes 8-bit images "
+                    f"square, and {name!r} is {feature.np_dtype}; set it to 0."
+                )
+        elif None in feature.shape:
             raise ValueError(
-                f"data set {self._name!r} has no feature 'label', only "
-                f"{_listed(features)}; {_UNLABELLED}"
+                f"data set {self._name!r} has images of several sizes, {name!r}: "
+                f"{feature!r}; make them one with data.reader.resolution, such as 64."
             )
-        label = features["label"]
+        return name
+
+    def _label_of(self, features: Any) -> str:
+        """The name of the feature that holds class numbers."""
+        import tensorflow_datasets as tfds
+
+        name = self._reader.label or "label"
+        classes = tfds.features.ClassLabel
+        able = sorted(n for n, f in features.items() if isinstance(f, classes))
+        if not self._reader.label and name not in features and len(able) == 1:
+            name = able[0]
+        if name not in features:
+            which = f"name one of {', '.join(able)} with data.reader.label, or "
+            raise ValueError(
+                f"data set {self._name!r} has no feature {name!r}, only "
+                f"{_listed(features)}; {which if able else ''}{_UNLABELLED}"
+            )
+        label = features[name]
         scalar = label.shape == ()
         kind = np.dtype(label.np_dtype).kind if scalar else ""
         if kind not in ("b", "i", "u"):
@@ -170,9 +241,20 @@ class Split:
             found = found if scalar else "several for each image"
             raise ValueError(
                 f"the labels of data set {self._name!r} are {found}: {_listed(features)}; "
-                "'label' must be one class number for each image, such as "
+                f"{name!r} must be one class number for each image, such as "
                 f"tfds.features.ClassLabel. Build it so, or {_UNLABELLED}"
             )
+        return name
+
+
+def _is_image(feature: Any) -> bool:
+    shape = feature.shape
+    return (
+        isinstance(shape, tuple)
+        and len(shape) == 3
+        and shape[2] is not None
+        and np.dtype(feature.np_dtype).kind in "buif"
+    )
 
 
 def _listed(features: Any) -> str:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
 
 _ACCEPTED = (
-    "edm_jax reads TFDS data sets. data.name takes the name of one ('digits', "
+    "The reader tfds reads TFDS data sets. data.name takes the name of one ('digits', "
     "'my_data:1.0.0') or the directory of a prepared one, where its dataset_info.json "
-    "is; data.data_dir takes the directory that holds named ones. To train on other "
-    "images, write a TFDS builder for them, as edm_jax/data/digits.py is one, and call "
-    "its download_and_prepare(file_format='array_record')."
+    "is; data.data_dir takes the directory that holds named ones. Pictures in folders, "
+    "ZIPs of the original code and NumPy's files have readers of their own: set "
+    "data.reader.name to images, original or numpy (docs/data.md)."
 )
 
 

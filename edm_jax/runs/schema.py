@@ -29,7 +29,18 @@ _ADDED = {
     5: {"loss.label_dropout": 0.0},
     6: {"data.on_bad": "stop", "data.num_workers": 0},
     7: {"training.evaluate_mimg": math.inf},
-    8: {"data.classes": [], "data.max_size": 0, "data.sampling.name": "uniform"},
+    8: {
+        "data.classes": [],
+        "data.max_size": 0,
+        "data.sampling.name": "uniform",
+        "data.reader[tfds].resolution": 0,
+        "data.reader[tfds].channels": 3,
+        "data.reader[tfds].fit": "center",
+        "data.reader[tfds].smallest": 0.8,
+        "data.reader[tfds].background": 255,
+        "data.reader[tfds].image": "",
+        "data.reader[tfds].label": "",
+    },
 }
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
+from tfds_sets import prepared
 
 from edm_jax import data as data_room
 from edm_jax.data import labels, order, shares
 from edm_jax.data.arrays import Arrays
 from edm_jax.data.folders import Images, Original
 from edm_jax.data.order import Balanced, Weighted
+from edm_jax.data.readers import Tfds
 
 RNG = np.random.default_rng(0)
 COUNT = 30
@@ -70,7 +73,17 @@ def sets(tmp_path_factory):
     pack(root / "latents.zip", with_labels(latents, 4))
     images = RNG.integers(0, 256, (COUNT, 6, 5, 3), np.uint8)
     np.savez(root / "arrays.npz", image=images, label=np.arange(COUNT) % 4)
+    sizes = RNG.integers(8, 40, (COUNT, 2)).tolist()
+    pictures = [png(RNG.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+    examples = [{"photo": each, "kind": i % 4} for i, each in enumerate(pictures)]
+    features = tfds.features.Image(), tfds.features.ClassLabel(num_classes=4)
+    place = prepared(root / "tfds", examples, photo=features[0], kind=features[1])
+    stored = {"train_split": "train[:80%]", "heldout_split": "train[80%:]"}
     return {
+        "tfds": config(place, Tfds(resolution=8, fit="random"), **stored),
+        "balanced tfds": config(
+            place, Tfds(resolution=8), sampling=Balanced(0.5), classes=(0, 2), **stored
+        ),
         "images": config(root / "photos", Images(resolution=8)),
         "random": config(root / "photos", Images(resolution=8, fit="random")),
         "rgb": config(root / "rgb", Original()),
@@ -88,8 +101,8 @@ def sets(tmp_path_factory):
 
 
 READERS = ["images", "random", "rgb", "latents", "numpy"]
-OPTIONS = ["subset", "balanced", "weighted"]
-DRAWN = {"random", "latents"}
+OPTIONS = ["tfds", "balanced tfds", "subset", "balanced", "weighted"]
+DRAWN = {"random", "latents", "tfds"}
 
 
 def take(data, steps, start=0, index=0, count=1):
@@ -126,7 +139,7 @@ def test_a_batch_is_the_same_for_any_hosts_workers_and_resumes(sets, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "workers"),
-    [("random", 2), ("latents", 1), ("numpy", 4), ("weighted", 3)],
+    [("random", 2), ("latents", 1), ("numpy", 4), ("weighted", 3), ("tfds", 2)],
 )
 def test_worker_processes_read_the_same_batches(sets, name, workers):
     data = sets[name]
@@ -150,9 +163,10 @@ def test_an_epoch_holds_every_example_and_splits_are_disjoint(sets, name, monkey
     assert sorted(first) == list(range(len(seen["train"])))
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [*READERS, "tfds"])
 def test_only_what_is_drawn_differs_between_uses(sets, name):
-    rows = sets[name].reader.open(sets[name], "all", 4)
+    split = "all" if name in READERS else "train"
+    rows = sets[name].reader.open(sets[name], split, 4)
     assert rows.draws == (name in DRAWN)
     uses = [rows.read(np.arange(9), np.full((9, 2), k, np.uint64))[0] for k in (1, 2)]
     assert np.array_equal(*uses) != (name in DRAWN)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tfds_sets import prepared
 
 from edm_jax import data
 from edm_jax.data import pipeline, store
+from edm_jax.data.readers import Tfds
 
 CLASS = tfds.features.ClassLabel(num_classes=10)
 BYTES = tfds.features.Tensor(shape=(2, 2, 1), dtype=np.uint8, encoding="bytes")
@@ -30,27 +33,9 @@ def config(name, data_dir="", channels=1):
 
 def stored(directory, examples, **features):
     """The config of a data set of these examples and features, prepared there."""
-    with tfds.core.registered.skip_registration():
-
-        class Stored(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-            url_infos = None
-
-            def _info(self):
-                dictionary = tfds.features.FeaturesDict(features)
-                return tfds.core.DatasetInfo(builder=self, features=dictionary)
-
-            def _split_generators(self, dl_manager):
-                return {"train": self._generate_examples()}
-
-            def _generate_examples(self):
-                yield from enumerate(examples)
-
-    builder = Stored(data_dir=directory, file_format="array_record")
-    tfds.disable_progress_bar()
-    builder.download_and_prepare()
+    place = prepared(directory, examples, **features)
     channels = features["image"].shape[-1] if "image" in features else 1
-    return config(builder.data_path, channels=channels)
+    return config(place, channels=channels)
 
 
 def labelled(directory, labels, feature=CLASS):
@@ -141,7 +126,7 @@ def test_a_data_set_that_needs_tensorflow_says_what_builds_it(tmp_path):
         ("{}/absent.zip", "is not there: no such file"),
         ("./absent", "is not there: no such file"),
         ("{}/edm2.zip", r"a ZIP archive in the original EDM2 code's form \(with"),
-        ("{}/other.zip", r"a ZIP archive\. edm_jax reads TFDS"),
+        ("{}/other.zip", r"a ZIP archive\. The reader tfds reads TFDS"),
         ("{}/edm2", "a directory in the original EDM2 code's form"),
         ("{}/pictures", "a directory of images"),
         ("{}/empty", "a directory without a data set"),
@@ -205,7 +190,8 @@ def test_images_of_no_fixed_size_are_refused(tmp_path):
     ragged = tfds.features.Tensor(shape=(None, 2, 3), dtype=np.uint8)
     kept = stored(tmp_path, [{"image": np.zeros((1, 2, 3), np.uint8)}], image=ragged)
     with pytest.raises(
-        ValueError, match="of one size.*'image': Tensor.shape=.None, 2, 3"
+        ValueError,
+        match="of several sizes.*'image': Tensor.shape=.None, 2, 3.*resolution",
     ):
         data.load_split(kept, "train")
 
@@ -224,6 +210,98 @@ def test_files_that_cannot_be_read_by_row_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="stored as tfrecord.*array_record"):
         data.load_split(kept, "train")
+
+
+# --- Sets of other forms, by name ---
+
+
+def by_name(directory, **reader):
+    """The config of the set `stored` below `directory`, its own code unknown."""
+    found = config("stored", directory, channels=3)
+    return dataclasses.replace(found, reader=Tfds(**reader))
+
+
+def encoded(pixels, form="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def halves(height, width):
+    """A picture whose left half is black, and its right half white."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, width // 2 :] = 255
+    return pixels
+
+
+def raw(data_config, **more):
+    found = data.load_split(data_config, "train", **more)
+    return np.rint(data.denormalize(data_config, found["image"])), found["label"]
+
+
+def test_a_set_of_images_alone_is_read_by_its_name(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    feature = tfds.features.Image(shape=(4, 4, 3), encoding_format="png")
+    examples = [{"picture": encoded(each)} for each in pixels]
+    prepared(tmp_path, examples, picture=feature)
+    found, label = raw(by_name(tmp_path), num_classes=0)
+    assert sorted(x.tobytes() for x in found.astype(np.uint8)) == sorted(
+        x.tobytes() for x in pixels
+    )
+    assert label.tolist() == [0] * 5
+    with pytest.raises(ValueError, match="no feature 'label', only 'picture'"):
+        data.load_split(by_name(tmp_path), "train", num_classes=2)
+
+
+@pytest.mark.parametrize("as_arrays", [False, True])
+def test_a_set_of_several_sizes_is_made_square(tmp_path, as_arrays):
+    features = {"photo": tfds.features.Image(), "species": CLASS}
+    sizes = [(24, 40), (64, 16), (8, 8)]
+    photos = [halves(*size) for size in sizes]
+    if as_arrays:
+        shape = (None, None, 3)
+        features["photo"] = tfds.features.Tensor(
+            shape=shape, dtype=np.uint8, encoding="bytes"
+        )
+    examples = [
+        {"photo": each if as_arrays else encoded(each), "species": i}
+        for i, each in enumerate(photos)
+    ]
+    prepared(tmp_path, examples, **features)
+    with pytest.raises(ValueError, match="several sizes, 'photo'.*reader.resolution"):
+        data.load_split(by_name(tmp_path), "train", num_classes=3)
+    found, label = raw(by_name(tmp_path, resolution=8), num_classes=3)
+    assert found.shape == (3, 8, 8, 3) and sorted(label) == [0, 1, 2]
+    # Of whatever size, half is black and half is white, but for the filter's overshoot.
+    assert found[:, :, :2].max() < 20 and found[:, :, 6:].min() > 235
+    gray = by_name(tmp_path, resolution=4, channels=1)
+    gray = dataclasses.replace(gray, raw_mean=(0.0,), raw_std=(1.0,))
+    assert raw(gray, num_classes=3)[0].shape == (3, 4, 4, 1)
+
+
+def test_features_of_other_names_are_found_or_named(tmp_path):
+    square = np.zeros((4, 4, 3), np.uint8)
+    png = tfds.features.Image(shape=(4, 4, 3))
+    fine = tfds.features.ClassLabel(num_classes=3)
+    example = {"a": encoded(square), "b": encoded(square + 9), "fine": 2, "coarse": 7}
+    prepared(tmp_path, [example], a=png, b=png, fine=fine, coarse=CLASS)
+    with pytest.raises(ValueError, match="several .*data.reader.image, of a, b"):
+        data.load_split(by_name(tmp_path), "train", num_classes=0)
+    with pytest.raises(ValueError, match="name one of coarse, fine with .*label"):
+        data.load_split(by_name(tmp_path, image="b"), "train", num_classes=3)
+    found, label = raw(by_name(tmp_path, image="b", label="fine"), num_classes=3)
+    assert np.all(found == 9) and label.tolist() == [2]
+    with pytest.raises(ValueError, match="must have a feature 'c' of images"):
+        data.load_split(by_name(tmp_path, image="c"), "train", num_classes=0)
+
+
+def test_classes_can_be_chosen_of_a_set_without_decoding_its_images(tmp_path):
+    examples = [{"image": PIXELS + i, "label": i % 4} for i in range(12)]
+    kept = stored(tmp_path, examples, image=BYTES, label=CLASS)
+    kept = dataclasses.replace(kept, classes=(1, 3))
+    image, label = raw(kept, num_classes=10)
+    assert sorted(label) == [1] * 3 + [3] * 3
+    np.testing.assert_array_equal(image[:, 0, 0, 0] % 4, label)
 
 
 # --- Labels ---
