@@ -136,6 +136,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     # What is sharded over the devices rather than replicated: none, state (moments and
     # averages), or full (the parameters, too).
     training.sharding = "none"
+    training.shards = 0  # devices that share one copy, such as those of a host; 0: all
     training.microbatches = 1  # parts of a batch, their gradients summed
     training.remat = False  # recompute activations instead of storing them
 

@@ -11,10 +11,11 @@ from edm_jax.train.config import RunConfig
 def state_bytes(config: RunConfig, devices: int, sharding: str) -> dict[str, int]:
     """{'params', 'moments', 'averages', 'total'}: bytes on each device.
 
-    sharding: a word of `training.sharding`. Float32, exact, known without compiling.
+    sharding: a word of `training.sharding`, over `training.shards` devices. Float32, exact, known without compiling.
     """
     shapes = trainer.abstract_state(config)
-    spread = parallel.spread_over(devices, shapes)
+    shards = min(config.training.shards or devices, devices)
+    spread = parallel.spread_over(shards, shapes)
     parts = {
         "params": (shapes.params, spread.params, sharding == "full"),
         "moments": (shapes.opt_state, spread.opt_state, sharding != "none"),

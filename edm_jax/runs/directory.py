@@ -33,6 +33,7 @@ FREE = {
     "training.keep_checkpoint_mimg",
     "training.parallel",
     "training.sharding",
+    "training.shards",
     "training.microbatches",
     "training.remat",
     "training.alert_z",

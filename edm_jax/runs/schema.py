@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 8
+SCHEMA = 9
 # {version: {field that it added: the value that older runs had}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -41,6 +41,7 @@ _ADDED = {
         "data.reader[tfds].image": "",
         "data.reader[tfds].label": "",
     },
+    9: {"training.shards": 0},
 }
 
 

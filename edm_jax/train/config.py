@@ -40,6 +40,7 @@ class TrainingConfig(Settings):
     keep_checkpoint_mimg: Bound
     parallel: Literal["jit", "pmap"]
     sharding: Literal["none", "state", "full"]
+    shards: Index
     microbatches: Count
     remat: bool
 
@@ -48,6 +49,11 @@ class TrainingConfig(Settings):
             yield (
                 f"sharding={self.sharding!r} needs training.parallel='jit': pmap keeps "
                 "the whole state on every device."
+            )
+        if self.shards and self.sharding == "none":
+            yield (
+                f"shards={self.shards} needs training.sharding='state' or 'full': without, "
+                "every device has a copy of the whole state."
             )
 
 

@@ -143,7 +143,7 @@ class AnyProcess:
         self._vote: jax.Array | None = None
         if jax.process_count() > 1:
             mesh = parallel.make_mesh(jax.devices())
-            self._rows = NamedSharding(mesh, PartitionSpec("data"))
+            self._rows = NamedSharding(mesh, parallel.ROWS)
             whole = NamedSharding(mesh, PartitionSpec())
             self._any = jax.jit(jnp.max, out_shardings=whole)
 

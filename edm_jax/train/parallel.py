@@ -18,11 +18,32 @@ from edm_jax.train.step import Batch, Gradient, TrainState
 _SMALLEST_SHARDED = 2**12
 
 
-def make_mesh(devices: list[Any]) -> Mesh:
-    """All devices along one axis, 'data', over which a batch is sharded."""
+# Of a batch: over all devices.
+ROWS = PartitionSpec(("copies", "shards"))
+
+
+def make_mesh(devices: list[Any], shards: int = 0) -> Mesh:
+    """Devices as (copies, shards): a batch goes over both, a sharded state over the last.
+
+    The devices of one copy are neighbours, such as those of a host, so that only gradients
+    cross between copies.
+
+    Args:
+        devices: In any order.
+        shards: How many share a copy of the state; 0: all.
+
+    Raises:
+        ValueError: They do not divide the devices evenly.
+    """
+    if len(devices) % (shards or len(devices)):
+        raise ValueError(
+            f"training.shards={shards} does not divide {len(devices)} devices evenly; "
+            "choose a divisor, such as the devices of a host, or 0 for all."
+        )
     # Device order by process, so that each process feeds neighbouring rows.
     ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
-    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+    grid = np.array(ordered).reshape(-1, shards or len(devices))
+    return Mesh(grid, ("copies", "shards"), axis_types=(AxisType.Auto,) * 2)
 
 
 class JitStep:
@@ -34,6 +55,7 @@ class JitStep:
         abstract: the shapes of the state.
         sharding: what is sharded, as `training.sharding`: 'none', 'state' (moments and
             averages) or 'full' (parameters, too).
+        shards: the devices that share one copy of it, as `training.shards`.
         dtypes: the dtypes in which sharded parameters are gathered for each step.
     """
 
@@ -43,11 +65,12 @@ class JitStep:
         devices: list[Any],
         abstract: TrainState,
         sharding: str = "none",
+        shards: int = 0,
         dtypes: Any = None,
     ):
-        mesh = make_mesh(devices)
+        mesh = make_mesh(devices, shards)
         self._whole = NamedSharding(mesh, PartitionSpec())
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
+        self._rows = NamedSharding(mesh, ROWS)
         spread = jax.tree.map(lambda x: _sharding(mesh, x), abstract)
         whole = jax.tree.map(lambda _: self._whole, abstract)
         self._state = spread._replace(step=self._whole, key=self._whole)
@@ -112,12 +135,13 @@ class PmapStep:
         devices: list[Any],
         abstract: TrainState,
         sharding: str = "none",
+        shards: int = 0,
         dtypes: Any = None,
     ):
-        del abstract, dtypes
+        del abstract, shards, dtypes
         if sharding != "none":
             raise ValueError(f"sharding={sharding!r} does not work with pmap: use jit.")
-        self._devices = list(make_mesh(devices).devices)
+        self._devices = list(make_mesh(devices).devices.flat)
         here = jax.process_index()
         self._here = [d for d in self._devices if d.process_index == here]
         self._whole = NamedSharding(make_mesh(devices), PartitionSpec())
@@ -207,32 +231,35 @@ def _mean_over_mesh(
     if mesh.size == 1:
         return lambda gradient: gradient
     specs = jax.tree.map(lambda sharding: sharding.spec, spread)
+    everywhere = mesh.axis_names
 
     def mean(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-        if "data" not in spec:
-            return jax.lax.pmean(x, "data")
-        axis = spec.index("data")
-        total = jax.lax.psum_scatter(x, "data", scatter_dimension=axis, tiled=True)
+        if "shards" not in spec:
+            return jax.lax.pmean(x, everywhere)
+        axis = spec.index("shards")
+        total = jax.lax.psum_scatter(x, "shards", scatter_dimension=axis, tiled=True)
+        if mesh.shape["copies"] > 1:
+            total = jax.lax.psum(total, "copies")
         return total / mesh.size
 
     def gathered(x: jax.Array, spec: PartitionSpec, dtype: Any) -> jax.Array:
         x = x.astype(dtype)
-        if "data" not in spec:
+        if "shards" not in spec:
             return x
-        return jax.lax.all_gather(x, "data", axis=spec.index("data"), tiled=True)
+        return jax.lax.all_gather(x, "shards", axis=spec.index("shards"), tiled=True)
 
     def over_devices(gradient: Gradient) -> Gradient:
         def of_device(weights: Any, *rows: Any) -> Any:
             if dtypes is not None:
                 weights = jax.tree.map(gathered, weights, specs, dtypes)
             grads, metrics = gradient(weights, *rows)
-            return jax.tree.map(mean, grads, specs), jax.lax.pmean(metrics, "data")
+            return jax.tree.map(mean, grads, specs), jax.lax.pmean(metrics, everywhere)
 
-        whole, rows = PartitionSpec(), PartitionSpec("data")
+        whole = PartitionSpec()
         return jax.shard_map(
             of_device,
             mesh=mesh,
-            in_specs=(whole if dtypes is None else specs, rows, rows),
+            in_specs=(whole if dtypes is None else specs, ROWS, ROWS),
             out_specs=(specs, whole),
             check_vma=False,  # otherwise JAX would sum the gradients before this mean
         )
@@ -243,24 +270,24 @@ def _mean_over_mesh(
 FORMS = {"jit": JitStep, "pmap": PmapStep}
 
 
-def spread_over(devices: int, tree: Any) -> Any:
-    """The number of parts of each leaf of a sharded state: 1, or the devices."""
+def spread_over(shards: int, tree: Any) -> Any:
+    """The number of parts of each leaf of a sharded state: 1, or `shards`."""
     return jax.tree.map(
-        lambda leaf: 1 if _sharded_axis(devices, leaf) is None else devices, tree
+        lambda leaf: 1 if _sharded_axis(shards, leaf) is None else shards, tree
     )
 
 
-def _sharded_axis(devices: int, leaf: Any) -> int | None:
-    """The longest axis that the devices divide evenly; None for a replicated leaf."""
-    axes = [i for i, size in enumerate(leaf.shape) if size % devices == 0]
+def _sharded_axis(shards: int, leaf: Any) -> int | None:
+    """The longest axis that divides evenly; None for a replicated leaf."""
+    axes = [i for i, size in enumerate(leaf.shape) if size % shards == 0]
     if leaf.size < _SMALLEST_SHARDED or not axes:
         return None
     return max(axes, key=lambda i: leaf.shape[i])
 
 
 def _sharding(mesh: Mesh, leaf: Any) -> NamedSharding:
-    axis = _sharded_axis(mesh.size, leaf)
-    spec = () if axis is None else (*[None] * axis, "data")
+    axis = _sharded_axis(mesh.shape["shards"], leaf)
+    spec = () if axis is None else (*[None] * axis, "shards")
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

@@ -100,7 +100,7 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
     shapes = abstract_state(config)
     form = parallel.FORMS[training.parallel]
     dtypes = kernels.dtypes if kernels else None
-    step = form(make_step, devices, shapes, training.sharding, dtypes)
+    step = form(make_step, devices, shapes, training.sharding, training.shards, dtypes)
     current_averages = jax.jit(train_step.make_current_averages(weights))
     return Trainer(config, denoiser, profiles, shapes, step, current_averages)
 

@@ -42,6 +42,10 @@ def test_xxl_on_8_devices_takes_an_eighth_when_sharded():
     assert none["params"] == pytest.approx(4 * 1523.2e6, rel=1e-3)
     assert none["total"] == pytest.approx(5 * none["params"], rel=1e-3)
     assert full["total"] == pytest.approx(none["total"] / 8, rel=1e-3)
+    path = f"{configs.letter_path('g')}:imagenet512-xxl"
+    halves = configs.load(path, {"training.sharding": "full", "training.shards": "2"})
+    two = memory.state_bytes(halves, 8, "full")
+    assert two["total"] == pytest.approx(none["total"] / 2, rel=1e-3)
     assert state["params"] == none["params"]
     assert state["total"] == pytest.approx(none["total"] * (1 + 4 / 8) / 5, rel=1e-3)
 

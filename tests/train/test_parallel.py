@@ -1,6 +1,7 @@
 """However the step is spread over devices, its numbers are the same."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -30,6 +31,7 @@ FORMS = {
     "pmap, 8 devices, 4 micro-batches": (8, {"parallel": "pmap", "microbatches": 4}),
     "state sharded over 8": (8, {"sharding": "state"}),
     "all sharded over 8, 4 micro-batches": (8, {"sharding": "full", "microbatches": 4}),
+    "sharded over 4, twice": (8, {"sharding": "full", "shards": 4}),
     "rematerialized": (1, {"remat": True}),
 }
 FAST = ["8 devices", "8 devices, 4 micro-batches", "state sharded over 8"]
@@ -109,7 +111,7 @@ def test_every_form_gives_the_numbers_of_one_device(one_device, name):
 
 @pytest.mark.slow
 def test_a_run_resumes_on_4_of_8_devices_and_then_on_8_again(one_device, tmp_path):
-    parts = {8: {"sharding": "state"}, 4: {}}
+    parts = {8: {"sharding": "full", "shards": 4}, 4: {"sharding": "state"}}
     state, losses = None, []
     for devices, stop in ((8, 7), (4, 14), (8, STEPS)):
         made = made_for(devices, **parts[devices])
@@ -160,6 +162,43 @@ def test_sharded_state_takes_an_eighth_on_each_device(sharding, spread):
         here = sum(x.addressable_data(0).nbytes for x in leaves)
         ratio = whole / here
         assert ratio > 6 if field in spread else ratio == 1, field
+
+
+def test_each_copy_of_a_sharded_state_lies_on_neighbours():
+    made = made_for(sharding="full", shards=4)
+    weights = jax.tree.leaves(made.initial_state().params)
+    spread = [x for x in weights if not x.is_fully_replicated]
+    assert spread
+    for x in spread:
+        parts = {s.device.id: s.index for s in x.addressable_shards}
+        assert all(parts[i] == parts[i + 4] for i in range(4))
+        assert len({str(parts[i]) for i in range(4)}) == 4
+
+
+def test_copies_are_of_devices_of_one_process():
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        process_index: int
+        id: int
+
+    mixed = [Device(process, 2 * i + process) for i in range(2) for process in (1, 0)]
+    mesh = parallel.make_mesh(mixed, 2)
+    assert [{d.process_index for d in copy} for copy in mesh.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"shards=3 does not divide 4 devices"):
+        parallel.make_mesh(mixed, 3)
+
+
+@pytest.mark.slow
+def test_between_copies_only_the_gradients_of_a_shard_are_exchanged():
+    made, compiled = compiled_step(microbatches=4, sharding="full", shards=4)
+    found = hlo.collectives(compiled.as_text())
+    assert not any(c.in_loop for c in found)
+    gradients = sum(4 * x.size for x in jax.tree.leaves(made.shapes.params))
+    scattered = sum(c.bytes for c in found if c.kind == "reduce-scatter")
+    assert 0.95 * gradients < scattered <= gradients
+    # Beside them only leaves too small to shard.
+    reduced = sum(c.bytes for c in found if c.kind == "all-reduce")
+    assert gradients / 4 <= reduced < gradients / 4 + 0.05 * gradients
 
 
 def test_a_step_leaves_the_state_sharded_as_it_was():
