@@ -112,6 +112,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     ema.snapshot_dtype = "float32"  # or float16, bfloat16
 
     config.training = training = ConfigDict()
+    training.start = choice("scratch")  # or weights, of another run
     training.duration_mimg = w.duration_mimg
     training.snapshot_mimg = w.snapshot_mimg
     # '': inside RUN. Under gs://BUCKET/DIR, say, the last two parts of RUN's path.

@@ -21,7 +21,7 @@ import rich.progress
 from etils import epath
 
 import configs
-from edm_jax import files, menu
+from edm_jax import files, menu, original
 from edm_jax.platform import INSTALL, keep_plugin_errors, plugin_error, prepare
 from edm_jax.runs import claims, signals
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
@@ -154,7 +154,7 @@ def _taken_over(options: argparse.Namespace) -> Path:
     if why := files.no_object_store(options.run):
         raise ValueError(f"--run={why}.")
     path = Path(options.run)
-    if (path / "config.json").exists() or not (found := originals.find(path)):
+    if (path / "config.json").exists() or not (found := original.find(path)):
         return path
     return originals.take_over(path, found, options.config)
 
@@ -192,9 +192,10 @@ def command(script: str, *arguments: object) -> str:
 
 
 def allowed_fields(text: str, config: RunConfig) -> list[str]:
-    """The fields of --allow, and 'data' for the data set itself; raises ValueError."""
+    """The fields of --allow, 'data' for the data set itself, and 'base' for the weights
+    that a run starts from; raises ValueError."""
     fields = [field for field in text.split(",") if field]
-    known = [*configs.flatten(config), *configs.MENUS, "data"]
+    known = [*configs.flatten(config), *configs.MENUS, "data", "base"]
     for field in fields:
         if field not in known:
             near = menu.suggest(field, known)

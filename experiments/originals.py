@@ -5,7 +5,6 @@ that the run is like any other.
 """
 
 import dataclasses
-import glob
 import shlex
 import shutil
 import sys
@@ -24,21 +23,6 @@ from edm_jax.train.config import RunConfig
 from experiments import cli
 
 SUFFIX = ".pkl"
-
-
-def find(path: Path) -> list[Path]:
-    """Finds the pickles that a path names: one file, a pattern with *, or a directory."""
-    if path.is_dir():
-        return sorted(path.glob(f"*{SUFFIX}"))
-    if path.suffix != SUFFIX:
-        return []
-    if path.exists() or "*" not in path.name:
-        return [path]
-    # Only * is special; other pattern characters are literal.
-    pattern = glob.escape(path.name).replace("[*]", "*")
-    if not (found := sorted(path.parent.glob(pattern))):
-        raise FileNotFoundError(f"No file matches {path}.")
-    return found
 
 
 def take_over(path: Path, files: list[Path], reference: str) -> Path:

@@ -17,9 +17,10 @@ from typing import Any
 import configs
 from edm_jax import files
 from edm_jax.cost import disk
+from edm_jax.menu import choice
 from edm_jax.runs import claims
 from edm_jax.runs.directory import RunDir, plain
-from edm_jax.train import branch, hosts, loggers, loop
+from edm_jax.train import bases, branch, hosts, loggers, loop, starts
 from edm_jax.train.config import RunConfig
 from experiments import auto_rate, cli
 
@@ -30,10 +31,12 @@ def main() -> None:
     """Parse the command line and train."""
     cli.prepare_jax()
     options, rest = parser().parse_known_args()
-    overrides, is_auto = auto_rate.without(cli.overrides(rest))
+    overrides, is_auto = auto_rate.without(_with_start(options, cli.overrides(rest)))
     origin = _origin(options, is_auto)
     if origin:
         config = configs.changed(origin[1], overrides)
+    elif options.init_from and not options.config:
+        config = _config_of_base(options, overrides)
     else:
         config = cli.load_config(options, overrides)
     if cluster := _cluster(options):
@@ -41,7 +44,11 @@ def main() -> None:
     workload = Path(config.workload).stem  # of a workload in a file
     name = f"{workload}-{config.letter}-seed{config.seed}"
     allow = cli.allowed_fields(options.allow, config)
+    if isinstance(config.training.start, starts.Weights):
+        name += "-tuned"  # a base often has the plain name
     path = options.run or Path("runs") / name
+    if not (path / "config.json").exists():
+        bases.begin(config)  # refuses a base that does not fit before there is a run
     with contextlib.ExitStack() as stack:
         # Process 0 claims the run for all processes; if the claim fails, all stop.
         claim = claims.held(path, f"train.py (process {os.getpid()})", _lost)
@@ -52,6 +59,44 @@ def main() -> None:
         if is_auto:
             config, found = auto_rate.settle(config, path, allow)
         _train(path, config, options, allow, found)
+
+
+def _with_start(
+    options: argparse.Namespace, overrides: dict[str, str]
+) -> dict[str, str]:
+    """The overrides, and the fields that --init_from=SOURCE[:SIGMA_REL] sets."""
+    if not options.init_from:
+        return overrides
+    if options.branch:
+        raise ValueError(
+            "--branch continues with the state of a run and --init_from starts anew with "
+            "its weights: give one of them."
+        )
+    source, colon, sigma_rel = options.init_from.rpartition(":")
+    try:
+        float(sigma_rel)
+    except ValueError:
+        source, colon = options.init_from, ""
+    start = {"name": "weights", "source": source or options.init_from}
+    if colon:
+        start["sigma_rel"] = sigma_rel
+    return {f"training.start.{k}": v for k, v in start.items()} | overrides
+
+
+def _config_of_base(
+    options: argparse.Namespace, overrides: dict[str, str]
+) -> RunConfig:
+    """The config of the run that --init_from names, with overrides."""
+    source = files.user_path(overrides["training.start.source"])
+    run = source.absolute().parent.parent if source.suffix else source
+    if not (run / "config.json").exists():
+        raise ValueError(
+            f"--init_from={options.init_from}: it is not in a run directory, so nothing "
+            "says how to train it: add --config=FILE:WORKLOAD."
+        )
+    recorded = cli.recorded_config(run).to_dict()
+    recorded["training"]["start"] = choice("scratch")  # not what the base started from
+    return configs.changed(RunConfig.of(recorded), overrides)
 
 
 def _origin(
@@ -103,6 +148,7 @@ def _train(
                 open_mirrors=lambda nimg: _mirrors(run, config, options, nimg),
                 profile_steps=options.profile,
                 allow_data="data" in allow,
+                allow_base="base" in allow,
             )
     except loop.Preempted as stop:
         cli.say(f"train: {stop} The same command resumes it.", sys.stderr)
@@ -136,10 +182,18 @@ def parser() -> argparse.ArgumentParser:
         "overrides; needs --run",
     )
     add(
+        "--init_from",
+        metavar="SOURCE[:SIGMA_REL]",
+        help="start from the averaged weights of a run, a snapshot, or snapshots of the "
+        "original code (.pkl), as --config.training.start does; without --config, with "
+        "the config of that run",
+    )
+    add(
         "--allow",
         default="",
         metavar="FIELD,FIELD",
-        help="config fields that may differ from those that the run started with",
+        help="config fields that may differ from those that the run started with; also "
+        "data, for the data set itself, and base, for the weights it started from",
     )
     add("--study", metavar="NAME", help="record that the run belongs to this study")
     add("--variant", default="", metavar="NAME", help="the run's name in the study")

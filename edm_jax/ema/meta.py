@@ -20,8 +20,9 @@ from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
 from edm_jax.files import Damaged, json_kind, parse_json
 
 FORMAT = "edm_jax.snapshot"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4  # of averages whose clock ran before the run's did
 _ONE_FORMAT = 2  # the version of files whose arrays all have the same format
+_MIXED = 3
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -58,10 +59,11 @@ class SnapshotMeta:
         rounded: a coarser format that the weights went through before; '' for none.
         versions: the versions of the libraries that wrote it.
         ancestry: how a reconstruction was made; None for a snapshot of a run.
+        base: what the run's weights started from; None for a run from scratch.
 
     Raises:
-        ValueError: nimg or update_interval is below 1 or beyond 64 bits, or the dtype is
-            unknown.
+        ValueError: nimg or update_interval is below 1 or beyond 64 bits, the dtype is
+            unknown, or the base's clock is no number of images.
     """
 
     profile: AnyProfile
@@ -72,8 +74,12 @@ class SnapshotMeta:
     rounded: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=_versions)
     ancestry: Mapping[str, Any] | None = None
+    base: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        before = (self.base or {}).get("before_nimg", 0)
+        if type(before) is not int or not 0 <= before < 2**62:
+            raise ValueError(f"its base has the clock {str(before)[:60]!r}")
         for name in ("nimg", "update_interval"):
             if not 1 <= (value := getattr(self, name)) < 2**63:
                 raise ValueError(
@@ -91,6 +97,11 @@ class SnapshotMeta:
     def filename(self) -> str:
         """Such as power-0.050-000000065536.safetensors."""
         return f"{self.profile.label}-{self.nimg:012d}.safetensors"
+
+    @property
+    def before_nimg(self) -> int:
+        """Images that the average's clock had counted before the run's first."""
+        return (self.base or {}).get("before_nimg", 0)
 
     @property
     def unit_roundoff(self) -> float:
@@ -125,7 +136,9 @@ def encode(
     mixed = set(formats.values()) - {_CODES[meta.dtype]}
     words = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION if mixed else _ONE_FORMAT),
+        "format_version": str(
+            FORMAT_VERSION if meta.before_nimg else _MIXED if mixed else _ONE_FORMAT
+        ),
         "profile": json.dumps(to_fields(meta.profile)),
         "nimg": str(int(meta.nimg)),
         "update_interval": str(int(meta.update_interval)),
@@ -134,6 +147,7 @@ def encode(
         "rounded": meta.rounded,
         "versions": json.dumps(dict(meta.versions)),
         "ancestry": json.dumps(meta.ancestry),
+        **({"base": json.dumps(meta.base)} if meta.base else {}),
         "chunk": str(chunk),
         "checksums": json.dumps(list(digests)),
     }
@@ -145,12 +159,12 @@ def refuse(words: dict[str, str]) -> str:
     if words.get("format") != FORMAT or container.CHECKSUM not in words:
         return "is not a snapshot of edm_jax: move it away."
     version = words.get("format_version", "")
-    if version in (str(_ONE_FORMAT), str(FORMAT_VERSION)):
+    if version in map(str, (_ONE_FORMAT, _MIXED, FORMAT_VERSION)):
         return ""
     found = f"has snapshot format {version[:20]}, but this edm_jax reads formats "
     newer = re.fullmatch(_WHOLE, version) and int(version) > FORMAT_VERSION
     advice = "update edm_jax" if newer else "read it with the edm_jax that wrote it"
-    return f"{found}{_ONE_FORMAT} and {FORMAT_VERSION}: {advice}."
+    return f"{found}{_ONE_FORMAT} to {FORMAT_VERSION}: {advice}."
 
 
 def parse(
@@ -168,8 +182,9 @@ def parse(
             rounded=words["rounded"],
             versions=_json(words, "versions", dict),
             ancestry=_json(words, "ancestry", dict, type(None)),
+            base=_json(words, "base", dict) if "base" in words else None,
         )
-        mixed = words["format_version"] == str(FORMAT_VERSION)
+        mixed = words["format_version"] != str(_ONE_FORMAT)
         known = {_CODES[meta.dtype], "F32"} if mixed else {_CODES[meta.dtype]}
         if not known >= set(header.formats.values()):
             raise ValueError("the formats of its arrays do not match its dtype")

@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,11 +110,15 @@ def from_files(
 ) -> Plan:
     """`make_plan` for snapshots on disk; only power functions are used.
 
+    Times are those of the run. The averages of a run that continues the clock of its
+    base's began earlier, so the solver counts from there, as targets with times of their
+    own do, such as windows.
+
     Raises:
         ValueError: as `make_plan`; or the snapshots come from different configs, are
             reconstructions, or hold the same profile at the same time twice.
     """
-    entries, hashes, names = [], {}, {}
+    entries, hashes, names, before = [], {}, {}, 0
     for snapshot in stored:
         profile, meta = snapshot.meta.profile, snapshot.meta
         if meta.ancestry is not None:
@@ -129,14 +134,18 @@ def from_files(
                     "time: move one of them to another directory."
                 )
             hashes.setdefault(meta.config_hash, snapshot.name)
-            entries.append((float(meta.nimg), profile, snapshot))
+            before = meta.before_nimg
+            entries.append((float(meta.nimg + before), profile, snapshot))
     if len(hashes) > 1:
         which = ", ".join(f"{h} of {name}" for h, name in sorted(hashes.items()))
         raise ValueError(
             f"The snapshots come from different configs ({which}): keep only those of "
             "one run in the directory."
         )
-    return make_plan(entries, targets, max_error, partial)
+    targets = [(nimg + before, profile) for nimg, profile in targets]
+    plan = make_plan(entries, targets, max_error, partial)
+    solutions = [replace(s, nimg=s.nimg - before) for s in plan.solutions]
+    return replace(plan, solutions=solutions) if before else plan
 
 
 def reconstruct(

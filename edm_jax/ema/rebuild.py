@@ -101,6 +101,7 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
             config_hash=first.meta.config_hash,
             dtype=request.dtype,
             ancestry=_ancestry(plan, k, left_out),
+            base=first.meta.base,
         )
         for k, solution in enumerate(plan.solutions)
     ]

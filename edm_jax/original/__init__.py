@@ -3,10 +3,12 @@
 Needs only NumPy, and runs no code from a file.
 """
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,16 @@ from edm_jax.original.mapping import OriginalNetwork, is_named, name_of
 from edm_jax.original.pickles import Refused
 from edm_jax.original.settings import Settings
 
-__all__ = ["Original", "OriginalNetwork", "Settings", "is_named", "load", "name_of"]
+__all__ = [
+    "Original",
+    "OriginalNetwork",
+    "Settings",
+    "find",
+    "is_named",
+    "load",
+    "name_of",
+]
+_SUFFIX = ".pkl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +84,21 @@ def load(path: str | os.PathLike[str]) -> Original:
     dtype = "float16" if half else "float32"
     name = os.fspath(path)
     return Original(name, found, latents, nimg, sigma_rel, dtype, tensors, places)
+
+
+def find(path: Path) -> list[Path]:
+    """Finds the pickles that a path names: one file, a pattern with *, or a directory."""
+    if path.is_dir():
+        return sorted(path.glob(f"*{_SUFFIX}"))
+    if path.suffix != _SUFFIX:
+        return []
+    if path.exists() or "*" not in path.name:
+        return [path]
+    # Only * is special; other pattern characters are literal.
+    pattern = glob.escape(path.name).replace("[*]", "*")
+    if not (found := sorted(path.parent.glob(pattern))):
+        raise FileNotFoundError(f"No file matches {path}.")
+    return found
 
 
 @contextmanager

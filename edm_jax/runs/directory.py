@@ -57,7 +57,8 @@ class RunDir:
     """One run's directory: created with its config, or opened again with the same one.
 
     `mirror` receives every record that is logged. `study` is the name and variant of the
-    run's study, if it is known; `learning_rate` is the result of a learning-rate finder.
+    run's study, if it is known; `learning_rate` is the result of a learning-rate finder;
+    `base` is what the weights start from.
 
     Args:
         path: The directory.
@@ -82,6 +83,7 @@ class RunDir:
         self.mirror: Callable[[dict[str, Any]], None] = lambda record: None
         self.study: dict[str, str] | None = None
         self.learning_rate: dict[str, Any] | None = None
+        self.base: dict[str, Any] | None = None
         self._writing = writing
         self._warned = False
         self._status = {"state": "queued", "stage": "train"} | self._read_status()
@@ -248,7 +250,11 @@ class RunDir:
         starts = [*before.get("starts", []), start]
         found |= {"start_time": starts[0]["time"], "starts": starts}
         found["study"] = self.study or before.get("study")
-        origin = {"learning_rate": self.learning_rate, "branch": None}
+        origin = {
+            "learning_rate": self.learning_rate,
+            "branch": None,
+            "base": self.base,
+        }
         for name, new in origin.items():
             if value := new or before.get(name):
                 found[name] = value

@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 9
+SCHEMA = 10
 # {version: {field that it added: the value that older runs had}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -42,6 +42,7 @@ _ADDED = {
         "data.reader[tfds].label": "",
     },
     9: {"training.shards": 0},
+    10: {"training.start.name": "scratch"},
 }
 
 

@@ -17,6 +17,7 @@ from edm_jax.ema import snapshots
 from edm_jax.optim import chain
 from edm_jax.runs import directory
 from edm_jax.runs.directory import RunDir
+from edm_jax.train import bases
 from edm_jax.train.config import RunConfig
 from edm_jax.train.trainer import abstract_state
 
@@ -127,7 +128,7 @@ def _copy(path: Path, config: RunConfig, run: RunDir, step: int) -> None:
     directory.write_json(path / "status.json", status)
     origin = {"run": str(run.path.absolute()), "nimg": nimg}
     directory.write_json(path / "provenance.json", {"branch": origin})
-    for name in ("changes.json", "config.json"):
+    for name in (bases.RECORD, "changes.json", "config.json"):
         if (run.path / name).exists():
             shutil.copyfile(run.path / name, path / name)
 

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from edm_jax import fields
+from edm_jax import fields, menu
 from edm_jax.data.augment import Edm
 from edm_jax.data.config import DataConfig
 from edm_jax.diffusion.denoiser import LossConfig
@@ -17,12 +17,14 @@ from edm_jax.models.build import Model, build
 from edm_jax.models.ops import NetworkConfig
 from edm_jax.optim.chain import OptimizerConfig
 from edm_jax.optim.plateau import Plateau
+from edm_jax.train.starts import STARTS, Start, Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Settings):
     """A config's `training` fields: duration, when to record what, and how to execute."""
 
+    start: Annotated[Start, menu.Entry(STARTS)]
     duration_mimg: Positive
     snapshot_mimg: Bound
     snapshot_dir: str
@@ -99,6 +101,11 @@ class RunConfig(Settings):
             yield (
                 f"training.microbatches={training.microbatches} does not divide "
                 f"optimizer.batch_size={opt.batch_size}."
+            )
+        if isinstance(training.start, Weights) and not training.start.source:
+            yield (
+                "training.start.source is empty: name a run, a snapshot of one, or a "
+                "snapshot of the original code."
             )
         if self._nimg < opt.batch_size:
             yield (

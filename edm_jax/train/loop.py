@@ -22,7 +22,7 @@ from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.optim.timing import Run
 from edm_jax.runs.directory import RunDir
 from edm_jax.runs.provenance import utc_now
-from edm_jax.train import hosts
+from edm_jax.train import bases, hosts
 from edm_jax.train.checkpoint import Checkpoints
 from edm_jax.train.config import RunConfig
 from edm_jax.train.diagnosis import Diagnosis
@@ -52,6 +52,7 @@ def train(
     open_mirrors: Callable[[int], Mirrors] | None = None,
     profile_steps: int = 0,
     allow_data: bool = False,
+    allow_base: bool = False,
 ) -> None:
     """Trains to the config's duration, resuming from the last checkpoint.
 
@@ -65,15 +66,21 @@ def train(
         open_mirrors: opens mirrors of the metrics, given the images trained so far.
         profile_steps: the number of steps to trace into RUN/profile.
         allow_data: whether the data set may have changed since the run started.
+        allow_base: the same of the weights that it started from.
 
     Raises:
-        ValueError: the checkpoint or the data set does not fit the config.
+        ValueError: the checkpoint, the data set or the base does not fit the config.
         OSError: the disk is full or failing.
         Preempted: a signal arrived; the same command resumes the run.
         Nonfinite: a gradient was not finite, and the config says to stop.
     """
     data.prepare(config.data)
-    trainer = make_trainer(config)
+    base = bases.settle(config, run.path, hosts.is_first(), allow_base)
+    if base is None:
+        trainer = make_trainer(config)
+    else:
+        run.base = base.provenance
+        trainer = make_trainer(config, None, base.before_nimg)
     training, batch_size = config.training, config.optimizer.batch_size
     total = config.total_steps
     run.set_status(
@@ -95,7 +102,7 @@ def train(
         contextlib.ExitStack() as stack,
     ):
         loop = _Loop(trainer, run, checkpoints, on_progress)
-        state, start = loop.restore(allow_data)
+        state, start = loop.restore(allow_data, base)
         if open_mirrors is not None and hosts.is_first():
             mirrors = open_mirrors(start * batch_size)
             run.mirror = stack.enter_context(contextlib.closing(mirrors)).write
@@ -162,12 +169,14 @@ class _Loop:
         train_loss = diffusion.make_loss(self.trainer.denoiser, loss.P_mean, loss.P_std)
         return Sharpness(train_loss, batch, iterations)
 
-    def restore(self, allow_data: bool) -> tuple[TrainState, int]:
+    def restore(
+        self, allow_data: bool, base: bases.Base | None
+    ) -> tuple[TrainState, int]:
         """The state to resume from and its step."""
         form = self.trainer.step
         found = self.checkpoints.restore(form.abstract(self.trainer.shapes))
         if found is None:
-            return self.trainer.initial_state(), 0
+            return self.trainer.initial_state(base), 0
         step, state, extra = found
         if extra["data"] != self.fingerprint and not allow_data:
             raise ValueError(
@@ -371,6 +380,7 @@ class _Loop:
                 update_interval=self.config.ema.update_every * self.batch_size,
                 config_hash=self.run_dir.config_hash,
                 dtype=self.config.ema.snapshot_dtype,
+                base=self.run_dir.base,
             )
             place, gather = self.run_dir.snapshots, averaging.gather
             snapshots.write(place, average, meta, gather, hosts.is_first())

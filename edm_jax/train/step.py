@@ -32,25 +32,34 @@ class TrainState(NamedTuple):
     emas: dict[str, Params]  # one average of the parameters for each profile
 
 
-def power_ema_weight(gamma: float, every: int = 1) -> EmaWeight:
+def power_ema_weight(gamma: float, every: int = 1, before: float = 0.0) -> EmaWeight:
     """1 - beta of the power-function EMA, `averaging.traced_power_weight`, in steps.
 
-    The profile does not depend on the number of steps between updates.
+    The profile does not depend on the number of steps between updates. `before` is what
+    its clock had counted before the first step, of an average that is continued.
     """
 
     def weight(since: jax.Array, step: jax.Array) -> jax.Array:
-        return averaging.traced_power_weight(since, step + 1, gamma)
+        now = step + 1 + before if before else step + 1
+        return averaging.traced_power_weight(since, now, gamma)
 
     return _when_due(weight, every)
 
 
 def traditional_ema_weight(
-    halflife_nimg: float, rampup: float, batch_size: int, every: int = 1
+    halflife_nimg: float,
+    rampup: float,
+    batch_size: int,
+    every: int = 1,
+    before: float = 0.0,
 ) -> EmaWeight:
-    """1 - beta of an exponential EMA, `averaging.traced_traditional_weight`."""
+    """1 - beta of an exponential EMA, `averaging.traced_traditional_weight`.
+
+    `before` is as of `power_ema_weight`, in steps.
+    """
 
     def weight(since: jax.Array, step: jax.Array) -> jax.Array:
-        nimg = step.astype(jnp.float32) * batch_size
+        nimg = (step.astype(jnp.float32) + before) * batch_size
         return averaging.traced_traditional_weight(
             since * batch_size, nimg, halflife_nimg, rampup
         )
@@ -69,10 +78,18 @@ def _when_due(weight: Callable[[Any, Any], jax.Array], every: int) -> EmaWeight:
 
 
 def init_state(
-    params: Params, tx: optax.GradientTransformation, emas: Mapping[str, Any], seed: int
+    params: Params,
+    tx: optax.GradientTransformation,
+    emas: Mapping[str, Any],
+    seed: int,
+    continued: Mapping[str, Params] | None = None,
 ) -> TrainState:
-    """The state before the first step; every average starts at the parameters."""
+    """The state before the first step.
+
+    Every average starts at the parameters, unless those to continue are given.
+    """
     averages = {name: jax.tree.map(jnp.array, params) for name in emas}
+    averages = dict(continued or averages)
     key = jax.random.PRNGKey(seed)
     return TrainState(jnp.zeros((), jnp.int32), key, params, tx.init(params), averages)
 

@@ -12,7 +12,7 @@ from edm_jax import diffusion, ema, platform
 from edm_jax.models.effective import effective
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain, weight_norm
-from edm_jax.train import parallel
+from edm_jax.train import bases, parallel
 from edm_jax.train import step as train_step
 from edm_jax.train.config import RunConfig
 from edm_jax.train.step import Batch, TrainState
@@ -47,24 +47,38 @@ class Trainer:
             return self.step.global_arrays(state.emas)
         return self.current_averages(self.step.global_arrays(state))
 
-    def initial_state(self) -> TrainState:
-        """The state before the first step, on the devices."""
+    def initial_state(self, base: bases.Base | None = None) -> TrainState:
+        """The state before the first step, on the devices.
+
+        Args:
+            base: what it starts from, if that is known; it is found otherwise.
+        """
         opt, seed = self.config.optimizer, self.config.seed
+        tx = chain.make_optimizer(opt, self.config.training.duration_mimg)
+        if base := base or bases.begin(self.config):
+            return self.step.build(
+                lambda begun: train_step.init_state(
+                    begun[0], tx, self.profiles, seed, begun[1]
+                ),
+                base.initial(seed),
+            )
         params = self.denoiser.model.init(seed)
         if opt.forced_weight_norm:
             params = jax.tree.map(np.asarray, weight_norm.project(params))
-        tx = chain.make_optimizer(opt, self.config.training.duration_mimg)
         return self.step.build(
             lambda p: train_step.init_state(p, tx, self.profiles, seed), params
         )
 
 
-def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer:
+def make_trainer(
+    config: RunConfig, devices: list[Any] | None = None, before_nimg: int = 0
+) -> Trainer:
     """Assembles a run, after preparing the process for JAX on a CPU (`platform.prepare`).
 
     Args:
         config: the run's config.
         devices: the devices to use; by default all.
+        before_nimg: images on the clock of the averages before the run, `Base.before_nimg`.
 
     Raises:
         ValueError: the batch does not divide over the devices.
@@ -82,7 +96,8 @@ def make_trainer(config: RunConfig, devices: list[Any] | None = None) -> Trainer
         )
     denoiser = diffusion.Denoiser(config.model, loss.sigma_data)
     profiles = config.ema.profiles()
-    weights = {name: _weight(profile, config) for name, profile in profiles.items()}
+    before = before_nimg / opt.batch_size
+    weights = {n: _weight(profile, config, before) for n, profile in profiles.items()}
     trained, kernels = denoiser, None
     if training.sharding == "full":
         kernels = effective(config.model)
@@ -126,10 +141,14 @@ def abstract_batch(config: RunConfig) -> Batch:
     }
 
 
-def _weight(profile: Profile, config: RunConfig) -> train_step.EmaWeight:
+def _weight(profile: Profile, config: RunConfig, before: float) -> train_step.EmaWeight:
     every = config.ema.update_every
     if isinstance(profile, ema.PowerProfile):
-        return train_step.power_ema_weight(profile.gamma, every)
+        return train_step.power_ema_weight(profile.gamma, every, before)
     return train_step.traditional_ema_weight(
-        profile.halflife_mimg * 1e6, profile.rampup, config.optimizer.batch_size, every
+        profile.halflife_mimg * 1e6,
+        profile.rampup,
+        config.optimizer.batch_size,
+        every,
+        before,
     )

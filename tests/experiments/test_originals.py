@@ -247,7 +247,7 @@ def test_a_path_is_a_path_and_a_star_a_pattern(tmp_path, name, found):
     directory.mkdir()
     for each in ("a[1]-x.pkl", "a1-x.pkl"):
         (directory / each).write_bytes(b"")
-    names = [path.name for path in originals.find(directory / name)]
+    names = [path.name for path in original.find(directory / name)]
     assert names == (found or ["a1-x.pkl", "a[1]-x.pkl"])
 
 
