@@ -58,11 +58,11 @@ def version_4(fields):
 def version_6(fields):
     """Removes the fields that version 7 added."""
     del fields["training"]["evaluate_mimg"]
-    return version_8(fields)
+    return version_9(fields)
 
 
-def version_8(fields):
-    """Removes the fields that version 9 added."""
+def version_9(fields):
+    """Removes the fields that version 10 added."""
     del fields["training"]["start"]
     return fields
 
