@@ -112,7 +112,7 @@ class ArrayRows:
     ):
         self._path, self._images, self._chosen = path, images, chosen
         self.labels = np.asarray(labels)[chosen].astype(np.int64)
-        self.shape = images.shape[1:]
+        self.shape, self.dtype = images.shape[1:], images.dtype
         self.image_bytes = images[0].nbytes
         self.skipped: list[str] = []
 

@@ -103,6 +103,16 @@ class Original(Settings):
         self, data: "DataConfig", split: str, num_classes: int | None
     ) -> "FileRows":
         """Opens a split."""
+        return self.opened(data, split, num_classes)
+
+    def opened(
+        self,
+        data: "DataConfig",
+        split: str,
+        num_classes: int | None,
+        as_stored: bool = False,
+    ) -> "FileRows":
+        """Opens a split; `as_stored`: means and deviations (H, W, 8) are not drawn from."""
         found = _opened(data, _STORED)
         names = map(bytes, found.names)
         chosen = shares.select(names, split, self.heldout, found.path)
@@ -112,6 +122,7 @@ class Original(Settings):
         if numbers is None:
             numbers = np.full(len(found.names), labels.UNLABELLED, np.int32)
         shape, dtype, is_moments = _form(found, chosen, data.on_bad)
+        draws = is_moments and not as_stored
 
         def example(
             name: bytes, encoded: bytes, draw: Callable[[], np.random.Generator]
@@ -120,13 +131,12 @@ class Original(Settings):
                 return images.decode(encoded, shape, dtype)
             array = _array(encoded)
             _check_form(array, shape, dtype, is_moments)
-            if is_moments:
-                noise = draw().standard_normal(array[:4].shape, dtype=np.float32)
-                array = array[:4] + array[4:] * noise
-            return array.transpose(1, 2, 0)
+            image = array.transpose(1, 2, 0)
+            return shares.latents(image, draw()) if draws else image
 
-        rows = FileRows(found, chosen, numbers, shape, dtype, example)
-        rows.draws = is_moments
+        whole = (*shape[:2], 8) if is_moments and as_stored else shape
+        rows = FileRows(found, chosen, numbers, whole, dtype, example)
+        rows.draws = draws
         rows.check_labels(num_classes, None, data.on_bad)
         return rows
 
@@ -146,8 +156,8 @@ class FileRows:
         decode: Callable[..., np.ndarray],
     ):
         self._members, self._chosen, self._labels = found, chosen, numbers[chosen]
-        self.shape, self._dtype, self._decode = shape, np.dtype(dtype), decode
-        self.image_bytes = math.prod(shape) * self._dtype.itemsize
+        self.shape, self.dtype, self._decode = shape, np.dtype(dtype), decode
+        self.image_bytes = math.prod(shape) * self.dtype.itemsize
         self.draws = False
         self.skipped: list[str] = []
         self.classes: list[str] | None = None
@@ -217,7 +227,7 @@ class FileRows:
             ValueError: a file is damaged, or of another form than the others.
             OSError: a file cannot be read.
         """
-        image = np.empty((len(rows), *self.shape), self._dtype)
+        image = np.empty((len(rows), *self.shape), self.dtype)
         for i, row in enumerate(rows.tolist()):
             member = int(self._chosen[row])
             key = None if keys is None else keys[i]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
     from edm_jax.data.readers import Tfds
 
+MOMENTS = "moments"  # the feature of a VAE's means and deviations
 _PART = 1024  # labels that are read at a time
 _UNLABELLED = "set network.num_classes=0 to train without labels."
 
@@ -50,9 +51,12 @@ class Split:
         self._name, self._path, self._split = data.name, builder.data_path, split
         self._num_classes = num_classes
         self._reader, self._builder = reader, builder
-        self.draws = bool(reader.resolution) and reader.fit == "random"
         features = builder.info.features
         self._image = self._image_of(features)
+        # Means and deviations of latents, as conversion.py stores them.
+        self._is_moments = self._image == MOMENTS and features[MOMENTS].shape[2] == 8
+        crops = bool(reader.resolution) and reader.fit == "random"
+        self.draws = self._is_moments or crops
         self._feature = features[self._image]
         self._encoded = isinstance(self._feature, tfds.features.Image)
         self._label = self._label_of(features) if num_classes != 0 else ""
@@ -95,6 +99,8 @@ class Split:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: height, width, channels."""
+        if self._is_moments:
+            return (*self._feature.shape[:2], 4)
         return self._reader.shape if self._reader.resolution else self._feature.shape
 
     @property
@@ -169,7 +175,7 @@ class Split:
                 return images.decode(stored, self.shape, self._feature.np_dtype)
             if reader.resolution:
                 return reader.fitted(pictures.of_array(stored, reader.channels), draw)
-            return stored
+            return shares.latents(stored, draw()) if self._is_moments else stored
         except ValueError as error:
             raise ValueError(f"{self._place(row)} {error}") from None
 
@@ -185,6 +191,8 @@ class Split:
         import tensorflow_datasets as tfds
 
         name = self._reader.image or "image"
+        if not self._reader.image and name not in features and MOMENTS in features:
+            name = MOMENTS
         if not self._reader.image and name not in features:
             able = sorted(n for n, f in features.items() if _is_image(f))
             # Masks, not pictures, unless there is nothing else.
@@ -206,7 +214,7 @@ class Split:
             )
         feature = features[name]
         if self._reader.resolution:
-            if np.dtype(feature.np_dtype) != np.uint8:
+            if name == MOMENTS or np.dtype(feature.np_dtype) != np.uint8:
                 raise ValueError(
                     f"data set {self._name!r}: data.reader.resolution makes 8-bit images "
                     f"square, and {name!r} is {feature.np_dtype}; set it to 0."

@@ -56,3 +56,17 @@ def generator(key: np.ndarray | None, row: int) -> np.random.Generator:
     if key is None:
         key = np.array([2**64 - 1, row], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
+
+
+def latents(moments: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Draws latents (H, W, C) float32, m + s n with n ~ N(0, 1)  (EDM2, App. A.1).
+
+    Args:
+        moments: (H, W, 2 C), means m and standard deviations s.
+        draw: the random numbers of this use of it.
+    """
+    channels = moments.shape[-1] // 2
+    # Channels first, as the original's files are.
+    shape = (channels, *moments.shape[:2])
+    noise = draw.standard_normal(shape, dtype=np.float32).transpose(1, 2, 0)
+    return moments[..., :channels] + moments[..., channels:] * noise

@@ -13,6 +13,7 @@ from edm_jax import files
 if TYPE_CHECKING:
     from edm_jax.data.config import DataConfig
 
+RECORD = "prepared.json"  # what conversion.py made a data set of
 _ACCEPTED = (
     "The reader tfds reads TFDS data sets. data.name takes the name of one ('digits', "
     "'my_data:1.0.0') or the directory of a prepared one, where its dataset_info.json "
@@ -64,10 +65,18 @@ def prepare(data: "DataConfig") -> None:
 
 
 def fingerprint(data: "DataConfig") -> dict[str, Any]:
-    """What tells one prepared data set from another: version, sizes, bytes."""
-    info = open_builder(data).info
+    """What tells one prepared data set from another: version, sizes, bytes.
+
+    Of what `conversion` made, also the fingerprint of the contents.
+    """
+    builder = open_builder(data)
+    info = builder.info
     sizes = {name: split.num_examples for name, split in sorted(info.splits.items())}
-    return {"name": info.full_name, "examples": sizes, "bytes": info.dataset_size}
+    found = {"name": info.full_name, "examples": sizes, "bytes": info.dataset_size}
+    record = Path(builder.data_path) / RECORD
+    if "://" not in str(builder.data_path) and record.exists():
+        found["contents"] = files.read_json(record).get("contents")
+    return found
 
 
 def open_builder(data: "DataConfig") -> Any:
