@@ -155,7 +155,7 @@ def _made_of_guide(
 
 
 def _labels(
-    text: str, seeds: list[int], num_classes: int, trained: tuple[int, ...]
+    text: str, seeds: list[int], num_classes: int, trained: tuple[int, ...] = ()
 ) -> dict[int, int]:
     """The class of each seed, by default of those that were trained."""
     if text == "random":

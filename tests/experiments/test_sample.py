@@ -138,6 +138,12 @@ def test_classes_are_the_seeds_one_several_in_turn_or_drawn():
     drawn = labels("random", list(range(500)))
     assert np.bincount(drawn, minlength=10).min() > 25
     assert labels("random", [499, 3]) == [drawn[499], drawn[3]]
+    # Of those that the network was trained on.
+    kept = (
+        sample._labels("", [0, 1, 2], 10, (8, 3)),
+        sample._labels("random", list(range(50)), 10, (8, 3)),
+    )
+    assert list(kept[0].values()) == [8, 3, 8] and set(kept[1].values()) == {8, 3}
 
 
 @pytest.mark.slow
