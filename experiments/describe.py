@@ -23,7 +23,7 @@ import jax
 import rich.console
 
 import configs
-from edm_jax import files, menu
+from edm_jax import ema, files, menu
 from edm_jax.cost import advice, chips, disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.diffusion.presets import PRESETS
@@ -178,6 +178,7 @@ def describe_menus(name: str) -> str:
     menus["column"] = "compare.py --columns", COLUMNS
     menus["preset"] = "sample.py --preset", PRESETS
     menus["backend"] = "launch.py --backend", BACKENDS
+    menus["profile"] = "reconstruct.py --profile", ema.PROFILES
     if name not in (*menus, "all"):
         listed, near = ", ".join(menus), menu.suggest(name, menus)
         raise ValueError(

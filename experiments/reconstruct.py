@@ -3,21 +3,19 @@
     python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --sigma_rel=0.06,0.15
     python experiments/reconstruct.py --run=gs://bucket/run --sigma_rel=0.02,0.03,...,0.25
     python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=halflife:0.002
+    python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=2*power:.05-power:.1
 
 One pass over the snapshots makes all targets. Each is a safetensors file that lists its
 inputs. After Ctrl-C or a kill the same command resumes, losing a few seconds of work.
 Prints the errors of each target: `fit` is the relative error of its profile, `rounding`
-the expected error from the snapshots' number format, relative to a unit weight. Leaves
-out, and names, damaged snapshots and targets that the snapshots cannot express. The exit
+the expected error from the snapshots' number format, relative to a unit weight. Its mean
+age and width compare profiles of different kinds. Leaves out, and names, damaged snapshots and targets that the snapshots cannot express. The exit
 status is 0 if at least one target was made, else 2.
 """
 
 import argparse
-import csv
-import io
 import math
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -26,15 +24,15 @@ from etils import epath
 
 from edm_jax import ema, files
 from edm_jax.ema import rebuild, snapshots
-from edm_jax.files import human
+from edm_jax.files import human, user_path
 from experiments import cli
 
-_NUMBER = r"\d*\.?\d+(?:[eE][+-]?\d+)?"
-PROFILES = """a profile other than a power function; may be given several times:
-halflife:MIMG[,RAMPUP] (traditional, in millions of images; RAMPUP 0.05, inf for none),
-uniform:FROM[-TO] (in images), decay:cosine|linear|wsd[:FRACTION] (stands for a decay of
-the rate over the last FRACTION of the time; default 1, and 0.2 for wsd, which is linear),
-table:FILE.csv (rows nimg,weight), function:FILE.py:NAME (array of nimg -> weights)"""
+PROFILES = (
+    "a profile, or a sum of several; may be given several times: "
+    + ", ".join(each.form for each in ema.PROFILES.values())
+    + ", A*PROFILE+B*PROFILE. Times are in images, MIMG in millions of them; see "
+    "describe.py --menu=profile"
+)
 
 
 def main() -> None:
@@ -51,6 +49,8 @@ def main() -> None:
     job = rebuild.prepare(stored, request)
     for reason in (*job.left_out, *job.plan.refused):
         cli.say(f"Left out: {reason}", sys.stderr)
+    if options.draw:
+        _draw(job, options.draw)
     if options.dry_run:
         _print_plan(job, out)
         return
@@ -113,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         help="refuse a damaged snapshot instead of leaving it out",
     )
     parser.add_argument(
+        "--draw",
+        type=user_path,
+        metavar="FILE.png",
+        help="draw the profiles and what the snapshots make of them",
+    )
+    parser.add_argument(
         "--dry_run", action="store_true", help="print the plan and write nothing"
     )
     return parser
@@ -139,66 +145,23 @@ def _whole(nimg: float) -> int:
 
 def parse_profile(text: str) -> ema.AnyProfile:
     """Parses a --profile; raises ValueError, which states the right form."""
-    kind, _, rest = text.partition(":")
     try:
-        if kind == "halflife":
-            numbers = re.fullmatch(rf"({_NUMBER})(?:,({_NUMBER}|inf))?", rest)
-            if numbers is None:
-                raise ValueError("write halflife:MIMG or halflife:MIMG,RAMPUP.")
-            return ema.TraditionalProfile(*(float(n) for n in numbers.groups() if n))
-        if kind == "uniform":
-            numbers = re.fullmatch(rf"({_NUMBER})(?:-({_NUMBER})?)?", rest)
-            if numbers is None:
-                raise ValueError("write uniform:FROM or uniform:FROM-TO, in images.")
-            start, stop = numbers.groups()
-            return ema.UniformProfile(float(start), float(stop) if stop else None)
-        if kind == "decay":
-            return _parse_decay(rest)
-        if kind == "table":
-            return _load_table(os.path.expanduser(rest))
-        if kind == "function":
-            return _load_function(os.path.expanduser(rest))
+        return ema.parse_profile(text)
     except ValueError as error:
         raise ValueError(f"--profile={text!r}: {error}") from error
-    raise ValueError(
-        f"--profile={text!r}: write halflife:MIMG, uniform:FROM-TO, decay:SHAPE, "
-        "table:FILE.csv or function:FILE.py:NAME."
-    )
 
 
-def _parse_decay(text: str) -> ema.DecayProfile:
-    found = re.fullmatch(rf"(cosine|linear|wsd)(?::({_NUMBER}))?", text)
-    if found is None:
-        raise ValueError("write decay:cosine, decay:linear or decay:wsd[:FRACTION].")
-    shape, fraction = found.groups()
-    # Warmup-stable-decay is constant up to a linear tail (arXiv 2405.18392).
-    usual = 0.2 if shape == "wsd" else 1.0
-    shape = "linear" if shape == "wsd" else shape
-    return ema.DecayProfile(shape, float(fraction) if fraction else usual)
+def _draw(job: rebuild.Job, path: Path) -> None:
+    """Draws the profiles of a plan's targets, and what the snapshots make of them."""
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in ("png", "pdf", "svg"):
+        raise ValueError(f"--draw={path}: end the name in .png, .pdf or .svg.")
+    from edm_jax import report  # here: figures take long to import
 
-
-def _load_table(file: str) -> ema.TableProfile:
-    if not Path(file).is_file():
-        raise ValueError(f"there is no file {file!r}.")
-    try:
-        text = files.read_bytes(file).decode()
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-        nimg, weight = zip(*[map(float, row) for row in rows], strict=True)
-    except files.Damaged:
-        raise
-    except (ValueError, csv.Error):
-        raise ValueError(f"the rows of {file} must be pairs nimg,weight.") from None
-    return ema.TableProfile(nimg, weight)
-
-
-def _load_function(text: str) -> ema.FunctionProfile:
-    file, _, name = text.rpartition(":")
-    if not Path(file).is_file():
-        raise ValueError(f"write function:FILE.py:NAME; there is no file {file!r}.")
-    function = files.run_python(file).get(name)
-    if not callable(function):
-        raise files.Damaged(file, f"has no function {name!r}.")
-    return ema.FunctionProfile(name, function)
+    stored = [(s.meta.nimg, s.meta.profile) for s in job.plan.sources]
+    drawing = report.draw_profiles(stored, job.plan.solutions, job.plan.coefficients)
+    files.write_bytes(path, drawing.render(suffix))
+    cli.say(f"Drawn: {path}")
 
 
 def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
@@ -220,9 +183,14 @@ def _print_plan(job: rebuild.Job, out: epath.Path) -> None:
 
 
 def _errors(solution: ema.Solution) -> str:
+    nimg, moments = solution.nimg, solution.profile.moments(solution.nimg)
+    width = "none"
+    if not math.isnan(moments.width):
+        width = f"{moments.width * nimg:,.0f} ({moments.width:.4f})"
     return (
         f"fit {solution.fit_error:.1e}, rounding {solution.rounding_error:.1e}, "
-        f"sum |x| {solution.sum_abs:.3g}"
+        f"sum |x| {solution.sum_abs:.3g}; mean age {moments.mean_age * nimg:,.0f} images "
+        f"({moments.mean_age:.4f} of all), width {width}"
     )
 
 

@@ -64,7 +64,10 @@ def imports(path, top=False):
 # Inside `ema`, each file imports from those before it only.
 EMA_ORDER = [
     "power",
+    "quadrature",
     "profiles",
+    "given",
+    "grammar",
     "container",
     "meta",
     "config",
@@ -89,6 +92,7 @@ REPORT_ORDER = [
         "sweep_figures",
         "toy_figure",
         "guided_figure",
+        "profile_figure",
     ),
     *("embedded", "introduction", "results", "records", "grids", "page", "data_page"),
     "__init__",

@@ -13,6 +13,9 @@ from edm_jax.ema.averaging import (
     restore,
     traditional_weight,
 )
+from edm_jax.ema.given import FunctionProfile, TableProfile
+from edm_jax.ema.grammar import PROFILES, AnyProfile, MixedProfile
+from edm_jax.ema.grammar import parse as parse_profile
 from edm_jax.ema.posthoc import (
     MAX_ERROR,
     Reconstruction,
@@ -26,14 +29,13 @@ from edm_jax.ema.power import (
     sigma_rel_from_gamma,
 )
 from edm_jax.ema.profiles import (
-    AnyProfile,
     DecayProfile,
-    FunctionProfile,
+    LatestProfile,
     PowerProfile,
-    TableProfile,
     TraditionalProfile,
     UniformProfile,
 )
+from edm_jax.ema.quadrature import Moments
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, list_snapshots
 from edm_jax.ema.snapshots import read as read_snapshot
 from edm_jax.ema.snapshots import write as write_snapshot
@@ -42,6 +44,7 @@ from edm_jax.files import Damaged
 
 __all__ = [
     "MAX_ERROR",
+    "PROFILES",
     "RMS_ROUNDING",
     "SIGMA_REL_LIMIT",
     "AnyProfile",
@@ -50,6 +53,9 @@ __all__ = [
     "Damaged",
     "DecayProfile",
     "FunctionProfile",
+    "LatestProfile",
+    "MixedProfile",
+    "Moments",
     "PowerProfile",
     "Reconstruction",
     "Snapshot",
@@ -62,6 +68,7 @@ __all__ = [
     "gather",
     "inner_product",
     "list_snapshots",
+    "parse_profile",
     "power_weight",
     "read_snapshot",
     "reconstruct",

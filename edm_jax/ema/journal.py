@@ -16,8 +16,8 @@ from etils import epath
 from edm_jax import files
 from edm_jax.ema import snapshots
 from edm_jax.ema.container import partial_path
+from edm_jax.ema.grammar import to_fields
 from edm_jax.ema.meta import SnapshotMeta
-from edm_jax.ema.profiles import to_fields
 from edm_jax.ema.snapshots import Writer
 
 

@@ -16,7 +16,7 @@ from etils import epath
 from edm_jax import tree
 from edm_jax.ema import container
 from edm_jax.ema.container import Header, Table
-from edm_jax.ema.profiles import AnyProfile, from_fields, to_fields
+from edm_jax.ema.grammar import AnyProfile, from_fields, to_fields
 from edm_jax.files import Damaged, json_kind, parse_json
 
 FORMAT = "edm_jax.snapshot"

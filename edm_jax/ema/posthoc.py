@@ -15,7 +15,8 @@ import numpy as np
 
 from edm_jax.ema import snapshots, solver
 from edm_jax.ema.combine import FLOAT32, OnProgress, Plan, Source, Tree, combine
-from edm_jax.ema.profiles import AnyProfile, PowerProfile, decimal
+from edm_jax.ema.grammar import AnyProfile
+from edm_jax.ema.profiles import PowerProfile, decimal
 from edm_jax.ema.snapshots import Params, Snapshot
 from edm_jax.ema.solver import Solution
 from edm_jax.files import PathLike

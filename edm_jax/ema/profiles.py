@@ -6,25 +6,33 @@ is used consistently.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
-import typing
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
+from edm_jax.ema import quadrature
 from edm_jax.ema.power import SIGMA_REL_SHORTEST, gamma_from_sigma_rel
+from edm_jax.ema.quadrature import Moments
+
+NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 class Profile:
     """A density over (0, t]: the weight that an average at time t gives to each moment.
 
-    Subclasses are frozen dataclasses.
+    Subclasses are frozen dataclasses, entries of `grammar.PROFILES`.
     """
 
     kind: ClassVar[str]
+    form: ClassVar[str]  # how a command names it
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        """Reads what follows the entry's name and colon; raises ValueError."""
+        raise NotImplementedError
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Weight per image at time t of the weights at time τ, up to a factor."""
@@ -39,6 +47,10 @@ class Profile:
         """The weight that an average at time t gives to the initial weights, at time 0."""
         del t
         return 0.0
+
+    def moments(self, t: float) -> Moments:
+        """Its mass, mean age and width at time t, the last two as fractions of t."""
+        return quadrature.moments(self, t)
 
     @property
     def label(self) -> str:
@@ -56,6 +68,11 @@ class PowerProfile(Profile):
 
     sigma_rel: float
     kind: ClassVar[str] = "power"
+    form: ClassVar[str] = "power:SIGMA_REL"
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        return cls(*_numbers(rf"({NUMBER})", words, cls.form))
 
     def __post_init__(self) -> None:
         if 0 < self.sigma_rel < SIGMA_REL_SHORTEST:
@@ -77,6 +94,10 @@ class PowerProfile(Profile):
         gamma = self.gamma
         return np.where(inside, (gamma + 1) / t * np.clip(age, 0, 1) ** gamma, 0.0)
 
+    def moments(self, t: float) -> Moments:
+        del t
+        return Moments(1.0, 1 / (self.gamma + 2), self.sigma_rel)
+
     @property
     def label(self) -> str:
         return f"power-{decimal(self.sigma_rel)}"
@@ -97,6 +118,12 @@ class TraditionalProfile(Profile):
     halflife_mimg: float
     rampup: float = 0.05
     kind: ClassVar[str] = "traditional"
+    form: ClassVar[str] = "halflife:MIMG[,RAMPUP]"
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        pattern = rf"({NUMBER})(?:,({NUMBER}|inf))?"
+        return cls(*_numbers(pattern, words, cls.form))
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.halflife_mimg) and self.halflife_mimg > 0):
@@ -148,6 +175,8 @@ class TraditionalProfile(Profile):
 class UniformProfile(Profile):
     """Uniform average over (start_nimg, stop_nimg]; None is the time of the average.
 
+    From a fixed image on, it is stochastic weight averaging (SWA, arXiv 1803.05407).
+
     Raises:
         ValueError: the window is empty or starts before 0.
     """
@@ -155,6 +184,12 @@ class UniformProfile(Profile):
     start_nimg: float
     stop_nimg: float | None = None
     kind: ClassVar[str] = "uniform"
+    form: ClassVar[str] = "uniform:FROM[-TO]"
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        pattern = rf"({NUMBER})(?:-({NUMBER})?)?"
+        return cls(*_numbers(pattern, words, cls.form))
 
     def __post_init__(self) -> None:
         stop = math.inf if self.stop_nimg is None else self.stop_nimg
@@ -189,95 +224,44 @@ class UniformProfile(Profile):
 
 
 @dataclasses.dataclass(frozen=True)
-class TableProfile(Profile):
-    """Piecewise linear weights through points (nimg, weight), zero outside them.
+class LatestProfile(Profile):
+    """Uniform average of the last last_nimg images, or of all where there are fewer.
 
-    Only the ratios of the weights matter.
+    LAWA (arXiv 2209.14981) averages the last k checkpoints: where these are E images
+    apart they stand for the last k·E images.
 
     Raises:
-        ValueError: nimg does not rise from 0 or more, or the weights are not finite, are
-            negative, or are all zero.
+        ValueError: last_nimg is not positive and finite.
     """
 
-    nimg: tuple[float, ...]
-    weight: tuple[float, ...]
-    kind: ClassVar[str] = "table"
+    last_nimg: float
+    kind: ClassVar[str] = "lawa"
+    form: ClassVar[str] = "lawa:LAST"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nimg", tuple(map(float, self.nimg)))
-        object.__setattr__(self, "weight", tuple(map(float, self.weight)))
-        x, w = np.array(self.nimg), np.array(self.weight)
-        if len(x) < 2 or len(x) != len(w):
+        if not 0 < self.last_nimg < math.inf:
             raise ValueError(
-                "A table of weights needs two points (nimg, weight) or more."
+                f"The last {self.last_nimg} images: choose a finite number above 0."
             )
-        if not (np.isfinite(x).all() and x[0] >= 0 and (np.diff(x) > 0).all()):
-            raise ValueError(
-                "A table's nimg must be 0 or more, and rise from row to row."
-            )
-        if not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
-            raise ValueError(
-                "A table's weights must be finite and 0 or more, and not all zero."
-            )
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        return cls(*_numbers(rf"({NUMBER})", words, cls.form))
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
-        """Linear between the points."""
-        tau = np.asarray(tau, np.float64)
-        ratio = np.array(self.weight) / max(self.weight)  # huge weights would overflow
-        weight = np.interp(tau, self.nimg, ratio, left=0.0, right=0.0)
-        return np.where(tau <= t, weight, 0.0)
+        """1/last_nimg over (t − last_nimg, t]."""
+        tau, start = np.asarray(tau, np.float64), self._start(t)
+        return np.where((tau > start) & (tau <= t), 1 / (t - start), 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        return self.nimg
+        return [self._start(t)]
 
     @property
     def label(self) -> str:
-        points = json.dumps([self.nimg, self.weight]).encode()
-        return f"table-{hashlib.sha256(points).hexdigest()[:8]}"
+        return f"lawa-{self.last_nimg:.17g}"
 
-
-@dataclasses.dataclass(frozen=True)
-class FunctionProfile(Profile):
-    """Weights from a named function of τ in nimg (an array), up to a factor.
-
-    A file stores only its name.
-    """
-
-    name: str
-    function: Callable[[np.ndarray], np.ndarray] | None = None
-    kind: ClassVar[str] = "function"
-
-    def density(self, tau: np.ndarray, t: float) -> np.ndarray:
-        """The function's values up to t; raises ValueError if they are not weights."""
-        if self.function is None:
-            raise ValueError(
-                f"Only the name of the function {self.name!r} was stored: pass the "
-                "function itself."
-            )
-        tau = np.asarray(tau, np.float64)
-        try:
-            returned = np.asarray(self.function(tau), np.float64)
-            weight = np.broadcast_to(returned, tau.shape)
-        except (Exception, SystemExit) as error:
-            raise ValueError(
-                f"The function {self.name!r} of an array of nimg failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if not (np.isfinite(weight).all() and (weight >= 0).all()):
-            raise ValueError(
-                f"The weights that {self.name!r} returns must all be finite and at least "
-                "0."
-            )
-        return np.where(tau <= t, weight, 0.0)
-
-    def edges(self, t: float) -> Sequence[float]:
-        """A grid, because a function may jump anywhere."""
-        return [*(t * np.arange(1, 2049) / 2048)]
-
-    @property
-    def label(self) -> str:
-        safe = "".join(c if c.isalnum() or c in "._" else "-" for c in self.name)
-        return f"function-{safe}"
+    def _start(self, t: float) -> float:
+        return max(t - self.last_nimg, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,8 +275,10 @@ class DecayProfile(Profile):
     changes the updates, because it takes them at other weights.
 
     shape, for p = (τ − start) / (t − start): linear is λ = 1 − p, a uniform average;
-    cosine is λ = (1 + cos πp) / 2, a half-wave sin πp. fraction is the decay's part of the
-    training.
+    cosine is λ = (1 + cos πp) / 2, a half-wave sin πp; 1-sqrt is λ = 1 − √p (arXiv
+    2405.18392), which falls in a straight line up to p = 1/64, because −dλ/dp = 1/(2√p)
+    is not square-integrable at 0 [choice: as 64 checkpoints would]. fraction is the
+    decay's part of the training.
 
     Raises:
         ValueError: the shape is unknown, or the fraction is not in (0, 1].
@@ -301,10 +287,26 @@ class DecayProfile(Profile):
     shape: str
     fraction: float = 1.0
     kind: ClassVar[str] = "decay"
+    form: ClassVar[str] = "decay:cosine|linear|1-sqrt|wsd[:FRACTION]"
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        shapes = "|".join([*_DECAYS, "wsd"])
+        found = re.fullmatch(rf"({shapes})(?::({NUMBER}))?", words)
+        if found is None:
+            raise ValueError(f"write {cls.form}.")
+        shape, fraction = found.groups()
+        # Warmup-stable-decay is constant up to a linear tail (arXiv 2405.18392).
+        usual = 0.2 if shape == "wsd" else 1.0
+        shape = "linear" if shape == "wsd" else shape
+        return cls(shape, float(fraction) if fraction else usual)
 
     def __post_init__(self) -> None:
         if self.shape not in _DECAYS:
-            raise ValueError(f"shape = {self.shape!r}: choose {' or '.join(_DECAYS)}.")
+            *most, last = _DECAYS
+            raise ValueError(
+                f"shape = {self.shape!r}: choose {', '.join(most)} or {last}."
+            )
         if not 0 < self.fraction <= 1:
             raise ValueError(
                 f"fraction = {self.fraction}: choose one above 0 and up to 1."
@@ -319,7 +321,9 @@ class DecayProfile(Profile):
         return np.where(inside, fall / (t - start), 0.0)
 
     def edges(self, t: float) -> Sequence[float]:
-        return [self._start(t)]
+        start = self._start(t)
+        bend = [start + _STRAIGHT * (t - start)] * (self.shape == "1-sqrt")
+        return [start, *bend]
 
     @property
     def label(self) -> str:
@@ -330,53 +334,23 @@ class DecayProfile(Profile):
         return (1 - self.fraction) * t
 
 
+_STRAIGHT = 1 / 64  # of the decay by 1 − √p
 # −dλ/dp of each shape of a decay λ(p) from 1 to 0.
 _DECAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": np.ones_like,
     "cosine": lambda part: math.pi / 2 * np.sin(math.pi * part),
+    "1-sqrt": lambda part: np.where(
+        part < _STRAIGHT, _STRAIGHT**-0.5, 0.5 / np.sqrt(np.maximum(part, _STRAIGHT))
+    ),
 }
 
 
-AnyProfile = (
-    PowerProfile
-    | TraditionalProfile
-    | UniformProfile
-    | TableProfile
-    | FunctionProfile
-    | DecayProfile
-)
-_KINDS: dict[str, Any] = {each.kind: each for each in typing.get_args(AnyProfile)}
-
-
-def to_fields(profile: AnyProfile) -> dict[str, Any]:
-    """A profile as JSON fields; the inverse of `from_fields`, except for functions."""
-    fields = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
-    fields.pop("function", None)
-    return {"kind": profile.kind} | fields
-
-
-def from_fields(fields: dict[str, Any]) -> AnyProfile:
-    """The profile that `to_fields` wrote; raises ValueError for anything else."""
-    rest = dict(fields)
-    if (kind := _KINDS.get(str(rest.pop("kind", None)))) is None:
-        raise ValueError(f"its profile is not one of {', '.join(_KINDS)}")
-    types = {f.name: f.type for f in dataclasses.fields(kind) if f.name != "function"}
-    for name in types.keys() ^ rest.keys():
-        raise ValueError(f"the fields of its {kind.kind} profile are not {[*types]}")
-    for name, value in rest.items():
-        if not _is_a(types[name], value):
-            raise ValueError(f"the {name} of its {kind.kind} profile has a wrong type")
-    return kind(**rest)
-
-
-def _is_a(annotation: Any, value: Any) -> bool:
-    """Whether a JSON value fits a field's annotation."""
-    if annotation == tuple[float, ...]:
-        return isinstance(value, list) and all(_is_a(float, each) for each in value)
-    # Not isinstance: in Python a bool is an int.
-    numeric = annotation in (float, float | None) and type(value) in (int, float)
-    absent = annotation == float | None and value is None
-    return numeric or absent or (annotation is str and isinstance(value, str))
+def _numbers(pattern: str, words: str, form: str) -> list[float]:
+    """The numbers in the groups of a pattern; raises ValueError where it does not match."""
+    found = re.fullmatch(pattern, words)
+    if found is None:
+        raise ValueError(f"write {form}.")
+    return [float(each) for each in found.groups() if each is not None]
 
 
 def decimal(value: float) -> str:

@@ -15,21 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edm_jax.ema.grammar import AnyProfile, MixedProfile, OneProfile
 from edm_jax.ema.power import SIGMA_REL_LIMIT, inner_product
-from edm_jax.ema.profiles import AnyProfile, PowerProfile, TraditionalProfile
+from edm_jax.ema.profiles import PowerProfile, TraditionalProfile
+from edm_jax.ema.quadrature import GROWTH, nodes, refine
 
 # RMS error of rounding N(0, 1) weights to nearest, in units of the unit roundoff u. At
 # exponent e the error is uniform within ±u·2^e: sqrt(E[4^e] / 3) with E[4^e] = 0.5429.
 RMS_ROUNDING = 0.4254
 # Keeps directions of the basis that are zero within float64 out of the solution.
 _FLOOR = 1e-12
-# On an interval with steepness·ln(b/a) <= 3, eight nodes integrate τ^steepness to 1e-14.
-_NODES, _GROWTH = 8, 3.0
-_MAX_INTERVALS = 2**16
-_X, _W = np.polynomial.legendre.leggauss(_NODES)
 
 Stored = tuple[float, PowerProfile]  # (nimg, profile)
 Wanted = tuple[float, AnyProfile]
+_Single = tuple[float, OneProfile]  # not a sum
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def solve(
     Minimises ‖p − Σ x_i p_i‖²/‖p_ref‖² + Σ (0.4254 u_i x_i)², where the second term is
     the rounding error for unit roundoff u (one, or one per snapshot; float32 2⁻²⁴,
     float16 2⁻¹¹, bfloat16 2⁻⁸) and p_ref the shortest stored profile at the end
-    [choice]; then x <- x/Σx. A target that is itself stored is that snapshot.
+    [choice]; then x <- x/Σx. A target that is itself stored is that snapshot, and the
+    coefficients of a sum of profiles are the sum of theirs.
 
     Raises:
         ValueError: there are no snapshots, one is repeated or later than a target, or a
@@ -80,19 +80,20 @@ def solve(
     t = np.array([nimg for nimg, _ in snapshots], np.float64)
     gamma = np.array([profile.gamma for _, profile in snapshots])
     roundoff = np.broadcast_to(np.asarray(unit_roundoff, np.float64), t.shape)
-    tau, weight = _nodes(_edges(t, gamma, targets))
+    singles, mixing = _singles(targets)
+    tau, weight = nodes(_edges(t, gamma, singles))
     root = np.sqrt(weight)
 
-    # Rows: the nodes, then the noise of each snapshot. Columns: profiles, then targets.
+    # Rows: the nodes, then the noise of each snapshot. Columns: stored, then wanted.
     rows, count = len(tau), len(t)
-    matrix = np.zeros((rows + count, count + len(targets)))
+    matrix = np.zeros((rows + count, count + len(singles)))
     basis, wanted = matrix[:rows, :count], matrix[:rows, count:]
     norms = np.sqrt(inner_product(t, gamma, t, gamma))
     for i, (end, exponent) in enumerate(zip(t, gamma, strict=True)):
         stop = np.searchsorted(tau, end)
         scale = (exponent + 1) / end / norms[i]  # to unit norm
         basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
-    for k, (nimg, profile) in enumerate(targets):
+    for k, (nimg, profile) in enumerate(singles):
         wanted[:, k] = root * profile.density(tau, nimg)
     wanted /= root @ wanted  # to unit mass
     reference = math.sqrt(inner_product(t.max(), gamma.max(), t.max(), gamma.max()))
@@ -101,10 +102,12 @@ def solve(
     # R's last columns are Qᵀ times the targets, so Q is not needed.
     r = np.asarray(np.linalg.qr(matrix, mode="r"))
     x = np.linalg.solve(r[:count, :count], r[:count, count:])
-    for k, target in enumerate(targets):
+    for k, target in enumerate(singles):
         for i in _same(snapshots, target):
             x[:, k] = np.arange(len(t)) == i
     x /= np.sum(x / norms[:, None], axis=0)
+    if mixing is not None:
+        x, wanted = x @ mixing, wanted @ mixing
     residual = np.linalg.norm(wanted - basis @ x, axis=0)
     fit_error = residual / np.linalg.norm(wanted, axis=0)
     x /= norms[:, None]
@@ -145,7 +148,30 @@ def expressible_range(
     return (float(good[0]), float(good[-1])) if len(good) else None
 
 
-def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.ndarray:
+def _singles(targets: Sequence[Wanted]) -> tuple[list[_Single], np.ndarray | None]:
+    """The targets without sums: what they are sums of, each once, and the weights.
+
+    The weights are (singles, targets), or None if no target is a sum.
+    """
+    plain = [(t, p) for t, p in targets if not isinstance(p, MixedProfile)]
+    if len(plain) == len(targets):
+        return plain, None
+    columns = [
+        {(t, part): 0.0 for part in profile.parts}
+        if isinstance(profile, MixedProfile)
+        else {(t, profile): 1.0}
+        for t, profile in targets
+    ]
+    for (t, profile), column in zip(targets, columns, strict=True):
+        if isinstance(profile, MixedProfile):
+            for w, part in zip(profile.weights, profile.parts, strict=True):
+                column[t, part] += w
+    singles = list(dict.fromkeys(single for column in columns for single in column))
+    mixing = [[column.get(single, 0.0) for column in columns] for single in singles]
+    return singles, np.array(mixing)
+
+
+def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[_Single]) -> np.ndarray:
     """The ends of intervals on which every profile is smooth, up to the last target."""
     last = max(nimg for nimg, _ in targets)
     kinks = [edge for nimg, profile in targets for edge in profile.edges(nimg)]
@@ -160,7 +186,7 @@ def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.nd
     marks = np.unique([lowest, early, *t, *(nimg for nimg, _ in targets), *kinks])
     marks = marks[(marks >= lowest) & (marks <= last)]
     local = np.where(marks[1:] <= early, min(steepness, 6.0), steepness)
-    counts = np.ceil(np.diff(np.log(marks)) * local / _GROWTH).astype(int)
+    counts = np.ceil(np.diff(np.log(marks)) * local / GROWTH).astype(int)
     parts = [
         np.geomspace(low, high, count, endpoint=False)
         for low, high, count in zip(marks[:-1], marks[1:], counts, strict=True)
@@ -168,43 +194,11 @@ def _edges(t: np.ndarray, gamma: np.ndarray, targets: Sequence[Wanted]) -> np.nd
     edges = np.concatenate([[0.0], *parts, [last]])
     for nimg, profile in targets:
         if not isinstance(profile, PowerProfile):
-            edges = _refine(edges, profile, nimg)
+            edges = refine(edges, profile, nimg)
     return edges
 
 
-def _refine(edges: np.ndarray, profile: AnyProfile, t: float) -> np.ndarray:
-    """Halves intervals until ∫p² is settled on each, to find jumps not in `edges`."""
-
-    def energies(edges: np.ndarray) -> np.ndarray:
-        tau, weight = _nodes(edges)
-        return (weight * profile.density(tau, t) ** 2).reshape(-1, _NODES).sum(axis=1)
-
-    for _ in range(48):
-        middles = (edges[:-1] + edges[1:]) / 2
-        whole = energies(edges)
-        halved = energies(np.sort(np.append(edges, middles))).reshape(-1, 2).sum(axis=1)
-        if not halved.any():
-            raise ValueError(
-                f"{profile.label} gives no weight to any image up to nimg = {t:.0f}."
-            )
-        unsettled = np.abs(whole - halved) > 1e-12 * halved.sum()
-        if not unsettled.any():
-            break
-        edges = np.sort(np.append(edges, middles[unsettled]))
-        if len(edges) > _MAX_INTERVALS:
-            raise ValueError(
-                f"{profile.label} is too rough to integrate: use a smoother function."
-            )
-    return edges
-
-
-def _nodes(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes on every interval, in ascending order, and their weights."""
-    low, half = edges[:-1, None], np.diff(edges)[:, None] / 2
-    return (low + half * (1 + _X)).ravel(), (half * _W).ravel()
-
-
-def _same(snapshots: Sequence[Stored], target: Wanted) -> list[int]:
+def _same(snapshots: Sequence[Stored], target: _Single) -> list[int]:
     """The indices at which the target itself is stored."""
     nimg, profile = target
     if not isinstance(profile, PowerProfile):

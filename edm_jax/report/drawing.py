@@ -196,8 +196,14 @@ def _legend(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -
             [Line2D([], [], color=_colour(c), ls=DASHES[dash]) for _, c, dash in key],
             [plain(name) for name, *_ in key],
             loc="outside upper left",
-            ncols=min(9, len(key)) if charts[0].key else 3,
+            ncols=_columns(charts[0].key) or 3,
         )
+
+
+def _columns(key: Sequence[tuple[str, int | str, int]]) -> int:
+    """How many entries of a key fit beside one another."""
+    longest = max((len(name) for name, *_ in key), default=0)
+    return min(9, len(key), max(1, 170 // (longest + 6)))
 
 
 def plain(text: str) -> str:

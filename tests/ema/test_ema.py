@@ -423,7 +423,7 @@ def test_only_the_ratios_of_a_table_count_however_large_its_numbers():
     ("profile", "message"),
     [
         (lambda: ema.UniformProfile(5, 5), "contains no images"),
-        (lambda: ema.DecayProfile("steep"), "choose linear or cosine"),
+        (lambda: ema.DecayProfile("steep"), "choose linear, cosine or 1-sqrt"),
         (lambda: ema.DecayProfile("linear", 0.0), "above 0 and up to 1"),
         (lambda: ema.TableProfile((0, 1), (0, 0)), "not all zero"),
         (lambda: ema.TableProfile((1, 0), (1, 1)), "and rise"),

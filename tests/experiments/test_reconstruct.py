@@ -106,6 +106,20 @@ def test_other_profiles_are_named_in_words(monkeypatch, capsys, trained, tmp_pat
     np.testing.assert_allclose(snapshots.read(path)[0]["w"], expected, atol=2e-3)
 
 
+def test_profiles_are_drawn_with_their_ages(monkeypatch, capsys, trained, tmp_path):
+    target = ["--profile=2*power:.06-power:.1", "--sigma_rel=0.1"]
+    command = [f"--run={trained.path}", *target, f"--draw={tmp_path}/p.png"]
+    run(monkeypatch, reconstruct.main, *command, "--dry_run")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
+    assert "mean age 3,666 images (0.1119 of all), width 3,277 (0.1000)" in printed
+    assert "mixed+2xpower-0.060-1xpower-0.100-000000032768" in printed
+    assert "width none" in printed
+    command[-1] = f"--draw={tmp_path}/p.gif"
+    said = refused(monkeypatch, capsys, reconstruct.main, *command)
+    assert "end the name in .png, .pdf or .svg" in said
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, trained):
     arguments = [f"--run={trained.path}", "--sigma_rel=0.07,0.2", "--nimg=16384,32768"]
     run(monkeypatch, reconstruct.main, *arguments, "--dry_run")
@@ -131,7 +145,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
             ["--sigma_rel=0.1", "--nimg=20000"],
             "last snapshot before that time is at 19456",
         ),
-        (["--profile=triangle:3"], "write halflife:MIMG"),
+        (["--profile=triangle:3"], "write power:SIGMA_REL, halflife:MIMG"),
         (["--profile=halflife:long"], "--profile='halflife:long'"),
         (["--profile=uniform:9-3"], "contains no images"),
         (["--profile=table:none.csv"], "no file 'none.csv'"),
