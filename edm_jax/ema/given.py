@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class FunctionProfile(Profile):
         file, _, name = os.path.expanduser(words).rpartition(":")
         if not os.path.isfile(file):
             raise ValueError(f"write {cls.form}; there is no file {file!r}.")
-        function = files.run_python(file).get(name)
+        function: Any = files.run_python(file).get(name)
         if not callable(function):
             raise files.Damaged(file, f"has no function {name!r}.")
         return cls(name, function)

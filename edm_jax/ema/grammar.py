@@ -78,10 +78,8 @@ class MixedProfile(Profile):
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
         """Σ w_i p_i(τ), which has unit mass."""
-        return sum(
-            w * part.density(tau, t) / part.moments(t).mass
-            for w, part in zip(self.weights, self.parts, strict=True)
-        )
+        densities = [part.density(tau, t) / part.moments(t).mass for part in self.parts]
+        return np.tensordot(self.weights, densities, 1)
 
     def edges(self, t: float) -> Sequence[float]:
         return [edge for part in self.parts for edge in part.edges(t)]
@@ -167,11 +165,11 @@ def from_fields(fields: dict[str, Any]) -> AnyProfile:
         if not _is_a(types[name], value):
             raise ValueError(f"the {name} of its {kind.kind} profile has a wrong type")
     if kind is MixedProfile:
-        parts = rest["parts"]
-        if any(part.get("kind") == MixedProfile.kind for part in parts):
+        held = rest["parts"]
+        if any(part.get("kind") == MixedProfile.kind for part in held):
             raise ValueError("its mixed profile holds another")
-        weights = tuple(map(float, rest["weights"]))
-        return MixedProfile(weights, tuple(from_fields(part) for part in parts))
+        parts: Any = tuple(from_fields(part) for part in held)
+        return MixedProfile(tuple(map(float, rest["weights"])), parts)
     return kind(**rest)
 
 

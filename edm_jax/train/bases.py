@@ -21,7 +21,8 @@ from edm_jax import fields, files, original, tree
 from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.combine import Tree
 from edm_jax.ema.container import is_local
-from edm_jax.ema.profiles import AnyProfile, PowerProfile, to_fields
+from edm_jax.ema.grammar import AnyProfile, to_fields
+from edm_jax.ema.profiles import PowerProfile
 from edm_jax.ema.snapshots import Snapshot
 from edm_jax.evals import sweeps
 from edm_jax.models.unet import Params
