@@ -100,9 +100,10 @@ class FunctionProfile(Profile):
         file, _, name = os.path.expanduser(words).rpartition(":")
         if not os.path.isfile(file):
             raise ValueError(f"write {cls.form}; there is no file {file!r}.")
-        function: Any = files.run_python(file).get(name)
-        if not callable(function):
+        found = files.run_python(file).get(name)
+        if not callable(found):
             raise files.Damaged(file, f"has no function {name!r}.")
+        function: Any = found
         return cls(name, function)
 
     def density(self, tau: np.ndarray, t: float) -> np.ndarray:
