@@ -14,15 +14,16 @@ class Chip(NamedTuple):
     dimensions: int
     example: str
     clock_ghz: float | None  # None where the vendor does not state it
+    link_gb_per_s: float  # out of a chip, all its links together
     devices: int = 1  # as the compiler counts them
 
 
 CHIPS = {
-    "v4": Chip(32.0, 3, "v4:2x2x1", 1.05, 2),
-    "v5e": Chip(15.75, 2, "v5e:4x4", 1.5),
-    "v5p": Chip(95.0, 3, "v5p:2x2x1", 1.75),
-    "v6e": Chip(31.25, 2, "v6e:2x2", None),
-    "tpu7x": Chip(192.0, 3, "tpu7x:2x2x1", None, 2),
+    "v4": Chip(32.0, 3, "v4:2x2x1", 1.05, 300, 2),
+    "v5e": Chip(15.75, 2, "v5e:4x4", 1.5, 200),
+    "v5p": Chip(95.0, 3, "v5p:2x2x1", 1.75, 600),
+    "v6e": Chip(31.25, 2, "v6e:2x2", None, 400),
+    "tpu7x": Chip(192.0, 3, "tpu7x:2x2x1", None, 600, 2),
 }
 
 

@@ -102,8 +102,8 @@ def plan(
 def _time(config: RunConfig, compiled: Compiled, kind: str) -> dict[str, Any]:
     """FLOPs by our own count, and the run's time.
 
-    From the compiler's cycles where they and the clock are known, without what devices
-    wait for one another; else at an assumed share of the peak.
+    Of computation by the compiler's cycles where they and the clock are known, else at an
+    assumed share of the peak; and of exchange, as if it did not overlap with computation.
     """
     clock_ghz = chips.CHIPS[kind].clock_ghz
     per_image = flops.train_flops(config.model)
@@ -124,12 +124,29 @@ def _time(config: RunConfig, compiled: Compiled, kind: str) -> dict[str, Any]:
         del found["assumed_utilization"]
         found["cycles_per_step"] = compiled.cycles
         found["utilization_by_cycles"] = round(rate / most, 3)
+    exchange = exchange_seconds(compiled.collectives, compiled.chips, kind)
+    seconds = config.optimizer.batch_size / rate + exchange
+    rate = config.optimizer.batch_size / seconds
     taken = config.total_steps * config.optimizer.batch_size / rate / 3600
     return found | {
+        "seconds_per_step": round(seconds, 4),
+        "of_which_exchange": round(exchange, 4),
         "images_per_s": round(rate, 1),
         "days": round(taken / 24, 2),
         "chip_hours": round(taken * compiled.chips, 1),
     }
+
+
+def exchange_seconds(collectives: list[dict[str, Any]], count: int, kind: str) -> float:
+    """The least time of a step's collectives, all links of a chip in use.
+
+    Of n chips that each have or want b bytes, a gather or a scatter sends (n - 1) / n b
+    out of each chip, and an all-reduce, which is both, twice that (Chan et al., 2007,
+    "Collective communication: theory, practice, and experience", Table 1).
+    """
+    times = {"all-reduce": 2}
+    sent = sum(times.get(c["kind"], 1) * c["bytes_a_step"] for c in collectives)
+    return sent * (count - 1) / count / (1e9 * chips.CHIPS[kind].link_gb_per_s)
 
 
 def _largest_rows(config: RunConfig, compiled: Compiled, limit: float) -> int:

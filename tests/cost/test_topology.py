@@ -82,3 +82,15 @@ def test_a_plan_is_compiled_once_and_read_afterwards(tmp_path):
     (reduction,) = said["collectives"]
     assert (reduction["kind"], reduction["dtypes"]) == ("all-reduce", "f32")
     assert reduction["times_a_step"] == 1
+
+
+def test_an_all_reduce_takes_as_long_as_the_scatter_and_the_gather_it_consists_of():
+    def seconds(count, *kinds):
+        moved = [{"kind": kind, "bytes_a_step": 400_000_000} for kind in kinds]
+        return topology.exchange_seconds(moved, count, "v5e")
+
+    reduced = seconds(4, "all-reduce")
+    assert reduced == pytest.approx(seconds(4, "reduce-scatter", "all-gather"))
+    # Each of 4 chips sends 3 of 4 quarters, twice, over links of 200 GB/s.
+    assert reduced == pytest.approx(2 * 0.3e9 / 200e9)
+    assert seconds(1, "all-reduce") == 0
