@@ -75,8 +75,8 @@ def no_object_store(text: str) -> str:
     if "://" not in text:
         return ""
     return (
-        f"{text!r} is on an object store, which takes snapshots alone "
-        "(training.snapshot_dir): mount the bucket, and name the path there"
+        f"{text!r} is on an object store, which this does not take: mount the bucket, "
+        "and name the path there"
     )
 
 

@@ -36,7 +36,7 @@ def settle(
     """
     if same := recorded(config, path, allow):
         return same, None
-    with cli.progress_bar() as bar:
+    with cli.progress_bar(reads=config) as bar:
         report = cli.report_to(bar)
         found = finder.find(
             config,

@@ -1,6 +1,7 @@
 """What the commands share: config arguments, one-sentence errors, progress bars."""
 
 import argparse
+import importlib
 import io
 import logging
 import math
@@ -22,8 +23,9 @@ from etils import epath
 
 import configs
 from edm_jax import files, menu, original
+from edm_jax.data.readers import Tfds
 from edm_jax.platform import INSTALL, keep_plugin_errors, plugin_error, prepare
-from edm_jax.runs import claims, signals
+from edm_jax.runs import claims, signals, store
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
 from edm_jax.train.config import RunConfig
 
@@ -131,6 +133,30 @@ def open_run(
     return RunDir(path, config, writing=claims.is_free(path)), config
 
 
+def place(text: str) -> Path | store.StoredRun:
+    """A run directory that a user typed, here or on a store, for argparse's `type`."""
+    if "://" not in text:
+        return files.user_path(text)
+    try:
+        return store.StoredRun.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def here(text: str, without: tuple[str, ...] = ()) -> Path:
+    """The path of a run; of one on an object store, its copy, which `run` sends back."""
+    if "://" not in text:
+        return Path(text)
+    found = store.StoredRun.of(text)
+    if not found.exists():
+        raise FileNotFoundError(f"There is no run at {found}: check the address.")
+    _used.append(found)
+    return found.pull(without)
+
+
+_used: list[store.StoredRun] = []  # by this command
+
+
 def recorded_config(run: Path) -> RunConfig:
     """The config of a run directory; raises ValueError or OSError where it has none."""
     try:
@@ -151,9 +177,7 @@ def _taken_over(options: argparse.Namespace) -> Path:
 
     if not options.run:
         raise ValueError("--run is empty: name a run directory.")
-    if why := files.no_object_store(options.run):
-        raise ValueError(f"--run={why}.")
-    path = Path(options.run)
+    path = here(options.run, without=("checkpoints/",))
     if (path / "config.json").exists() or not (found := original.find(path)):
         return path
     return originals.take_over(path, found, options.config)
@@ -283,6 +307,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         with signals.interruptible():
             main()
+            for stored in _used:
+                if stored.push():
+                    say(f"Sent to {stored}.", sys.stderr)
         sys.stdout.flush()  # here, where a reader that has left is known
         return
     except BrokenPipeError:
@@ -412,8 +439,18 @@ RATE = rich.progress.TextColumn("{task.fields[rate]:,.0f} img/s")
 def progress_bar(
     *columns: rich.progress.ProgressColumn,
     count: rich.progress.ProgressColumn | None = None,
+    reads: RunConfig | None = None,
 ) -> rich.progress.Progress:
-    """A bar with count, the columns given, and time left."""
+    """A bar with count, the columns given, and time left.
+
+    Args:
+        *columns: More of them.
+        count: In place of 'done/total'.
+        reads: The config whose data are read while the bar is shown.
+    """
+    if reads and isinstance(reads.data.reader, Tfds):
+        # While it is imported, it replaces `import` for all threads, the bar's too.
+        importlib.import_module("tensorflow_datasets")
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=30),

@@ -10,12 +10,14 @@ import functools
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import rich.live
 import rich.text
 
 from edm_jax import report
 from edm_jax.files import user_path
+from edm_jax.runs import store
 from experiments import cli
 
 
@@ -24,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     report.pick(options.metric, "--metric")
     report.pick(options.columns)
+    options.directories = [
+        path for each in options.directories for path in _here(each, options.follow)
+    ]
     if options.follow:
         _follow(options)
     else:
@@ -32,6 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = report.find_runs(options.directories)
         _write(options, [report.load_run(path) for path in found], _warn)
     cli.say(f"Wrote {options.out / 'index.html'}")
+
+
+def _here(place: Path | store.StoredRun, follow: float | None) -> list[Path]:
+    """A directory that was named, or copies of the runs of one on an object store."""
+    if isinstance(place, Path):
+        return [place]
+    if follow:
+        raise ValueError(
+            f"--follow watches files, and {place} is on an object store: mount the bucket, "
+            "and name the path there."
+        )
+    if not (found := store.stored_runs(place.url)):
+        raise FileNotFoundError(f"There are no runs at {place}: check the address.")
+    return [run.pull(without=store.LARGE) for run in found]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -67,7 +86,7 @@ OPTIONS = (  # name, metavar, default, type, what it is
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare runs of a study.")
     add = parser.add_argument
-    add("directories", nargs="+", type=user_path, help="a study, or run directories")
+    add("directories", nargs="+", type=cli.place, help="a study, or run directories")
     for name, metavar, default, kind, about in OPTIONS:
         add(name, metavar=metavar, default=default, type=kind, help=about)
     about = "rewrite the comparison whenever the runs' files change, until all runs "

@@ -161,7 +161,7 @@ def evaluate_run(options: argparse.Namespace) -> None:
         more["--metric"] = Learned(names, str(options.weights or ""))
     run, config = cli.open_run(options)
     before = run.status
-    with cli.progress_bar() as bar:
+    with cli.progress_bar(reads=config) as bar:
         report = cli.report_to(bar)
 
         def on_progress(what: str, done: int, total: int) -> None:

@@ -35,7 +35,7 @@ def main() -> None:
         raise ValueError(f"--repeats={options.repeats}, but must be at least 1.")
     config, checkpoints = _subject(options, rest)
     cli.prepare_jax()
-    with cli.progress_bar() as bar:
+    with cli.progress_bar(reads=config) as bar:
         on_progress = cli.report_to(bar)
         found = finder.find(
             config,

@@ -84,7 +84,7 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
     out = options.out or run.path / "sweeps"
     out.mkdir(parents=True, exist_ok=True)
     stem = f"guided-{options.metric}".replace("/", "_")
-    with cli.progress_bar() as bar:
+    with cli.progress_bar(reads=config) as bar:
         measured = GuidedSweeps(
             lambda own, weak, weight, interval: generate(
                 own, seeds, labels, generation.Guidance(weak, weight, interval)

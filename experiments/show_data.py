@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=files.user_path, default=Path("data.html"))
     options, config = cli.parse_config(parser, None)
     cli.prepare_jax()
-    with cli.progress_bar() as bar:
+    with cli.progress_bar(reads=config) as bar:
         page = look(config, cli.report_to(bar))
     files.write_text(options.out, data_page.render(page))
     for sentence in page.warnings:

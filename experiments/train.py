@@ -18,7 +18,7 @@ import configs
 from edm_jax import files
 from edm_jax.cost import disk
 from edm_jax.menu import choice
-from edm_jax.runs import claims
+from edm_jax.runs import claims, store
 from edm_jax.runs.directory import RunDir, plain
 from edm_jax.train import bases, branch, hosts, loggers, loop, starts
 from edm_jax.train.config import RunConfig
@@ -46,12 +46,14 @@ def main() -> None:
     allow = cli.allowed_fields(options.allow, config)
     if isinstance(config.training.start, starts.Weights):
         name += "-tuned"  # a base often has the plain name
-    path = options.run or Path("runs") / name
-    if not (path / "config.json").exists():
+    place = options.run or Path("runs") / name
+    if not _is_begun(place):
         bases.begin(config)  # refuses a base that does not fit before there is a run
+    by = f"train.py (process {os.getpid()})"
     with contextlib.ExitStack() as stack:
+        path = stack.enter_context(_working_copy(place, by, bool(cluster)))
         # Process 0 claims the run for all processes; if the claim fails, all stop.
-        claim = claims.held(path, f"train.py (process {os.getpid()})", _lost)
+        claim = claims.held(path, by, _lost)
         hosts.first_alone(lambda: stack.enter_context(claim))
         if origin:
             hosts.first_alone(lambda: _say(branch.begin(path, config, *origin)))
@@ -59,6 +61,30 @@ def main() -> None:
         if is_auto:
             config, found = auto_rate.settle(config, path, allow)
         _train(path, config, options, allow, found)
+    if hosts.is_first():
+        cli.say(
+            f"Trained {place}; next: {cli.command('evaluate.py', f'--run={place}')}"
+        )
+
+
+def _is_begun(place: Path | store.StoredRun) -> bool:
+    if isinstance(place, Path):
+        return (place / "config.json").exists()
+    return place.exists()
+
+
+def _working_copy(
+    place: Path | store.StoredRun, by: str, on_hosts: bool
+) -> contextlib.AbstractContextManager[Path]:
+    """Where to train: the run directory, or the copy of one on an object store."""
+    if isinstance(place, Path):
+        return contextlib.nullcontext(place)
+    if on_hosts:
+        raise ValueError(
+            f"--run={place} is on an object store, and several hosts share a run directory: "
+            "mount the bucket on each of them, and name the path there."
+        )
+    return place.training(by, _lost)
 
 
 def _with_start(
@@ -158,8 +184,6 @@ def _train(
         with contextlib.suppress(OSError):
             run.set_status(state="failed", message=f"{type(error).__name__}: {error}")
         raise
-    if hosts.is_first():
-        cli.say(f"Trained {path}; next: {cli.command('evaluate.py', f'--run={path}')}")
 
 
 def _lost(sentence: str) -> None:
@@ -173,7 +197,9 @@ def parser() -> argparse.ArgumentParser:
     options = cli.config_parser(__doc__, required=False)
     add = options.add_argument
     add(
-        "--run", type=files.user_path, help="run directory (runs/WORKLOAD-LETTER-seedN)"
+        "--run",
+        type=cli.place,
+        help="run directory, here or on gs:// or s3:// (runs/WORKLOAD-LETTER-seedN)",
     )
     add(
         "--branch",
@@ -248,7 +274,7 @@ def _progress(config: RunConfig) -> Iterator[loop.OnProgress]:
     if not hosts.is_first():
         yield lambda *_: None
         return
-    with cli.progress_bar(cli.RATE) as bar:
+    with cli.progress_bar(cli.RATE, reads=config) as bar:
         name = f"config {config.letter.upper()}"
         task = bar.add_task(f"{name}: preparing", total=None, rate=0.0)
         compiling = True

@@ -72,24 +72,14 @@ def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, An
     directory = run / "claims"
     new = [each for each in (run.parent, run, directory) if not each.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    name = uuid.uuid4().hex
-    fields = {
-        "id": name,
-        "by": by,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_start": _process_start(os.getpid()),
-        "machine": _machine(),
-        "start_time": utc_now(),
-        "expiry_s": expiry_s,
-    }
-    candidate = directory / f".{name}"
+    fields = new_fields(by, expiry_s)
+    candidate = directory / f".{fields['id']}"
     try:
         write_json(candidate, fields)
         latest = last_file(run)
         # The file system's clock, not this host's: they may differ.
-        if latest and (held := _held(latest, candidate.stat().st_mtime)):
-            return held
+        if latest and (found := _held(latest, candidate.stat().st_mtime)):
+            return found
         number = int(latest.stem) + 1 if latest else 1
         path = directory / f"{number:04}.json"
         if _enter(candidate, path):
@@ -100,6 +90,20 @@ def take(run: Path, by: str, expiry_s: float = EXPIRY_S) -> Claim | dict[str, An
         for each in reversed(new):  # a full disk leaves no empty directory behind
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+def new_fields(by: str, expiry_s: float = EXPIRY_S) -> dict[str, Any]:
+    """The fields of a claim by this process."""
+    return {
+        "id": uuid.uuid4().hex,
+        "by": by,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "machine": _machine(),
+        "start_time": utc_now(),
+        "expiry_s": expiry_s,
+    }
 
 
 @contextlib.contextmanager
@@ -128,7 +132,7 @@ def held(
         return
     claim = take(run, by, expiry_s)
     if isinstance(claim, dict):
-        raise ValueError(_refusal(run, claim))  # noqa: TRY004  no wrong type
+        raise ValueError(refusal(run, claim))  # noqa: TRY004  no wrong type
     ended = threading.Event()
 
     def renew() -> None:
@@ -159,7 +163,8 @@ def is_free(run: Path) -> bool:
     return not held_now or held_now.get("id") == os.environ.get(CLAIM)
 
 
-def _refusal(run: Path, claim: dict[str, Any]) -> str:
+def refusal(run: Path | str, claim: dict[str, Any]) -> str:
+    """Why a run that somebody else holds cannot be had, and what to do."""
     sentence = f"{run} is in use by {who(claim)}: stop that, or wait until it ends."
     # From here we cannot see whether a process on another machine is alive.
     if claim.get("machine") != _machine() and "expiry_s" in claim:
@@ -209,7 +214,19 @@ def who(claim: dict[str, Any]) -> str:
 
 
 def _held(path: Path, now: float) -> dict[str, Any]:
-    fields = _UNREADABLE | read_state(path, _KINDS)
+    return held_by(read_state(path), lambda: now - path.stat().st_mtime)
+
+
+def held_by(found: Any, age_s: Callable[[], float]) -> dict[str, Any]:
+    """The fields of a claim that still holds; {} of one that has ended or expired.
+
+    Args:
+        found: What its file or object holds.
+        age_s: How many seconds ago it was renewed.
+    """
+    found = found if isinstance(found, dict) else {}
+    sound = {k: v for k, v in found.items() if isinstance(v, _KINDS.get(k, object))}
+    fields = _UNREADABLE | sound
     if "outcome" in fields:
         return {}
     if not 0 < fields["expiry_s"] < math.inf:
@@ -219,7 +236,7 @@ def _held(path: Path, now: float) -> dict[str, Any]:
         lives = _process_start(fields["pid"]) == fields["process_start"] != ""
         return fields if lives else {}
     # In either direction, because a clock may have been set back.
-    return fields if abs(now - path.stat().st_mtime) <= fields["expiry_s"] else {}
+    return fields if abs(age_s()) <= fields["expiry_s"] else {}
 
 
 # A claim that is being written or is damaged holds until it expires.
