@@ -151,3 +151,14 @@ def test_an_error_of_the_system_names_the_file_first():
     error = OSError(errno.EROFS, os.strerror(errno.EROFS), "run/status.json")
     assert cli.sentence(error) == "run/status.json: Read-only file system."
     assert cli.sentence(OSError("SLURM does not answer")) == "SLURM does not answer"
+
+
+def test_libraries_that_replace_import_are_there_before_a_bar_is_drawn(monkeypatch):
+    """The bar's thread imports too, and would get TFDS's lazy modules."""
+    imported = []
+    monkeypatch.setattr(cli.importlib, "import_module", imported.append)
+    config = configs.load(f"{configs.letter_path('g')}:digits-tiny")
+    with cli.progress_bar(reads=config):
+        assert imported == ["tensorflow_datasets"]
+    with cli.progress_bar():
+        assert len(imported) == 1
