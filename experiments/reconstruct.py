@@ -4,6 +4,8 @@
     python experiments/reconstruct.py --run=gs://bucket/run --sigma_rel=0.02,0.03,...,0.25
     python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=halflife:0.002
     python experiments/reconstruct.py --run=runs/ladder-digits/g-seed0 --profile=2*power:.05-power:.1
+    python experiments/reconstruct.py --snapshots=post-hoc-ema-checkpoints --sigma_rel=0.1 \
+        --tracked=0.05,0.28 --update_every=10
 
 One pass over the snapshots makes all targets. Each is a safetensors file that lists its
 inputs. After Ctrl-C or a kill the same command resumes, losing a few seconds of work.
@@ -11,6 +13,9 @@ Prints the errors of each target: `fit` is the relative error of its profile, `r
 the expected error from the snapshots' number format, relative to a unit weight. Its mean
 age and width compare profiles of different kinds. Leaves out, and names, damaged snapshots and targets that the snapshots cannot express. The exit
 status is 0 if at least one target was made, else 2.
+
+--snapshots reads the files of other codes (docs/averaging.md), whatever their framework,
+and writes the averages in the same format.
 """
 
 import argparse
@@ -25,6 +30,7 @@ from etils import epath
 from edm_jax import ema, files
 from edm_jax.ema import rebuild, snapshots
 from edm_jax.files import human, user_path
+from edm_jax.foreign import command
 from experiments import cli
 
 PROFILES = (
@@ -38,10 +44,15 @@ PROFILES = (
 def main() -> None:
     """Parse the command line and rebuild."""
     options = _parser().parse_args()
+    if bool(options.run) == bool(options.snapshots):
+        raise ValueError("Name either --run or --snapshots.")
+    if options.snapshots:
+        _foreign(options)
+        return
     request = rebuild.Request(
         targets=_targets(options),
         dtype=options.dtype,
-        max_error=math.inf if options.force else options.max_error,
+        max_error=math.inf if options.force else options.max_error or ema.MAX_ERROR,
         strict=options.strict,
     )
     stored, run = cli.find_snapshots(options)
@@ -76,8 +87,26 @@ def main() -> None:
         cli.say(f"{path}: {_errors(solution)}")
 
 
+def _foreign(options: argparse.Namespace) -> None:
+    """Averages of another code's files."""
+    job = command.prepare(options, _targets(options))
+    if options.dry_run:
+        return
+    count = len(job.templates)
+    with cli.progress_bar(
+        rich.progress.TransferSpeedColumn(), count=rich.progress.DownloadColumn()
+    ) as bar:
+        task = bar.add_task(f"{count} target{'s' * (count != 1)}", total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        command.write(job, options, on_progress)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.run_parser(__doc__)
+    parser = cli.run_parser(__doc__, required=False)
+    command.add_series(parser)
     parser.add_argument(
         "--sigma_rel",
         default="",
@@ -90,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         help="times of the averages in images, such as 4096,8192 (the last snapshot's)",
     )
     parser.add_argument(
-        "--out", type=os.path.expanduser, help="output directory (RUN/reconstructed)"
+        "--out",
+        type=os.path.expanduser,
+        help="output directory (RUN/reconstructed; beside the files of --snapshots)",
     )
     parser.add_argument(
         "--dtype",
@@ -101,8 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_error",
         type=float,
-        default=ema.MAX_ERROR,
-        help="leave out targets with a larger error (%(default)s)",
+        help="leave out targets with a larger error (0.1; 0.25 with --snapshots)",
     )
     parser.add_argument(
         "--force", action="store_true", help="make every target, whatever its error"

@@ -66,7 +66,12 @@ def runs(table: Table, formats: Mapping[str, str]) -> tuple[Run, ...]:
     return tuple(found)
 
 
-def encode(table: Table, formats: Mapping[str, str], words: Mapping[str, str]) -> bytes:
+def encode(
+    table: Table,
+    formats: Mapping[str, str],
+    words: Mapping[str, str],
+    itemsize: Mapping[str, int] = ITEMSIZE,
+) -> bytes:
     """The bytes before the data, for arrays in formats such as F32.
 
     Their number does not depend on the values of digests in `words`.
@@ -74,7 +79,7 @@ def encode(table: Table, formats: Mapping[str, str], words: Mapping[str, str]) -
     header: dict[str, Any] = {"__metadata__": dict(words) | {CHECKSUM: NO_DIGEST}}
     start = 0
     for name, shape in table.items():
-        stop = start + math.prod(shape) * ITEMSIZE[formats[name]]
+        stop = start + math.prod(shape) * itemsize[formats[name]]
         header[name] = {
             "dtype": formats[name],
             "shape": list(shape),
@@ -88,7 +93,9 @@ def encode(table: Table, formats: Mapping[str, str], words: Mapping[str, str]) -
 
 
 def read_header(
-    path: epath.Path, refuse: Callable[[dict[str, str]], str] = lambda words: ""
+    path: epath.Path,
+    refuse: Callable[[dict[str, str]], str] = lambda words: "",
+    itemsize: Mapping[str, int] = ITEMSIZE,
 ) -> Header:
     """Parses and checks a file's header, including its checksum if it has one.
 
@@ -96,6 +103,7 @@ def read_header(
         path: the file.
         refuse: returns why the metadata rule the file out, or ''. It is called before
             parsing anything that another format might lay out differently.
+        itemsize: bytes of an element in each format that is allowed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -122,7 +130,7 @@ def read_header(
     if reason := refuse(words):
         raise Damaged(path, reason)
     try:
-        table, formats, data_bytes = _places(header)
+        table, formats, data_bytes = _places(header, itemsize)
     except ValueError as error:
         raise _not_safetensors(path, error) from error
     wanted = 8 + count + data_bytes
@@ -213,12 +221,14 @@ def _words(header: Any) -> dict[str, str]:
     return words
 
 
-def _places(header: dict[str, Any]) -> tuple[Table, dict[str, str], int]:
+def _places(
+    header: dict[str, Any], itemsize: Mapping[str, int]
+) -> tuple[Table, dict[str, str], int]:
     """Names and shapes in the order of the data, their formats, and the data's bytes."""
-    entries = [(*_entry(name, each), name) for name, each in header.items()]
+    entries = [(*_entry(name, each, itemsize), name) for name, each in header.items()]
     position, table, formats = 0, {}, {}
     for start, stop, shape, code, name in sorted(entries, key=lambda each: each[:2]):
-        count = math.prod(shape) * ITEMSIZE[code]
+        count = math.prod(shape) * itemsize[code]
         if start != position or stop - start != count:
             raise ValueError(f"the place of {_short(name)} is wrong")
         table[name], position = shape, stop
@@ -226,15 +236,17 @@ def _places(header: dict[str, Any]) -> tuple[Table, dict[str, str], int]:
     return table, formats, position
 
 
-def _entry(name: str, entry: Any) -> tuple[int, int, tuple[int, ...], str]:
+def _entry(
+    name: str, entry: Any, itemsize: Mapping[str, int]
+) -> tuple[int, int, tuple[int, ...], str]:
     """Start, stop, shape and format of an array; raises ValueError naming it."""
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [start, stop]}:
             sizes = [start, stop, *shape]
             # Not isinstance: in Python a bool is an int.
             if all(type(size) is int and size >= 0 for size in sizes):
-                if code not in ITEMSIZE:
-                    known = ", ".join(ITEMSIZE)
+                if code not in itemsize:
+                    known = ", ".join(itemsize)
                     raise ValueError(
                         f"{_short(name)} has the format {_short(code)}, not {known}"
                     )

@@ -30,12 +30,36 @@ STORAGES = {"torch.HalfStorage": "<f2", "torch.FloatStorage": "<f4"}
 # Of state dicts, which also count batches.
 WEIGHT_STORAGES = STORAGES | {"torch.DoubleStorage": "<f8", "torch.LongStorage": "<i8"}
 STATE_DICT = DICTS | {PARAMETER, TENSOR} | WEIGHT_STORAGES.keys()
+# Of whole checkpoints, in the formats of `edm_jax.foreign.layout`.
+FORMATS = {
+    "torch.DoubleStorage": "F64",
+    "torch.FloatStorage": "F32",
+    "torch.HalfStorage": "F16",
+    "torch.BFloat16Storage": "BF16",
+    "torch.LongStorage": "I64",
+    "torch.IntStorage": "I32",
+    "torch.ShortStorage": "I16",
+    "torch.CharStorage": "I8",
+    "torch.ByteStorage": "U8",
+    "torch.BoolStorage": "BOOL",
+}
+NAMESPACE = "argparse.Namespace"
+# What training loops put beside weights; like all others, never looked up.
+CHECKPOINT = FORMATS.keys() | {
+    *(*DICTS, PARAMETER, TENSOR, NAMESPACE, SCALAR, DTYPE, RECONSTRUCT, NDARRAY),
+    *("__builtin__.set", "builtins.set", "_codecs.encode", "copyreg._reconstructor"),
+    *("__builtin__.object", "builtins.object", "collections.defaultdict"),
+    *("torch.Size", "torch.device", "torch.float64", "torch.float32", "torch.float16"),
+    *("torch.bfloat16", "pathlib.PosixPath", "pathlib.WindowsPath", "__builtin__.list"),
+}
 
 # The start of a legacy torch.save.
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 # A network of 36 blocks, as published, needs a sixth of this.
 _MAX_OPERATIONS = 250_000
+# A checkpoint holds its optimizer too: 20,000 tensors at 50 operations each.
+CHECKPOINT_OPERATIONS = 1_000_000
 # Longer texts are source code, which is not needed.
 _MAX_TEXT = 255
 _OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
@@ -53,12 +77,13 @@ class Budget:
     """Operations left for one file, in all of its streams together."""
 
     left: int = _MAX_OPERATIONS
+    total: int = _MAX_OPERATIONS
 
     def spend(self, operations: int = 1) -> None:
         """Raises Refused when the file asks for more than any snapshot needs."""
         self.left -= operations
         if self.left < 0:
-            raise Refused(f"asks for more than {_MAX_OPERATIONS} operations")
+            raise Refused(f"asks for more than {self.total} operations")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,16 +119,20 @@ def nested_streams(
     return [machine.run() for _ in range(count)], data[machine.at :]
 
 
-def _foreign(what: str) -> NoReturn:
-    raise Refused(f"{what}, which no snapshot of the original code holds")
-
-
 class _Machine:
     """The stack, marks and memo of the pickle format; `at` is the next byte."""
 
     def __init__(self, data: memoryview, budget: Budget, names: Container[str]) -> None:
         self.data, self.budget, self.names = data, budget, names
         self.at = 0
+
+    def foreign(self, what: str) -> NoReturn:
+        if self.names is CHECKPOINT:
+            advice = (
+                "save the network's state_dict() alone, and only if you trust the file"
+            )
+            raise Refused(f"{what}, which no plain checkpoint holds", advice)
+        raise Refused(f"{what}, which no snapshot of the original code holds")
 
     def run(self) -> Any:
         """Runs one pickle from `at` to its STOP, and returns its result."""
@@ -117,7 +146,7 @@ class _Machine:
             if (name == "PROTO") != (self.at == start + 1):
                 raise Refused("is not a pickle of protocol 2 or later")
             if name not in _OPERATIONS:
-                _foreign(f"holds the pickle opcode {name}")
+                self.foreign(f"holds the pickle opcode {name}")
             operation, argument = _OPERATIONS[name]
             operation(self, argument)
         result = self.pop(object)
@@ -156,7 +185,7 @@ class _Machine:
 
     def protocol(self, known: range) -> None:
         if (version := self.unpack("<B")) not in known:
-            _foreign(f"is a pickle of protocol {version}")
+            self.foreign(f"is a pickle of protocol {version}")
 
     def skip(self, size: int) -> None:
         self.take(size)
@@ -223,7 +252,7 @@ class _Machine:
         # NumPy 2 renamed its package.
         known = re.sub(r"\Anumpy\._core\.", "numpy.core.", name)
         if known not in self.names:
-            _foreign(f"names the global {name!r}")
+            self.foreign(f"names the global {name!r}")
         self.push(Global(known))
 
     def call(self, _: None) -> None:
@@ -233,13 +262,17 @@ class _Machine:
 
     def build(self, _: None) -> None:
         state = self.pop(object)
-        if self.names is STATE_DICT and self.stack and isinstance(self.stack[-1], dict):
+        if (
+            self.names is not OBJECTS
+            and self.stack
+            and isinstance(self.stack[-1], dict)
+        ):
             return  # the versions of PyTorch's modules
         self.top(Node).state = state
 
     def persistent(self, _: None) -> None:
         if self.names is OBJECTS:
-            _foreign("holds the pickle opcode BINPERSID outside of a tensor")
+            self.foreign("holds the pickle opcode BINPERSID outside of a tensor")
         self.push(Node("", self.pop(tuple)))
 
 
