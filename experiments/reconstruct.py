@@ -44,7 +44,7 @@ PROFILES = (
 def main() -> None:
     """Parse the command line and rebuild."""
     options = _parser().parse_args()
-    if bool(options.run) == bool(options.snapshots):
+    if (options.run is None) == (not options.snapshots):
         raise ValueError("Name either --run or --snapshots.")
     if options.snapshots:
         _foreign(options)

@@ -92,3 +92,22 @@ def test_updates_count_as_the_package_does():
     assert np.allclose(share, [0] * 5 + [beta8 * beta11] * 3 + [beta11] * 3 + [1] * 2)
     with pytest.raises(ValueError, match="too many"):
         kernels.Tracked(Power(2.0)).share(np.array([1.0]), 1e10)
+
+
+def test_no_change_of_the_coefficients_makes_error_and_noise_smaller():
+    stored = [(t, Tracked(Power(g), 5)) for t in (200, 400, 600) for g in (17.0, 3.0)]
+    u, t = 2.0**-8, 600
+    [solution] = solving.solve(stored, [(t, ema.PowerProfile(0.08))], u)
+    steps = np.arange(float(t))
+    basis = np.stack([kernel.share(steps, s) for s, kernel in stored], axis=1)
+    wanted = (steps / t) ** (ema.PowerProfile(0.08).gamma + 1)
+
+    def cost(x):
+        return ((wanted - basis @ x) ** 2).sum() + t * ((0.4254 * u * x) ** 2).sum()
+
+    x = solution.coefficients
+    for i, j in itertools.combinations(range(len(x)), 2):
+        for step in (-1e-4, 1e-4):  # keeps the sum
+            moved = x.copy()
+            moved[[i, j]] += [step, -step]
+            assert cost(moved) > cost(x)
