@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edm_jax.ema.combine import OnProgress
-from edm_jax.ema.profiles import AnyProfile
+from edm_jax.ema.grammar import AnyProfile
 from edm_jax.ema.solver import Solution
 from edm_jax.files import human, printable
 from edm_jax.foreign import rebuild, series

@@ -13,7 +13,7 @@ import numpy as np
 
 from edm_jax.ema import combine, snapshots
 from edm_jax.ema.combine import OnProgress, Plan
-from edm_jax.ema.profiles import AnyProfile, to_fields
+from edm_jax.ema.grammar import AnyProfile, to_fields
 from edm_jax.files import human, write_json
 from edm_jax.foreign import solving
 from edm_jax.foreign.layout import PlainWriter

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edm_jax.ema.profiles import AnyProfile, PowerProfile
+from edm_jax.ema.grammar import AnyProfile, MixedProfile
+from edm_jax.ema.profiles import PowerProfile
 from edm_jax.ema.solver import RMS_ROUNDING, Solution
 from edm_jax.foreign.kernels import Kernel
 
@@ -75,6 +76,9 @@ def share(profile: AnyProfile, tau: np.ndarray, t: float) -> np.ndarray:
     """P(τ) of a target profile: its mass up to τ, for τ that rises from 0 or more."""
     if isinstance(profile, PowerProfile):
         return (np.minimum(tau, t) / t) ** (profile.gamma + 1)
+    if isinstance(profile, MixedProfile):
+        shares = [share(part, tau, t) for part in profile.parts]
+        return np.tensordot(profile.weights, shares, 1)
     kinks = [edge for edge in profile.edges(t) if 0 < edge < t]
     edges = np.unique(np.concatenate([[0.0, t], tau, kinks]))
     edges = edges[edges <= t]
