@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -263,6 +263,14 @@ def human(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def few(sentences: Sequence[object], what: str, most: int = 5) -> list[str]:
+    """The first of many sentences, and how many more `what` there are."""
+    rest = len(sentences) - most
+    if rest < 2:  # a line about one more would save nothing
+        return [str(each) for each in sentences]
+    return [*map(str, sentences[:most]), f"{rest:,} more {what}."]
 
 
 def printable(text: str) -> str:

@@ -58,7 +58,8 @@ def main() -> None:
     stored, run = cli.find_snapshots(options)
     out = epath.Path(options.out or run / "reconstructed")
     job = rebuild.prepare(stored, request)
-    for reason in (*job.left_out, *job.plan.refused):
+    damaged = files.few(job.left_out, "damaged snapshots")
+    for reason in (*damaged, *job.plan.refused):
         cli.say(f"Left out: {reason}", sys.stderr)
     if options.draw:
         _draw(job, options.draw)

@@ -90,6 +90,12 @@ def open_builder(data: "DataConfig") -> Any:
     from edm_jax.data import digits, photos  # noqa: F401  (registers them with TFDS)
 
     data_dir, own = os.path.expanduser(data.data_dir), Path(data.name).expanduser()
+    for field, text in (("data_dir", data_dir), ("name", data.name)):
+        if not text.isascii() and text.encode(errors="replace").decode() != text:
+            raise ValueError(
+                f"data.{field}={text!r} holds bytes that are not UTF-8, and TFDS reads no "
+                "such path: rename the directory."
+            )
     if os.path.isfile(data_dir):
         kind = _kind(Path(data_dir))
         raise ValueError(f"data.data_dir={data.data_dir!r} is {kind}. {_ACCEPTED}")

@@ -90,7 +90,7 @@ def usable(directory: files.PathLike, last: int | None = None) -> list[Snapshot]
     found, damaged = snapshots.scan(directory)
     if damaged and not found:
         raise damaged[0]
-    for each in damaged:
+    for each in files.few(damaged, "damaged snapshots"):
         _log.warning("Left out: %s", each)
     return [each for each in found if last is None or each.meta.nimg <= last]
 

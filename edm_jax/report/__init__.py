@@ -1,5 +1,6 @@
 """The comparison of runs: tables, figures and one self-contained page."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,19 +65,19 @@ def write(
     }
     if comparison.by_field:
         texts["by_field.csv"] = csv_text(comparison.by_field.records())
-    _make(out)
-    for name, text in texts.items():
-        files.write_text(out / name, text)
+    with _folder(out):
+        for name, text in texts.items():
+            files.write_text(out / name, text)
     return out / "index.html"
 
 
 def write_figures(comparison: Comparison, out: Path) -> None:
     """Write the figures for a paper, figures/*.{png,pdf,svg}."""
-    _make(out / "figures")
-    for drawing in drawings(comparison):
-        for form in drawing.formats:
-            path = out / "figures" / f"{drawing.name}.{form}"
-            files.write_bytes(path, drawing.render(form))
+    with _folder(out / "figures"):
+        for drawing in drawings(comparison):
+            for form in drawing.formats:
+                path = out / "figures" / f"{drawing.name}.{form}"
+                files.write_bytes(path, drawing.render(form))
 
 
 def drawings(comparison: Comparison) -> Iterator[Drawing]:
@@ -90,10 +91,20 @@ def drawings(comparison: Comparison) -> Iterator[Drawing]:
         yield found
 
 
-def _make(directory: Path) -> None:
+@contextlib.contextmanager
+def _folder(directory: Path) -> Iterator[None]:
+    """Makes a folder, and removes it again if nothing could be written to it."""
+    is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(
             f"{directory} is not a directory: remove that file, or choose another folder."
         ) from None
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something
+            if is_new:
+                directory.rmdir()
+        raise

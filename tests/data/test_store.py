@@ -161,6 +161,13 @@ def test_a_file_for_a_data_dir_is_refused(tmp_path):
         data.prepare(config("digits", file))
 
 
+@pytest.mark.parametrize(("field", "given"), [("data_dir", ("digits", "\udcff")),
+                                              ("name", ("\udcff", "here"))])  # fmt: skip
+def test_a_path_that_is_not_utf8_is_one_sentence(field, given):
+    with pytest.raises(ValueError, match=f"^data.{field}=.* not UTF-8.*: rename"):
+        data.prepare(config(*given))
+
+
 def test_a_directory_called_as_a_data_set_does_not_hide_it(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -11,22 +11,21 @@ from damage_ways import Damage
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    made = tmp_path_factory.mktemp("damage") / "base"
-    damage.make_base(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def chosen(base):
-    return damage.sampled(damage.cases(base))
-
-
-@pytest.fixture(scope="module")
 def worker(base):
     made = damage.Worker(base)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("damage") / "base"
+
+
+@pytest.fixture(scope="module")
+def chosen(base, worker):
+    del worker  # it makes the base
+    return damage.sampled(damage.cases(base))
 
 
 @pytest.mark.slow
@@ -39,7 +38,10 @@ def test_a_damaged_file_is_named_and_no_other_is_lost(reader, chosen, worker):
 
 
 @pytest.mark.slow
-def test_every_way_damages_the_file_and_spares_other_names_of_it(base, tmp_path):
+def test_every_way_damages_the_file_and_spares_other_names_of_it(
+    base, worker, tmp_path
+):
+    del worker  # it makes the base
     seen = set()
     for case in damage.cases(base):
         original = min(base.glob(case.file or "nothing"), default=None)

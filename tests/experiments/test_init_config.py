@@ -166,7 +166,11 @@ def test_three_commands_lead_from_500_mixed_pictures_to_a_comparison(tmp_path):
     for name in ("configs", "experiments", "edm_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     budget = "--resolution=8 --duration_mimg=0.00064 --batch_size=16"
-    small = "--config.network.model_channels=8 --config.evaluation.num_samples=20"
+    small = (
+        "--config.network.model_channels=8 --config.network.channel_mult=(1,) "
+        "--config.evaluation.num_samples=20 --config.evaluation.num_steps=2 "
+        "--config.evaluation.sigma_rels=(0.1,)"
+    )
     for command in (
         f"init_config.py --data=pictures --out=mine.py {budget}",
         f"launch.py --study=plain.py --workload=mine.py {small}",

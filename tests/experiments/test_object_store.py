@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from driven_run import LITTLE
+from shared_steps import shared_steps
 
 import configs
 from edm_jax import data, tree
@@ -22,6 +24,7 @@ def run(monkeypatch, main, *arguments):
 
 
 @pytest.mark.slow
+@shared_steps()
 def test_a_run_whose_snapshots_lie_there_is_trained_evaluated_and_compared(
     monkeypatch, tmp_path, bucket
 ):
@@ -41,6 +44,7 @@ def test_a_run_whose_snapshots_lie_there_is_trained_evaluated_and_compared(
         f"--config={reference}",
         f"--run={directory}",
         *overrides,
+        *LITTLE,
     )
     stored = snapshots.list_snapshots(f"{bucket}/study/g")
     assert len(stored) == 8 and not (directory / "snapshots").exists()

@@ -19,6 +19,7 @@ from edm_jax.original import mapping
 from experiments import cli, evaluate, originals, reconstruct, sample
 
 DIGITS = f"{configs.letter_path('g')}:digits"
+TINY = f"{DIGITS}-tiny"
 
 
 def run(monkeypatch, main, *arguments):
@@ -40,7 +41,7 @@ NET = original.OriginalNetwork(
     resolution=8,
     channels=1,
     num_classes=10,
-    model_channels=32,
+    model_channels=16,
     channel_mult=(1, 2),
     blocks_per_level=1,
     attention_resolutions=(4,),
@@ -170,8 +171,9 @@ def test_one_pickle_is_sampled_and_evaluated_as_the_original_layout_says(
     directory, tensors = pickles
     monkeypatch.chdir(tmp_path)
     name = "edm2-digits-0002097-0.100.pkl"
-    command = [f"--run={directory / name}", f"--config={DIGITS}"]
-    run(monkeypatch, sample.main, *command, "--seeds=0-3", f"--out={tmp_path}/samples")
+    command = [f"--run={directory / name}", f"--config={TINY}"]
+    more = "--seeds=0-3", "--steps=6", f"--out={tmp_path}/samples"
+    run(monkeypatch, sample.main, *command, *more)
     found = np.load(tmp_path / "samples" / "samples.npz")
     # The last step of the sampler returns the denoised image: follow it in the original
     # layout with an independent network.
@@ -184,7 +186,7 @@ def test_one_pickle_is_sampled_and_evaluated_as_the_original_layout_says(
         )
         return image.transpose(0, 2, 3, 1)
 
-    levels = NoiseLevels().sigmas()
+    levels = NoiseLevels(6).sigmas()
     shape = jax.ShapeDtypeStruct(noise.shape, np.float32)
 
     def traced(x, sigma):
@@ -193,7 +195,7 @@ def test_one_pickle_is_sampled_and_evaluated_as_the_original_layout_says(
         )
 
     expected = Heun().sample(traced, noise * levels[0], levels, jnp.zeros((4, 2)))
-    config = configs.load(DIGITS)
+    config = configs.load(TINY)
     raw = np.asarray(expected) / 0.5 * config.data.raw_std[0] + config.data.raw_mean[0]
     np.testing.assert_allclose(found["image"], raw, atol=0.02)
     run(monkeypatch, evaluate.main, *command)

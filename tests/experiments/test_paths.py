@@ -8,6 +8,7 @@ import sys
 import driven_run
 import numpy as np
 import pytest
+from shared_steps import shared_steps
 from small_snapshots import tree
 
 import configs
@@ -121,6 +122,7 @@ def test_weights_that_are_damaged_are_not_sampled_but_named(
 
 
 @pytest.mark.slow
+@shared_steps()
 def test_a_run_in_an_odd_directory_goes_through_all_commands(
     monkeypatch, capsys, tmp_path
 ):
@@ -128,11 +130,12 @@ def test_a_run_in_an_odd_directory_goes_through_all_commands(
     run = study / "lr=0.1 [big]*?"
     monkeypatch.setenv("HOME", str(tmp_path))
     data_dir = tmp_path / "data"
-    call(monkeypatch, train.main, *driven_run.arguments(run, data_dir, 24))
+    arguments = driven_run.arguments(run, data_dir, 24, *driven_run.LITTLE)
+    call(monkeypatch, train.main, *arguments)
     next_line = capsys.readouterr().out.splitlines()[-1]
     *_, command = next_line.split("next: ")
     assert shlex.split(command)[-1] == f"--run={run}"
-    call(monkeypatch, train.main, *driven_run.arguments(run, data_dir, 24))
+    call(monkeypatch, train.main, *arguments)
     steps = {place.name for place in (run / "checkpoints").iterdir()}
     assert steps == {"12", "24"}
     status = json.loads((run / "status.json").read_text())

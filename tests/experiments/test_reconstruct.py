@@ -8,6 +8,7 @@ import pytest
 import configs
 from edm_jax import ema
 from edm_jax.ema import snapshots
+from edm_jax.evals import sweeps
 from edm_jax.runs.directory import RunDir
 from experiments import cli, reconstruct, sample
 
@@ -248,6 +249,18 @@ def test_a_damaged_snapshot_is_left_out_and_named_or_refused(
     captured = capsys.readouterr()
     assert f"Left out: {bad} is damaged" in captured.err
     assert len(captured.out.splitlines()) == 2
+    # Of many, the first few are named.
+    for number in range(40):
+        name = f"power-0.050-{number:012}.safetensors"
+        (trained.snapshots / name).write_bytes(b"")
+    for read in (
+        lambda: run(monkeypatch, reconstruct.main, *command),
+        lambda: sweeps.usable(trained.snapshots),
+    ):
+        read()
+        lines = capsys.readouterr().err.splitlines()
+        said = {line for line in lines if "Left out: " in line}
+        assert len(said) == 6 and "Left out: 36 more damaged snapshots." in said
 
 
 def test_an_object_store_serves_as_run_and_as_out(monkeypatch, capsys, trained, bucket):

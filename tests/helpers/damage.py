@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import select
-import shutil
 import stat
 import subprocess
 import sys
@@ -29,6 +28,7 @@ HELPERS = Path(__file__).resolve().parent
 sys.path[:0] = [str(HELPERS), str(HELPERS.parents[1])]
 
 import damage_ways
+import driven_run
 from damage_base import BEGUN, DONE
 from damage_ways import Damage
 
@@ -300,11 +300,11 @@ def lost(case: Case, code: int, before: dict[str, str], after: dict[str, str]) -
 
 
 class Worker:
-    """A process that runs cases, started again where it does not answer."""
+    """A process that makes `base` and runs cases, started again if it does not answer."""
 
     def __init__(self, base: Path):
         self._base = base
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | None = self._start()
 
     def run(self, chosen: Sequence[Case]) -> Iterator[tuple[Case, str]]:
         """Each case, and what is wrong with it; '' where nothing is."""
@@ -338,12 +338,14 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, str(HELPERS / "damage_worker.py"), str(self._base)]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        environ = driven_run.one_device()
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environ
         )
-        assert self._process.stdout
-        assert self._process.stdout.readline() == "ready\n"
-        return self._process
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        self._process = process
+        return process
 
     def _ended(self) -> str:
         assert self._process
@@ -367,16 +369,6 @@ def _batches(chosen: Sequence[Case]) -> Iterator[list[Case]]:
         yield from (of_it[i : i + size] for i in range(0, len(of_it), size))
 
 
-def make_base(base: Path) -> None:
-    """Makes what is damaged, in a process of its own, unless it is there."""
-    if not (base / "ready").exists():
-        shutil.rmtree(base, ignore_errors=True)
-        base.mkdir(parents=True)
-        worker = [sys.executable, str(HELPERS / "damage_worker.py"), str(base), "make"]
-        subprocess.run(worker, check=True, stdout=sys.stderr)
-        (base / "ready").touch()
-
-
 def main() -> None:
     """Run the cases and print those that fail."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -391,11 +383,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         base = (options.base or Path(temporary) / "base").resolve()
-        make_base(base)
+        worker = Worker(base)
         words = options.only.split(",")
         found = (c for c in cases(base) if any(word in c.name for word in words))
         chosen = list(found) if options.all else sampled(found, options.times)
-        worker, failed, start = Worker(base), 0, time.monotonic()
+        failed, start = 0, time.monotonic()
         for case, wrong in worker.run(chosen):
             if wrong:
                 failed += 1

@@ -14,14 +14,6 @@ import pickle_writer
 ROOT = Path(__file__).parents[2]
 DIGITS = f"{ROOT}/configs/config_g.py:digits"
 STEPS, STOP = 40, 34
-FIELDS = {
-    "evaluation.num_heldout": "20",
-    "evaluation.num_sigmas": "1",
-    "evaluation.batch_size": "20",
-    "evaluation.num_samples": "4",
-    "evaluation.num_steps": "2",
-    "evaluation.sigma_rels": "(0.05,0.08,0.1)",
-}
 DONE, BEGUN = "study/done-seed0", "study/begun-seed0"
 STUDY = """
 from edm_jax.studies import RunSpec
@@ -34,8 +26,7 @@ def runs(workload):
 
 def arguments(run: str, data: str, *more: str) -> list[str]:
     """What train.py is given for the small runs."""
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    return driven_run.arguments(run, data, STEPS, *fields, *more)
+    return driven_run.arguments(run, data, STEPS, *driven_run.LITTLE, *more)
 
 
 def make(base: Path) -> None:

@@ -1,13 +1,12 @@
 """The process in which damage.py runs commands on damaged files, one case at a time.
 
-    python tests/helpers/damage_worker.py BASE [make]
+    python tests/helpers/damage_worker.py BASE
 
-Reads the names of cases, writes what is wrong with each. What commands compile is shared.
+Makes what is damaged unless it is there, reads the names of cases, and writes what is
+wrong with each. What commands compile is shared.
 """
 
 import contextlib
-import dataclasses
-import functools
 import gc
 import io
 import json
@@ -23,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 HELPERS = Path(__file__).resolve().parent
 sys.path[:0] = [str(HELPERS), str(HELPERS.parents[1])]
@@ -31,6 +31,7 @@ import damage
 import damage_base
 from damage import UNDAMAGED, Case
 from damage_base import BEGUN, DONE
+from shared_steps import shared_steps
 
 LIMIT_S = 10.0  # of processor time
 PATIENCE = float(os.environ.get("DAMAGE_PATIENCE", "3"))  # wall clock, in limits
@@ -273,65 +274,47 @@ def timed(seconds: float) -> Iterator[None]:
             signal.setitimer(timer, 0)
 
 
-def share_what_is_compiled() -> None:
-    """One compiled step, forward pass and checksum for all cases."""
-    from edm_jax.evals import generation, heldout
-    from edm_jax.train import loop
+def run_here() -> None:
+    """Makes launchers start no processes."""
     from experiments import backends
 
-    made, forwards, samples = {}, {}, {}
-    build = generation.Generator.__init__
-    make_trainer, begin = loop.make_trainer, heldout.Inference.__init__
-
-    def same_trainer(config, *rest):
-        fields = config.to_dict() | {"data": None}
-        if (key := str(fields)) not in made:
-            made[key] = make_trainer(config, *rest)
-        return dataclasses.replace(made[key], config=config)
-
-    @functools.wraps(begin)
-    def same_forward(self, denoiser, batch_size):
-        begin(self, denoiser, batch_size)
-        key, made = (repr(denoiser), batch_size), (self._forward, self._statistics)
-        self._forward, self._statistics = forwards.setdefault(key, made)
-
-    @functools.wraps(build)
-    def same_sample(self, *arguments):
-        build(self, *arguments)
-        key = repr(arguments)
-        self._sample = samples.setdefault(key, self._sample)
-
-    loop.make_trainer = same_trainer
-    generation.Generator.__init__ = same_sample
-    heldout.Inference.__init__ = same_forward
-    # No other processes.
     backends.Local.slots = lambda self, runs: backends.local.cpu_slots(1)
     backends.local.run = lambda tasks, *_: {task.name: "done" for task in tasks}
 
 
 def main() -> None:
-    """Make what is damaged, or run the cases whose names come in."""
+    """Make what is damaged, then run the cases whose names come in."""
     base = Path(sys.argv[1])
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("MPLBACKEND", "agg")
     os.environ.pop("EDM_JAX_CLAIM", None)
-    if sys.argv[2:] == ["make"]:
-        damage_base.make(base)
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    warnings.simplefilter("always")
-    share_what_is_compiled()
-    by_name = {case.name: case for case in damage.cases(base)}
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    with shared_steps():
+        if not (base / "ready").exists():
+            shutil.rmtree(base, ignore_errors=True)
+            base.mkdir(parents=True)
+            damage_base.make(base)
+            (base / "ready").touch()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        warnings.simplefilter("always")
+        run_here()
+        print("ready", file=out, flush=True)
+        for each in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), each)
+        _answer(base, out)
+
+
+def _answer(base: Path, out: IO[str]) -> None:
+    by_name = {case.name: case for case in damage.cases(base)}
     warm: set[str] = set()
-    print("ready", file=out, flush=True)
     for line in sys.stdin:
         cases = [by_name[name] for name in json.loads(line)]
         reader = cases[0].reader
         if reader.command not in warm:
             warm.add(reader.command)
             _in_a_place([Case(reader, "", UNDAMAGED)], base, 90.0)
+            gc.freeze()  # collected after each case, which what is there would slow
         answer = _in_a_place(cases, base, LIMIT_S + 0.3 * len(cases))
         print(json.dumps(answer), file=out, flush=True)
 

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import functools
 
+import jax
 import pytest
 
-from edm_jax.evals import heldout
-from edm_jax.train import loop
+from edm_jax.evals import generation, heldout
+from edm_jax.train import finder, loop
+from edm_jax.train.diagnosis import Diagnosis
+from edm_jax.train.trainer import make_trainer
 
 # Of a config's `training` fields, those that the host alone looks at.
 HOST = (
@@ -21,9 +24,10 @@ def cached(make_trainer):
     trainers = {}
 
     def same_trainer(config, *rest):
-        fields = config.to_dict() | {"data": None, "evaluation": None}
-        training = {k: v for k, v in fields["training"].items() if k not in HOST}
-        key = str(fields | {"training": training})
+        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        training = {k: v for k, v in vars(config.training).items() if k not in HOST}
+        fields |= {"data": config.data.augment, "evaluation": None}
+        key = repr(fields | {"training": training})
         if key not in trainers:
             trainers[key] = make_trainer(config, *rest)
         return dataclasses.replace(trainers[key], config=config)
@@ -31,22 +35,53 @@ def cached(make_trainer):
     return same_trainer
 
 
-@contextlib.contextmanager
-def shared_steps():
-    """Within it, trainings of one network and optimizer trace and compile once.
+@functools.cache
+def _trainers(devices):
+    here = jax.devices()[:devices]
+    return cached(functools.partial(make_trainer, devices=here))
 
-    Whether a step that is compiled anew gives the same numbers, as in a process that
-    resumes a run, is for tests/train/test_survival.py to say.
-    """
-    begin, forwards = heldout.Inference.__init__, {}
+
+_COMPILED = {}  # by class and what it was made of
+
+
+def _sharing(patch, kind, key, *names, **fixed):
+    """Makes objects of a class with equal keys share what they compiled."""
+    begin = kind.__init__
 
     @functools.wraps(begin)
-    def same_forward(self, denoiser, batch_size):
-        begin(self, denoiser, batch_size)
-        key = repr(denoiser), batch_size
-        self._forward = forwards.setdefault(key, self._forward)
+    def __init__(self, *arguments, **more):
+        begin(self, *arguments, **fixed | more)
+        place = kind, str(fixed), key(*arguments, **more)
+        parts = {name: getattr(self, name) for name in names}
+        vars(self).update(_COMPILED.setdefault(place, parts))
 
+    patch.setattr(kind, "__init__", __init__)
+
+
+def _of_arguments(*arguments, **more):
+    return repr((arguments, more))
+
+
+def _of_diagnosis(trainer, agree):
+    del agree
+    return repr((trainer.denoiser, trainer.config.loss, trainer.config.data.augment))
+
+
+@contextlib.contextmanager
+def shared_steps(devices=1):
+    """Within it, what trains and samples the same network traces and compiles once.
+
+    So it does in all files of a process. It uses one device, as 8 simulated ones take far longer: that the numbers are the same
+    is for tests/train/test_parallel.py to say. Whether a step that is compiled anew gives
+    the same numbers, as in a process that resumes a run, is for
+    tests/train/test_survival.py.
+    """
+    here = jax.devices()[:devices]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_trainer", cached(loop.make_trainer))
-        patch.setattr(heldout.Inference, "__init__", same_forward)
+        for user in (loop, finder):
+            patch.setattr(user, "make_trainer", _trainers(devices))
+        networks = heldout.Inference, "_forward", "_statistics"
+        for kind, *names in (networks, (generation.Generator, "_sample")):
+            _sharing(patch, kind, _of_arguments, *names, devices=here)
+        _sharing(patch, Diagnosis, _of_diagnosis, "_outputs")
         yield

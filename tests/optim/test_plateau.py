@@ -1,6 +1,5 @@
 """Reduce on plateau: when it fires, compared with Optax's, and in the chain."""
 
-import functools
 import itertools
 import shutil
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from optax import contrib
 from optimizer_options import optimizer_config
+from shared_steps import shared_steps
 
 import configs
 from edm_jax.optim import chain, plateau
@@ -17,7 +17,6 @@ from edm_jax.optim import finder as curves
 from edm_jax.optim.timing import Run
 from edm_jax.runs.directory import RunDir
 from edm_jax.train import finder, loop
-from edm_jax.train.trainer import make_trainer
 
 PROBE = 100  # images between held-out losses
 RUN = Run(10_000.0, 10)
@@ -89,11 +88,9 @@ OVERRIDES = {
 }
 
 
-def train(path, monkeypatch, devices=1):
+def train(path):
     """A run in which no probe counts as an improvement, so that each halves the rate."""
     config = configs.load(f"{configs.letter_path('g')}:digits-tiny", OVERRIDES)
-    chosen = functools.partial(make_trainer, devices=jax.devices()[:devices])
-    monkeypatch.setattr(loop, "make_trainer", chosen)
     run = RunDir(path, config)
     loop.train(config, run)
     return run
@@ -105,10 +102,18 @@ def without_speed(run):
 
 
 @pytest.mark.slow
-def test_a_run_reduces_its_rate_logs_it_and_resumes_anywhere_to_the_bit(
-    tmp_path, monkeypatch
-):
-    whole = train(tmp_path / "whole", monkeypatch)
+def test_a_run_reduces_its_rate_logs_it_and_resumes_anywhere_to_the_bit(tmp_path):
+    with shared_steps():
+        whole = train(tmp_path / "whole")
+        check_one_device(whole, tmp_path)
+    with shared_steps(devices=2):
+        two = train(tmp_path / "two")
+    for one, other in zip(*(run.records("train") for run in (whole, two)), strict=True):
+        assert one["lr"] == other["lr"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def check_one_device(whole, tmp_path):
     config = configs.load(f"{configs.letter_path('g')}:digits-tiny", OVERRIDES)
     rates = {record["nimg"]: record["lr"] for record in whole.records("train")}
     scheduled = chain.learning_rate(config.optimizer, config.training.duration_mimg)
@@ -120,7 +125,7 @@ def test_a_run_reduces_its_rate_logs_it_and_resumes_anywhere_to_the_bit(
         shutil.copytree(whole.path, place)
         for later in range(step + 10, 50, 10):
             shutil.rmtree(place / "checkpoints" / str(later))
-        resumed = train(place, monkeypatch)
+        resumed = train(place)
         assert without_speed(resumed) == without_speed(whole)
 
     # The finder takes up such a run, at the rates of its grid.
@@ -128,8 +133,3 @@ def test_a_run_reduces_its_rate_logs_it_and_resumes_anywhere_to_the_bit(
         config, curves.grid(1e-8, 1.0, 12), 1, whole.checkpoints
     ).curves[0]
     assert found.losses[-1] > 2 * found.losses[0]
-
-    two = train(tmp_path / "two", monkeypatch, devices=2)
-    for one, other in zip(*(run.records("train") for run in (whole, two)), strict=True):
-        assert one["lr"] == other["lr"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)

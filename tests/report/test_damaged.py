@@ -302,6 +302,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(study, smal
     ]
     with pytest.raises(ValueError, match=r"results\.csv is not a directory"):
         report.write(comparison, out / "results.csv")
+    filler = open(small_disk / "filler", "wb", buffering=0)  # noqa: SIM115
+    with filler, pytest.raises(OSError, match="No space left"):
+        while True:
+            filler.write(bytes(4096))
+    for write, folder in ((report.write, "new"), (report.write_figures, "new2")):
+        (small_disk / "new2").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match="No space left"):
+            write(comparison, small_disk / folder)
+    assert not (small_disk / "new").exists() and not any(
+        (small_disk / "new2").iterdir()
+    )
 
 
 # What is written of hostile texts, read back by other programs

@@ -227,7 +227,7 @@ def passed_over(path, caplog):
         cut_off_the_last_byte,
         overwrite_with_zeros,
         lambda place: place.unlink(),
-        *(functools.partial(flip_a_bit, seed=seed) for seed in range(4)),
+        *(functools.partial(flip_a_bit, seed=seed) for seed in range(2)),
     ],
 )
 def test_whatever_happens_to_one_file_no_wrong_number_comes_back(
@@ -278,8 +278,9 @@ def test_a_bit_flipped_in_an_array_is_always_noticed(tmp_path, caplog):
     assert any(reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["lr=0.1 [big]", "a*b", "what?", "[a]", "a\\b", "50%", "\udcff (no UTF-8)"]
+    "name", ["lr=0.1 [big]? a\\b 50%", "a*b", "[a]", "\udcff (no UTF-8)"]
 )
 def test_the_name_of_a_directory_is_not_a_pattern(tmp_path, caplog, name):
     store(tmp_path / "aXb" / "checkpoints", 30)  # what 'a*b' would match

@@ -101,16 +101,10 @@ def alone(data_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--config.training.parallel=pmap",),
-        ("--config.training.sharding=full", "--shard_all"),
-    ],
-    ids=["pmap", "sharded"],
-)
-def test_two_processes_train_the_run_of_one(alone, data_dir, tmp_path, options):
-    statuses, outputs = two(tmp_path / "run", data_dir, *options)
+def test_two_processes_train_the_run_of_one_under_pmap(alone, data_dir, tmp_path):
+    statuses, outputs = two(
+        tmp_path / "run", data_dir, "--config.training.parallel=pmap"
+    )
     assert statuses == [0, 0], outputs
     assert_same_numbers(tmp_path / "run", alone)
     # The first alone speaks of it.
@@ -121,16 +115,18 @@ def test_two_processes_train_the_run_of_one(alone, data_dir, tmp_path, options):
 def test_a_signal_to_one_of_two_stops_both_one_resumes_and_two_resume_that(
     alone, data_dir, tmp_path
 ):
+    """The state is sharded over both: they train the run of one so, too."""
     run = tmp_path / "run"
-    statuses, outputs = two(run, data_dir, only_second=["--stop_at=10"])
+    sharded = "--config.training.sharding=full", "--shard_all"
+    statuses, outputs = two(run, data_dir, *sharded, only_second=["--stop_at=10"])
     assert statuses == [75, 75], outputs
     status = json.loads((run / "status.json").read_text())
     # The other learns of it one step later.
     assert status["state"] == "preempted" and status["nimg"] == 11 * BATCH
-    statuses, outputs = one(run, data_dir, "--stop_at=17")
+    statuses, outputs = one(run, data_dir, *sharded, "--stop_at=17")
     assert statuses == [75], outputs
     assert json.loads((run / "status.json").read_text())["nimg"] == 17 * BATCH
-    statuses, outputs = two(run, data_dir)
+    statuses, outputs = two(run, data_dir, *sharded)
     assert statuses == [0, 0], outputs
     assert "Trained" in outputs[0] and "Trained" not in outputs[1]
     assert_same_numbers(run, alone)

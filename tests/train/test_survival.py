@@ -19,7 +19,7 @@ from edm_jax.ema import snapshots
 from edm_jax.train import trainer
 from edm_jax.train.checkpoint import Checkpoints
 
-KILLS, STEPS = 8, 120
+KILLS, STEPS = 6, 120
 
 
 @pytest.fixture(scope="module")
