@@ -4,46 +4,21 @@ import pickle
 import sys
 import types
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_features
 from PIL import Image
+from tiny_features import WEIGHTS, tiny
 
 from edm_jax.evals import evaluators, frechet, guided_sweeps, metrics
 from edm_jax.evals.features import extraction, networks, references, sources
-from edm_jax.models import pretrained, resizing
+from edm_jax.models import pretrained
 from experiments import cli, evaluate
 
 rng = np.random.default_rng(0)
-WEIGHTS = {
-    "fc.weight": rng.standard_normal((6, 3)).astype(np.float32),
-    "fc.bias": np.zeros(6, np.float32),
-}
 PIXELS = rng.integers(0, 256, (60, 4, 4, 3), np.uint8)
-
-
-class Tiny(nn.Module):
-    """Six features of the mean colour."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(6, name="fc")(x.mean(axis=(1, 2))), None
-
-
-def tiny(**fields):
-    return networks.Network(
-        title="a tiny network",
-        module=Tiny(),
-        side=4,
-        resize=resizing.bilinear_tf1,
-        mean=(128.0,) * 3,
-        std=(128.0,) * 3,
-        files=("tiny.safetensors",),
-        about="96 bytes",
-        **fields,
-    )
 
 
 @pytest.fixture
@@ -51,7 +26,7 @@ def place(tmp_path, monkeypatch):
     """A directory with the weights of the network that stands for EfficientNet-Lite0."""
     monkeypatch.setitem(networks.NETWORKS, "effnetlite0", tiny())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    safetensors.numpy.save_file(WEIGHTS, tmp_path / "tiny.safetensors")
+    tiny_features.write(tmp_path)
     return tmp_path
 
 

@@ -63,6 +63,8 @@ def _run(run: str, **forms: str) -> dict[str, str]:
 
 _ALL = {"config_json": "json", "status_json": "json", "changes_json": "json"}
 _PICKLES = "pickles/edm2-digits-0002097-0.050.pkl"
+_PICTURE = "pictures/img00000003.png"
+_PICTURES = {_PICTURE: "png", "pictures/labels.csv": "rows", "pictures": "place"}
 _SNAPSHOT = f"{DONE}/snapshots/power-0.050-000000000640.safetensors"
 
 
@@ -155,6 +157,45 @@ READERS = [
         | {_SNAPSHOT: "safetensors"}
         | {f"{DONE}/sweeps": "place", f"{DONE}/snapshots": "place"},
         (f"{DONE}/sweeps/*",),
+    ),
+    Reader(
+        "sweep --guide",
+        (DONE, BEGUN),
+        {
+            f"{BEGUN}/config.json": "json",
+            f"{BEGUN}/snapshots/*": "safetensors",
+            f"{DONE}/sweeps/guided-pixel_frechet-points.json": "json",
+            f"{BEGUN}/snapshots": "place",
+        },
+        (f"{DONE}/sweeps/*",),
+        count=6,
+    ),
+    *(
+        Reader(
+            f"{command}{of}",
+            (data, "user"),
+            reads,
+            count=5,
+        )
+        for command in ("init_config", "show_data")
+        for of, data, reads in (
+            ("", "pictures", _PICTURES),
+            (" of a ZIP", "original.zip", {"original.zip": "zip"}),
+            (" of arrays", "arrays.npz", {"arrays.npz": "npz"}),
+        )
+    ),
+    Reader(
+        "evaluate images",
+        ("pictures", "features"),
+        {f"{_PICTURE}": "png", "features/tiny.safetensors": "bytes"}
+        | {"features/statistics.npz": "npz", "features": "place"},
+        count=6,
+    ),
+    Reader(
+        "evaluate arrays",
+        ("arrays.npz", "features"),
+        {"arrays.npz": "npz", "features/statistics.pkl": "bytes"},
+        count=6,
     ),
     Reader(
         "reconstruct",

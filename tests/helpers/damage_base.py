@@ -1,20 +1,30 @@
-"""What is there to be damaged: a small study, its data, snapshots of the original code."""
+"""What is there to be damaged: a small study, data of many kinds, foreign snapshots."""
 
 import contextlib
+import io
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from unittest import mock
 
 import driven_run
 import numpy as np
 import pickle_writer
+import tiny_features
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 DIGITS = f"{ROOT}/configs/config_g.py:digits"
 STEPS, STOP = 40, 34
 DONE, BEGUN = "study/done-seed0", "study/begun-seed0"
+GUIDED = [
+    *("--sigma_rel=0.05", "--kinds=lengths", "--strengths=1,2"),
+    *("--samples=4", "--steps=2"),
+]
+# Data as users have them: a folder, a ZIP of the original code, arrays.
+PICTURES = "pictures", "original.zip", "arrays.npz"
 STUDY = """
 from edm_jax.studies import RunSpec
 
@@ -31,7 +41,7 @@ def arguments(run: str, data: str, *more: str) -> list[str]:
 
 def make(base: Path) -> None:
     """Makes all of it in an empty directory, in this process."""
-    from experiments import evaluate, reconstruct, sample, sweep, train
+    from experiments import evaluate, init_config, reconstruct, sample, sweep, train
 
     data, done, begun = base / "data", base / DONE, base / BEGUN
     _command(train.main, *arguments(str(done), str(data)))
@@ -41,6 +51,7 @@ def make(base: Path) -> None:
     _command(sweep.main, f"--run={done}", "--sigma_rel=0.05,0.08", "--kinds=lengths")
     _interrupted(done)
     _begin(begun, data)
+    _command(sweep.main, f"--run={done}", f"--guide={begun}", *GUIDED)
     for run in (done, begun):
         _accompany(run)
     # A data set that no code describes: its files alone do.
@@ -51,6 +62,10 @@ def make(base: Path) -> None:
     info = mine / "dataset_info.json"
     info.write_text(info.read_text().replace('"name": "digits"', '"name": "mine"'))
     _write_user_files(base / "user", data)
+    _write_pictures(base)
+    for name in PICTURES:
+        out = f"--out={base}/user/{Path(name).stem}.py"
+        _command(init_config.main, f"--data={base}/{name}", out, "--letter=a")
     _write_pickles(base / "pickles")
     with contextlib.chdir(base):
         run = f"--run={base}/pickles"
@@ -108,6 +123,34 @@ def _write_user_files(user: Path, data: Path) -> None:
     (user / "my_study.py").write_text(STUDY.format(fields=fields, config=config))
     (user / "table.csv").write_text("0,0\n320,1\n640,0.5\n")
     (user / "mine.py").write_text("def late(nimg):\n    return nimg**2 + 0 * nimg\n")
+
+
+def _write_pictures(base: Path) -> None:
+    """The same images in each form, their statistics, and the network of these."""
+    from edm_jax.evals.features import references
+    from edm_jax.evals.frechet import gaussian_fit
+
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 2
+    np.savez(base / "arrays.npz", image=pixels, label=labels)
+    (base / "pictures").mkdir()
+    with zipfile.ZipFile(base / "original.zip", "w") as archive:
+        names = [f"00000/img{i:08}.png" for i in range(12)]
+        for name, image in zip(names, pixels, strict=True):
+            made = io.BytesIO()
+            Image.fromarray(image).save(made, "PNG")
+            archive.writestr(name, made.getvalue())
+            (base / "pictures" / Path(name).name).write_bytes(made.getvalue())
+        listed = {"labels": list(zip(names, labels.tolist(), strict=True))}
+        archive.writestr("dataset.json", json.dumps(listed))
+    lines = [f"{Path(n).name},{k}\n" for n, k in zip(names, labels, strict=True)]
+    (base / "pictures" / "labels.csv").write_text("".join(lines))
+    features = base / "features"
+    features.mkdir()
+    tiny_features.write(features)
+    fit = gaussian_fit(rng.standard_normal((40, 6)))
+    for name in ("statistics.npz", "statistics.pkl"):
+        references.write(features / name, {"fd_effnetlite0": fit})
 
 
 def _write_pickles(directory: Path) -> None:

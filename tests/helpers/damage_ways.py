@@ -1,15 +1,18 @@
 """Ways to damage a file: each takes its place, so that links to the file are spared."""
 
+import io
 import json
 import os
 import shutil
 import socket
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 
 DEEP = 100_000
@@ -63,7 +66,8 @@ class Damage(NamedTuple):
 def every(path: Path, form: str) -> Iterator[Damage]:
     """All ways to damage a file of a form.
 
-    form: json, jsonl, png, safetensors, code, rows, text, bytes or, of a directory, place.
+    form: json, jsonl, png, safetensors, zip, npz, code, rows, text, bytes or, of a
+    directory, place.
     """
     if form == "place":
         yield from _places()
@@ -81,6 +85,10 @@ def every(path: Path, form: str) -> Iterator[Damage]:
         yield from _lines(data)
     if form == "png":
         yield from _images()
+    if form in ("zip", "npz"):
+        yield from _archives(data)
+    if form == "npz":
+        yield from _arrays(data)
     if form == "code":
         yield from _texts(data)
         yield from _codes()
@@ -281,6 +289,73 @@ def with_header(text: bytes, rest: bytes) -> bytes:
         sum_ = xxhash.xxh3_64_hexdigest(text).encode()
         text = text[:place] + sum_ + text[place + 16 :]
     return len(text).to_bytes(8, "little") + text + rest
+
+
+def _archives(data: bytes) -> Iterator[Damage]:
+    """Of a ZIP, what its members are and hold."""
+
+    def packed(
+        change: Callable[[int, str, bytes], tuple[str, bytes]], **options
+    ) -> bytes:
+        made = io.BytesIO()
+        with (
+            zipfile.ZipFile(io.BytesIO(data)) as old,
+            zipfile.ZipFile(made, "w", **options) as new,
+        ):
+            for i, name in enumerate(old.namelist()):
+                new.writestr(*change(i, name, old.read(name)))
+        return made.getvalue()
+
+    def last(change: Callable[[str, bytes], tuple[str, bytes]]) -> bytes:
+        with zipfile.ZipFile(io.BytesIO(data)) as old:
+            end = len(old.namelist()) - 1
+        return packed(lambda i, n, raw: change(n, raw) if i == end else (n, raw))
+
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    yield Damage("no members", empty.getvalue(), True)
+    same = packed(lambda i, n, raw: (n, raw), compression=zipfile.ZIP_DEFLATED)
+    yield Damage("compressed", same)
+    for name, make in (
+        ("emptied", lambda n, raw: (n, b"")),
+        ("cut", lambda n, raw: (n, raw[: len(raw) // 2])),
+        ("zeroed", lambda n, raw: (n, bytes(len(raw)))),
+        ("nested", lambda n, raw: (n, b"[" * DEEP)),
+        ("named ../x", lambda n, raw: (f"../{n}", raw)),
+        ("named with control characters", lambda n, raw: (f"\x1b[2J{n}", raw)),
+    ):
+        yield Damage(f"last member {name}", last(make))
+        if name in ("emptied", "cut", "zeroed"):
+            every_one = packed(lambda i, n, raw, make=make: make(n, raw))
+            yield Damage(f"members {name}", every_one, True)
+
+
+def _arrays(data: bytes) -> Iterator[Damage]:
+    """Of an .npz, arrays of other types and shapes."""
+    with np.load(io.BytesIO(data)) as archive:
+        held = dict(archive)
+
+    def saved(arrays: dict[str, np.ndarray]) -> bytes:
+        made = io.BytesIO()
+        np.savez(made, **arrays)
+        return made.getvalue()
+
+    for name, array in held.items():
+        rest = {key: value for key, value in held.items() if key != name}
+        yield Damage(f"{name} left out", saved(rest))
+        for kind, other in (
+            ("objects", np.array([{}, None], object)),
+            ("texts", array.astype(str)),
+            ("a number", np.float64(1)),
+            ("no rows", array[:0]),
+            ("one row", array[:1]),
+            ("nan", np.full(array.shape, np.nan)),
+            ("infinite", np.full(array.shape, np.inf)),
+            ("complex", array * 1j),
+            ("negative", -array.astype(np.int64) - 1),
+            ("huge", array.astype(np.float64) + 1e300),
+        ):
+            yield Damage(f"{name} is {kind}", saved(rest | {name: other}))
 
 
 CODE = {

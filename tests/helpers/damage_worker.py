@@ -29,9 +29,12 @@ sys.path[:0] = [str(HELPERS), str(HELPERS.parents[1])]
 
 import damage
 import damage_base
+import tiny_features
 from damage import UNDAMAGED, Case
 from damage_base import BEGUN, DONE
 from shared_steps import shared_steps
+
+from edm_jax.evals.features import networks
 
 LIMIT_S = 10.0  # of processor time
 PATIENCE = float(os.environ.get("DAMAGE_PATIENCE", "3"))  # wall clock, in limits
@@ -86,16 +89,45 @@ def commands(case: str, here: Path) -> list[str]:
         "compare --follow": [
             *("compare", f"{here}/study", f"--out={here}/report", "--follow=0.01"),
         ],
+        "sweep --guide": [
+            *("sweep", f"--run={done}", f"--guide={begun}", *damage_base.GUIDED),
+        ],
+        "init_config": _init(here, "pictures"),
+        "init_config of a ZIP": _init(here, "original.zip"),
+        "init_config of arrays": _init(here, "arrays.npz"),
+        "show_data": _show(here, "pictures"),
+        "show_data of a ZIP": _show(here, "original.zip"),
+        "show_data of arrays": _show(here, "arrays.npz"),
+        "evaluate images": _score(here, "pictures", "features/statistics.npz"),
+        "evaluate arrays": _score(here, "arrays.npz", "features/statistics.pkl"),
         "launch --dry_run": ["launch", *launch, "--dry_run"],
         "launch": ["launch", *launch],
     }[case]
+
+
+def _init(here: Path, data: str) -> list[str]:
+    return ["init_config", f"--data={here}/{data}", f"--out={here}/user/new.py"]
+
+
+def _show(here: Path, data: str) -> list[str]:
+    config = f"--config={here}/user/{Path(data).stem}.py"
+    out = f"--out={here}/data.html"
+    return ["show_data", config, f"--config.data.name={here}/{data}", out]
+
+
+def _score(here: Path, images: str, statistics: str) -> list[str]:
+    return [
+        *("evaluate", f"--images={here}/{images}", "--metric=fd_effnetlite0"),
+        *(f"--reference={here}/{statistics}", f"--weights={here}/features"),
+    ]
 
 
 def prepare(cases: Sequence[Case], base: Path, here: Path) -> None:
     """Copies what the command reads, and damages it."""
     reader = cases[0].reader
     for part in reader.takes:
-        shutil.copytree(base / part, here / part)
+        copy = shutil.copytree if (base / part).is_dir() else shutil.copy
+        copy(base / part, here / part)
     if reader.command == "evaluate with data":
         path = here / DONE / "config.json"
         text = path.read_text().replace(f'"{base}/data"', f'"{here}/data"')
@@ -290,6 +322,7 @@ def main() -> None:
     os.environ.pop("EDM_JAX_CLAIM", None)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    networks.NETWORKS["effnetlite0"] = tiny_features.tiny()
     with shared_steps():
         if not (base / "ready").exists():
             shutil.rmtree(base, ignore_errors=True)
