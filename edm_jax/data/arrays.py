@@ -171,6 +171,7 @@ def _path(data: "DataConfig", split: str) -> Path:
 
 
 def _load(path: Path) -> np.ndarray:
+    files.open_regular(path).close()  # NumPy would wait for a pipe
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -179,7 +180,7 @@ def _load(path: Path) -> np.ndarray:
 
 def _names(path: Path) -> list[str]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError) as error:
         raise files.Damaged(path, f"is no NPZ file, or damaged ({error}).") from error
@@ -199,6 +200,8 @@ def _member(path: Path, name: str) -> np.ndarray:
             version = np.lib.format.read_magic(file)
             read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
             shape, in_columns, dtype = read(file)
+            if dtype.hasobject:  # mapped, its bytes would be taken for pointers
+                raise ValueError("it holds Python objects")
             order = "F" if in_columns else "C"
             return np.memmap(path, dtype, "r", file.tell(), shape, order)
     # Damaged files make it raise many kinds.

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -495,3 +496,33 @@ def test_a_fingerprint_is_of_the_data_not_of_their_place(sets, name, tmp_path):
         **vars(data) | {"name": source.name, "data_dir": str(tmp_path)}
     )
     assert data_room.fingerprint(moved) == data_room.fingerprint(data)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_arrays_of_python_objects_are_refused(tmp_path, name):
+    """Mapped into memory, their bytes would be taken for addresses."""
+    arrays = {"image": np.zeros((COUNT, 4, 4, 3)), "label": np.arange(COUNT) % 4}
+    arrays[name] = np.array([{"a": 1}] * COUNT, object)
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = config(tmp_path / "a.npz", Arrays(heldout=0.0))
+    with pytest.raises(
+        ValueError, match=f"a.npz has a damaged array '{name}'.*objects"
+    ):
+        data_room.load_split(found, "train")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_of_arrays_is_not_waited_for(tmp_path, suffix, make):
+    path = tmp_path / f"a{suffix}"
+    make(path)
+    with pytest.raises(ValueError, match=f"a{suffix} is a .*, not a file"):
+        data_room.load_split(config(path, Arrays(heldout=0.0)), "train")
+
+
+def test_a_list_that_names_none_of_the_pictures_is_named(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("")
+    found = config(tmp_path, Images(resolution=4, labels="labels.csv"))
+    with pytest.raises(ValueError, match="labels.csv names none of the pictures"):
+        data_room.load_split(found, "train")
