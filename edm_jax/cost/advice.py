@@ -1,6 +1,5 @@
-"""How to lay out a step so that it fits: micro-batches, rematerialization, sharding.
-
-By a model of the memory that was fitted to a few steps; `cost.topology` and
+"""How to lay out a step so that it fits: micro-batches, rematerialization, sharding. It
+uses a model of memory fitted to a few steps; `cost.topology` and
 `cost.memory` ask the compiler itself.
 """
 

@@ -42,7 +42,7 @@ class Topology(NamedTuple):
         if kind not in CHIPS:
             near = fields.suggest(kind, CHIPS) if kind else ""
             raise ValueError(
-                f"--topology={name!r} is none of {listed} and the like.{near}"
+                f"--topology={name!r} is not a topology, such as {listed}.{near}"
             )
         chip = CHIPS[kind]
         if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.dimensions - 1}}}", sides):

@@ -86,9 +86,9 @@ def _snapshot_bytes(params: dict[str, Any], dtype: str) -> int:
 def _checkpoint_bytes(leaves: list[Any]) -> int:
     """A bound on what Orbax writes for a state, measured on states of 0.2 to 700 MB.
 
-    Compression takes 7% off random weights. Orbax describes every array in 600 bytes
+    Compression makes random weights 7% smaller. Orbax describes every array in 600 bytes
     of JSON. Its key-value store keeps arrays of up to 1 kB inside its index, and how
-    often it writes that index anew depends on the timing: some once in 90 arrays.
+    often it rewrites that index depends on timing: about once in 90 arrays.
     """
     sizes = [math.prod(x.shape) * x.dtype.itemsize for x in leaves]
     count = len(sizes)
@@ -159,7 +159,7 @@ def _stored(directory: Path) -> int:
 
 
 def _allocated(path: Path) -> int:
-    """What a file, without what is in it if it is a directory, takes of the disk."""
+    """Bytes of the disk that a file takes; of a directory, without what is in it."""
     try:
         return path.lstat().st_blocks * 512
     except FileNotFoundError:  # gone meanwhile

@@ -1,4 +1,4 @@
-"""What a compiled program moves between its devices and takes, read from its text."""
+"""What a compiled program computes, and moves between devices, read from its text."""
 
 import math
 import re

@@ -175,7 +175,9 @@ def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise files.Damaged(path, f"is no NPY file, or damaged ({error}).") from error
+        raise files.Damaged(
+            path, f"is not an NPY file, or is damaged ({error})."
+        ) from error
 
 
 def _names(path: Path) -> list[str]:
@@ -183,7 +185,9 @@ def _names(path: Path) -> list[str]:
         with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError) as error:
-        raise files.Damaged(path, f"is no NPZ file, or damaged ({error}).") from error
+        raise files.Damaged(
+            path, f"is not an NPZ file, or is damaged ({error})."
+        ) from error
 
 
 def _member(path: Path, name: str) -> np.ndarray:

@@ -85,7 +85,7 @@ def opened(encoded: bytes) -> Image.Image:
         return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
         raise ValueError(
-            f"is no picture that Pillow can read ({len(encoded):,} bytes)."
+            f"is not a picture that Pillow can read ({len(encoded):,} bytes)."
         ) from None
     # Pillow raises many kinds for damaged files, and one for decompression bombs.
     except Exception as error:

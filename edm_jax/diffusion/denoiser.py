@@ -60,8 +60,8 @@ class Denoised(NamedTuple):
 class Denoiser:
     """D(x; sigma, label): a network with its preconditioning (Eq. 4).
 
-    unconditional: no class is told, as where `label_dropout` hid it in training; of one
-    network, the guide of classifier-free guidance.
+    unconditional: the network is not given the class, as when `label_dropout` hid it in
+    training. That is the guide of classifier-free guidance.
     """
 
     model: Model
@@ -116,9 +116,9 @@ def make_loss(
 ) -> Callable[[Params, dict[str, Any], Array], tuple[Array, Metrics]]:
     """loss(params, batch, keys) -> (loss, metrics), Eq. 14-16 and 21.
 
-    batch: image (N, H, W, C) scaled to sigma_data, label. keys: (N,), of which `augment`
-    draws what becomes of the images before they are trained on, and `label_dropout` the
-    share of them whose class is hidden (arXiv 2207.12598). Per element the loss is
+    batch: image (N, H, W, C) scaled to sigma_data, label. keys: (N,), from which
+    `augment` draws how it changes each image, and `label_dropout`, a share, whose class
+    is hidden (arXiv 2207.12598). Per element the loss is
     lambda (D - y)^2 / e^u + u, summed over C, H, W and averaged over the batch: a mean
     over elements would shrink gradients against Adam's epsilon.
     """
@@ -149,7 +149,7 @@ def make_layer_check(
 ) -> Callable[[Params, dict[str, Any], Array], Params]:
     """(params, batch, keys) -> the mean square of every layer's outputs in the loss.
 
-    With what the loss has drawn itself, to look for what is not finite.
+    Repeats the loss's own random draws, to find what is not finite.
     """
     draw = _drawer(denoiser, P_mean, P_std, augment, label_dropout)
 
@@ -205,7 +205,7 @@ def _by_sigma(sigma: Array, per_element: Array, logvar: Array) -> Metrics:
     So that they can be averaged over devices and steps like any other metric: the loss
     of a range is then loss / share.
     """
-    # Not jnp.searchsorted, which is a loop. What is no number comes last.
+    # Not jnp.searchsorted, which is a loop. NaN comes last.
     place = jnp.sum(~(sigma[:, None] <= jnp.asarray(SIGMA_EDGES)[None]), axis=1)
     member = place[:, None] == jnp.arange(len(SIGMA_EDGES) + 1)[None]
 

@@ -80,8 +80,8 @@ def count_macs(function: Callable[..., Any], *inputs: Any) -> int:
     """Multiply-accumulates of a function's convolutions, padding included, and matrix
     products.
 
-    inputs: arrays or their shapes; nothing is computed. Of a `cond` the dearest branch
-    counts. Raises ValueError for products in a `while`, whose length is unknown.
+    inputs: arrays or their shapes; nothing is computed. The most expensive branch of a
+    `cond` counts. Raises ValueError for products in a `while`, whose length is unknown.
     """
     return _macs(jax.make_jaxpr(function)(*inputs).jaxpr)
 

@@ -1,4 +1,4 @@
-"""Guidance: a second denoiser from whose images those of the first are moved away."""
+"""Guidance: moves a denoiser's images away from those of a second, worse one."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,1 +1,1 @@
-"""What a network is worth: held-out loss, dynamics, EMA lengths, distances."""
+"""How good a network is: held-out loss, dynamics, EMA lengths, distances."""

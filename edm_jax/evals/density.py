@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from edm_jax.evals.evaluation import Subject
 
 _NEIGHBOUR = 3
-_RARE = 1e-3  # share of the data that is less likely than what counts as an outlier
+_RARE = 1e-3  # share of the data that counts as outliers
 
 
 @dataclasses.dataclass(frozen=True)
 class Density(Settings):
-    """KL divergence of samples from the exact density, of data that have one; its floor.
+    """KL divergence of samples from the exact density, for data that have one; and its
+    floor.
 
     cross entropy - entropy, in nats: E_q[-ln p] says how good samples are, and E_q[-ln q]
     how varied. Both with a little noise added. The entropy is estimated from distances
@@ -39,7 +40,7 @@ class Density(Settings):
         mixtures = getattr(config.data.reader, "mixtures", None)
         if mixtures is None:
             raise ValueError(
-                f"The evaluator 'density' needs a density that is known, and that of "
+                f"The evaluator 'density' needs data whose density is known, and that of "
                 f"{config.data.name!r} is not: leave it out of evaluation.evaluators."
             )
         raw = data.denormalize(config.data, subject.images).reshape(-1, 2)

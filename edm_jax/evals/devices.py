@@ -26,9 +26,10 @@ class Devices:
         return -(-at_least // self.rows.mesh.size) * self.rows.mesh.size
 
     def place(self, tree: Any) -> Any:
-        """Weights and numbers on all devices; nothing is moved that is there."""
+        """Puts weights and numbers on all devices; moves nothing that is there
+        already."""
         return jax.device_put(tree, self._whole)
 
     def spread(self, *rows: Any) -> Any:
-        """Arrays (N, ...) of a batch, each device its share of the rows."""
+        """Gives each device its share of the rows of a batch's arrays (N, ...)."""
         return jax.device_put(rows, self.rows)

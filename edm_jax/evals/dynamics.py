@@ -50,8 +50,8 @@ def unit_magnitudes(mean_squares: Params) -> dict[str, np.ndarray]:
 def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.Array]:
     """{'enc_8x8': ..., 'all': ...} of |dw| / |w| over the kernels of a place.
 
-    On the device. Where the norm of a weight does not matter to the network it is
-    this, and not the learning rate, that says how fast it learns (Sec. 2.3).
+    On the device. Where the norm of a weight has no effect on the network, this ratio,
+    not the learning rate, is its speed of learning (Sec. 2.3).
     """
     squares: dict[str, list[Any]] = {}
     flat = jax.tree_util.tree_leaves_with_path(updates)

@@ -1,4 +1,4 @@
-"""What a trained run is worth: the best EMA length, and what evaluators measure of it."""
+"""How good a trained run is: its best EMA length, and what evaluators measure there."""
 
 import functools
 import math
@@ -70,7 +70,7 @@ class Subject(Samples):
     Attributes:
         run: its directory.
         heldout: its held-out images and their loss.
-        stored: its snapshots; up to its best, of one that stopped early.
+        stored: its snapshots; if it stopped early, those up to its best.
         nimg: images seen before the last of them.
         sweep: the held-out loss of each EMA length.
         params: the weights of the best.
@@ -92,7 +92,7 @@ class Subject(Samples):
 class Midway(Samples):
     """Weights of a run in training, for evaluators that need samples alone.
 
-    Those that need a run's snapshots say `needs_snapshots`, and are left out.
+    Evaluators that need a run's snapshots set `needs_snapshots`, and are left out.
 
     Args:
         config: the run's.

@@ -76,8 +76,8 @@ class SampleGrid(Settings):
 class PixelFrechet(Settings):
     """Fréchet distance of raw pixels to held-out images; of training images: its floor.
 
-    None for images of more than `max_features` values: a covariance of that many would
-    mean nothing, and not fit.
+    None for images of more than `max_features` values, whose covariance would be
+    meaningless and would not fit into memory.
     """
 
     max_features: Count = 4096
@@ -109,8 +109,8 @@ DECAYS = {
 class DecayAverages(Settings):
     """Held-out loss of the averages that stand for a decay of the learning rate.
 
-    Of a run at constant rate: what a cosine, a linear, or a linear decay of the last
-    fifth would leave if its updates stayed the same (arXiv 2507.17634).
+    For a run at constant rate: what a cosine decay, a linear one, or a linear one over
+    the last fifth would end in if the updates stayed the same (arXiv 2507.17634).
     """
 
     needs_snapshots: ClassVar[bool] = True

@@ -22,8 +22,9 @@ class Gallery:
     """The images of a directory by seed, kept from one command to the next.
 
     samples.npz holds `image` (N, H, W, C) float32 in units of the data, `label` and
-    `seed` (N,), and `made_of`, a text that says how they were made. Until all are there,
-    each batch lies in a file below `parts`. What was made in another way is made again.
+    `seed` (N,), and `made_of`, a text that says how they were made. Until all are
+    there, each batch lies in a file below `parts`. Images made in another way are made
+    again.
 
     Args:
         out: the directory.
@@ -135,7 +136,8 @@ def _png(pixels: np.ndarray, scale: int = 1, made_of: str = "") -> bytes:
     """An image (H, W, 1 or 3), uint8, as a file."""
     if pixels.shape[-1] not in (1, 3):
         raise ValueError(
-            f"Images of {pixels.shape[-1]} channels are no pictures: take samples.npz."
+            f"Images of {pixels.shape[-1]} channels cannot be written as pictures: "
+            "use samples.npz."
         )
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     size = (image.width * scale, image.height * scale)

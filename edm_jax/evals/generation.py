@@ -69,7 +69,8 @@ class Generator:
         )
 
     def place(self, tree: Any) -> Any:
-        """Weights and numbers on all devices; nothing is moved that is there."""
+        """Puts weights and numbers on all devices; moves nothing that is there
+        already."""
         return self._devices.place(tree)
 
     def batches(

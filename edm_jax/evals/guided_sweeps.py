@@ -113,7 +113,7 @@ class GuidedSweeps:
         measure: their distance from what they should be; the lower, the better.
         averages: the network's by length.
         guides: the guide's by length.
-        memory: of points measured before.
+        memory: holds the points measured before.
         on_progress: takes what is measured, and how far.
     """
 

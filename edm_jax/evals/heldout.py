@@ -38,7 +38,7 @@ class Inference:
             out_shardings=self._devices.rows,
             compiler_options=options,
         )
-        # By itself: it keeps the outputs of all layers.
+        # A function of its own, as it keeps the outputs of all layers.
         self._statistics = jax.jit(
             lambda *inputs: denoiser(*inputs, statistics=True).mean_squares,
             compiler_options=options,

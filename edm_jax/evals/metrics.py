@@ -1,7 +1,6 @@
 """The metrics of samples by name: a distance in the features of a network.
 
-A metric is called by the network that made it: `fid` and `kid` are of FID's Inception
-alone.
+A metric is named after its network: only FID's Inception gives `fid` and `kid`.
 """
 
 import dataclasses

@@ -137,7 +137,7 @@ def keep_expressible(
 ) -> list[float]:
     """The lengths that the snapshots express, or else those stored at the end.
 
-    Of a single snapshot, its own length alone, however near others are. Warns of the
+    A single snapshot expresses its own length alone, however near others are. Warns of the
     lengths that are left out.
     """
     found = errors(stored, sigma_rels, posthoc.last_nimg(stored))
@@ -171,12 +171,12 @@ def errors(
 
 
 def checksums(stored: Sequence[Snapshot]) -> dict[str, str]:
-    """What tells the snapshots of one run from another's, by file."""
+    """Checksums that tell one run's snapshots from another's, by file."""
     return {snapshot.path.name: snapshot.checksum for snapshot in stored}
 
 
 class Memory:
-    """Points measured before, in a file: those of other snapshots are forgotten.
+    """A file of the points measured before; it forgets those of other snapshots.
 
     Args:
         path: the file.

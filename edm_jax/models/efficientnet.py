@@ -40,7 +40,7 @@ STAGES = (
 class Depthwise(nn.Module):
     """Filters each channel by itself, with zeros around as TensorFlow's 'SAME' has them.
 
-    As a sum of shifted images, which XLA's CPU compiler makes ten times as fast as its
+    Computed as a sum of shifted images, which on CPUs is ten times as fast as XLA's
     grouped convolution.
     """
 
@@ -66,7 +66,8 @@ class Depthwise(nn.Module):
 
 
 class Block(nn.Module):
-    """Expands by 1x1, filters each channel, projects by 1x1; adds its input if it can."""
+    """Expands by 1x1, filters each channel, projects by 1x1; adds its input if the
+    shapes match."""
 
     window: int
     stride: int

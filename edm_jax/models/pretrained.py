@@ -1,6 +1,6 @@
 """Networks with published weights: what they share, and how files of tensors fill them.
 
-For inference alone, in float32, with products of full precision.
+They are for inference only, in float32, with products of full precision.
 """
 
 from collections.abc import Collection, Mapping
@@ -65,7 +65,7 @@ def fill(
     Args:
         wanted: `shapes` of the network.
         tensors: of the file, by name.
-        unused: names, or last parts of names, that inference has no need of.
+        unused: names, or last parts of names, that inference does not need.
 
     Returns:
         Nested dicts of float32.

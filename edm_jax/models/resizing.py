@@ -1,4 +1,5 @@
-"""Resizing as others do it, as matrices: an image's rows and columns by one each.
+"""Resizing as other libraries do it: one matrix for an image's rows, one for its
+columns.
 
 Each returns (size_out, size_in) float64; all are separable.
 """

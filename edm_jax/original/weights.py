@@ -1,4 +1,5 @@
-"""Weights and statistics in files of other codes, without PyTorch, running nothing.
+"""Weights and statistics in other projects' files, without PyTorch or running their
+code.
 
 PyTorch's state dicts (in both of its formats), safetensors, and pickles of nested dicts
 of NumPy arrays. Pickles go through the machine of `pickles`, which builds inert nodes.
@@ -73,7 +74,7 @@ def decoded(value: Any, depth: int = 0) -> Any:
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     if not isinstance(tree, Mapping):
-        raise Refused("is no dict of tensors", "name a file of weights")
+        raise Refused("is not a dict of tensors", "name a file of weights")
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, np.ndarray):
@@ -81,7 +82,7 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
         elif isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
         else:
-            raise Refused(f"holds {name[:60]!r}, which is no tensor")
+            raise Refused(f"holds {name[:60]!r}, which is not a tensor")
 
 
 def _zipped(raw: bytes) -> dict[str, np.ndarray]:
@@ -157,7 +158,7 @@ def _numbers(key: str, data: Any, dtype: np.dtype, numel: int) -> np.ndarray:
 def _entries(root: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """Name, claim of storage, and (offset, shape, strides) of each tensor."""
     if not isinstance(root, dict):
-        raise Refused("is no dict of tensors", "save the network's state_dict()")
+        raise Refused("is not a dict of tensors", "save the network's state_dict()")
     for name, node in root.items():
         match node:
             case Node(pickles.PARAMETER, (tensor, _, _)):
@@ -167,7 +168,9 @@ def _entries(root: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
                 yield str(name), claim, (offset, size, stride)
             case _:
                 advice = "save the network's state_dict() alone"
-                raise Refused(f"holds {str(name)[:60]!r}, which is no tensor", advice)
+                raise Refused(
+                    f"holds {str(name)[:60]!r}, which is not a tensor", advice
+                )
 
 
 def _storages(root: Any) -> Iterator[tuple[str, np.dtype, int]]:

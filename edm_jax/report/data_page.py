@@ -9,8 +9,15 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from edm_jax.report.page import HERE
+from edm_jax.report.page import document
 
+_STYLE = """
+.strip { display: flex; align-items: center; gap: 1rem; margin: 0 0 .5rem; }
+.strip div { flex: 0 0 10rem; font: 13px/1.35 var(--sans); overflow-wrap: anywhere; }
+.strip img { image-rendering: pixelated; max-width: calc(100% - 11rem); }
+svg { width: 100%; height: auto; font: 12px var(--sans); }
+svg text { fill: var(--soft); }
+"""
 # A histogram's channels: red, green and blue where they are that, and a fourth.
 _COLOURS = ("var(--s5)", "var(--s3)", "var(--s1)", "var(--s6)")
 _BARS = 200  # classes that have a bar of their own
@@ -61,29 +68,12 @@ class DataPage:
 
 def render(page: DataPage) -> str:
     """The page as HTML that needs no other file, no script and no network."""
-    style = (HERE / "page.css").read_text(encoding="utf-8")
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     warnings = "".join(f'<p class="bad">{escape(each)}</p>' for each in page.warnings)
     facts = "".join(
         f'<tr><th>{escape(name)}</th><td class="left">{escape(value)}</td></tr>'
         for name, value in page.facts.items()
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(page.title)}</title>
-<style>{style}
-.strip {{ display: flex; align-items: center; gap: 1rem; margin: 0 0 .5rem; }}
-.strip div {{ flex: 0 0 10rem; font: 13px/1.35 var(--sans); overflow-wrap: anywhere; }}
-.strip img {{ image-rendering: pixelated; max-width: calc(100% - 11rem); }}
-svg {{ width: 100%; height: auto; font: 12px var(--sans); }}
-svg text {{ fill: var(--soft); }}
-</style>
-</head>
-<body><main>
+    body = f"""<main>
 <header><h1>{escape(page.title)}</h1></header>
 {warnings}
 <table>{facts}</table>
@@ -102,9 +92,8 @@ standard deviations below and above the mean.{_on_channels(page)}</p>
 <section><h2>Skipped</h2>
 {_skipped(page.skipped)}
 </section>
-</main></body>
-</html>
-"""
+</main>"""
+    return document(page.title, body, style=_STYLE)
 
 
 def _on_channels(page: DataPage) -> str:
@@ -236,7 +225,7 @@ def _name(page: DataPage, label: int) -> str:
 
 def _skipped(sentences: Sequence[str]) -> str:
     if not sentences:
-        return "<p>Nothing of what was read.</p>"
+        return "<p>Nothing was skipped.</p>"
     shown = "".join(f"<li>{escape(each)}</li>" for each in sentences[:50])
     more = f"<p>And {len(sentences) - 50:,} more.</p>" if len(sentences) > 50 else ""
     return f"<ul>{shown}</ul>{more}"

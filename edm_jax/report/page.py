@@ -65,7 +65,11 @@ def render(comparison: Comparison, following: Following | None = None) -> str:
     rest = (before, after, *scripts)
     left = BYTES - sum(len(part.encode(errors="replace")) for part in rest)
     body = before + grids(entries, left) + after
-    return _document(study, body, scripts, following)
+    head = "<noscript><style>.js { display: none !important; }</style></noscript>\n"
+    if following:
+        seconds = max(2, following.seconds)
+        head += f'<meta http-equiv="refresh" content="{seconds:.0f}">\n'
+    return document(study, body, scripts, head=head)
 
 
 def _section(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -> str:
@@ -118,19 +122,24 @@ def _select(figure: Figure, charts: Sequence[Chart], entries: Sequence[Entry]) -
     )
 
 
-def _document(
-    study: str, body: str, scripts: Sequence[str], following: Following | None
+def document(
+    title: str, body: str, scripts: Sequence[str] = (), style: str = "", head: str = ""
 ) -> str:
-    style = (HERE / "page.css").read_text(encoding="utf-8")
+    """An HTML page that needs no other file.
+
+    Args:
+        title: escaped here.
+        body: inside <body>, before the scripts.
+        scripts: run in this order.
+        style: added to page.css.
+        head: added to <head>.
+    """
+    css = (HERE / "page.css").read_text(encoding="utf-8")
     # Whatever a run's texts contain, nothing is fetched and no other script runs.
-    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts) or "'none'"
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-    seconds = max(2, following.seconds) if following else 0
-    again = (
-        f'<meta http-equiv="refresh" content="{seconds:.0f}">\n' if following else ""
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -138,10 +147,9 @@ def _document(
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{again}<title>{escape(study)}</title>
-<style>{style}</style>
-<noscript><style>.js {{ display: none !important; }}</style></noscript>
-</head>
+<title>{escape(title)}</title>
+<style>{css}{style}</style>
+{head}</head>
 <body>
 {body}{"".join(f"<script>{script}</script>" for script in scripts)}
 </body>

@@ -1,7 +1,7 @@
 """The tasks of a study on Kubernetes: a JobSet for each, one pod a host.
 
-A pod that is evicted saves; the JobSet then starts all its pods again, as often as it
-takes, and the run resumes. After a failure of another kind it does so a few times.
+A pod that is evicted saves; the JobSet then starts all its pods again, without limit,
+and the run resumes. After other failures it does so a few times.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ class Resources(Settings):
         for field in ("namespace", "volume"):
             name = getattr(self, field)
             if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
-                yield f"{field}={name!r} is no name of Kubernetes: use a-z, 0-9 and -."
+                allowed = "use a-z, 0-9 and -."
+                yield f"{field}={name!r} is not a name that Kubernetes allows: {allowed}"
         if not self.image:
             yield "image is empty: name one that holds the project."
         for pair in filter(None, self.node_selector.split(",")):

@@ -1,4 +1,4 @@
-"""Running the tasks of a study on this machine, a slot each."""
+"""Runs the tasks of a study on this machine, one in each slot."""
 
 import contextlib
 import dataclasses
@@ -162,7 +162,7 @@ class _Launch:
         self._display.show(task, outcome)
 
     def stop(self) -> None:
-        """Has all tasks save and stop, and waits for them."""
+        """Makes all tasks save and stop, and waits for them."""
         self._display.stopping()
         for _, _, process in self._active:
             process.terminate()

@@ -104,8 +104,8 @@ def by_seed(
 ) -> list[RunSpec]:
     """Each run once for each seed, named NAME-seedN, seed by seed.
 
-    So that a study that is stopped early has whole rounds. Raises ValueError where two
-    runs have one name, or one that makes no directory of its own.
+    A study that is stopped early then has whole rounds. Raises ValueError where two
+    runs share a name, or a name cannot be a directory's.
     """
     for spec in specs:
         if not _NAME.fullmatch(spec.name):

@@ -60,8 +60,8 @@ def moved(
     config = next(word for word in train if word.startswith("--config="))
     if Path(config.partition("=")[2]).is_absolute():
         raise ValueError(
-            f"{task.name} is of {config}, which lies outside {project}: other machines "
-            "get this directory alone."
+            f"{task.name} uses {config}, which lies outside {project}: other machines "
+            "get only that directory."
         )
     if join:
         train = ["sh", "-c", f'exec "$@" {join}', "train", *train]

@@ -101,7 +101,7 @@ class Task:
         return outcome
 
     def when_free(self, stopped: Callable[[], bool]) -> str:
-        """As calling it, once nobody holds the run: perhaps this job, before it died."""
+        """Runs the task once nobody holds the run; an earlier start of this job may."""
         while (outcome := self(stopped)) == "held" and not stopped():
             time.sleep(_LOOK_AGAIN_S)
         return outcome
@@ -148,8 +148,8 @@ class Task:
 def is_done(run: Path, nimg: int = 0) -> bool:
     """Whether a run is trained to its end, of `nimg` images at least, and evaluated.
 
-    One that stopped early, as its loss no longer fell, is at its end before, and is
-    evaluated at its best.
+    A run that stopped early, because its loss no longer fell, ended before `nimg`, and
+    is evaluated at its best.
     """
     status = read_status(run)
     evaluation = read_state(run / "evaluation.json")

@@ -236,7 +236,7 @@ def test_bad_examples_stop_or_are_skipped_and_named(
     (pictures / "a" / "zz.png").write_bytes(b"text")
     out = tmp_path / "set"
     arguments = pictures, f"--out={out}", "--resolution=8"
-    with pytest.raises(ValueError, match="a/zz.png is no picture"):
+    with pytest.raises(ValueError, match="a/zz.png is not a picture"):
         convert(monkeypatch, *arguments)
     assert not out.exists()
     convert(monkeypatch, *arguments, "--on_bad=skip")

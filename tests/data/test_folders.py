@@ -361,7 +361,7 @@ def test_labels_and_the_network_must_fit(sets, tmp_path):
     refused(flat, 4, "has no labels, and the network has 4 classes; set")
     assert data_room.load_split(flat, "train", num_classes=0)["label"].tolist() == [0]
     no_json = config(pack(tmp_path / "a.zip", {"a.png": b""}), Original(heldout=0.0))
-    refused(no_json, 4, "no labels|no picture")
+    refused(no_json, 4, "no labels|not a picture")
 
 
 def test_bad_labels_can_be_left_out(sets):
@@ -377,9 +377,9 @@ def test_bad_labels_can_be_left_out(sets):
 def damaged(tmp_path):
     """A folder of pictures, some of which are bad; {name: what is said of it}."""
     bad = {
-        "b.jpg": (b"text", "is no picture"),
+        "b.jpg": (b"text", "is not a picture"),
         "c.png": (png(RNG.integers(0, 9, (40, 40, 3), np.uint8))[:-60], "damaged PNG"),
-        "d.png": (b"", "is no picture"),
+        "d.png": (b"", "is not a picture"),
     }
     for i in range(12):
         pixels = np.full((9, 9, 3), 20 * i, np.uint8)
@@ -395,7 +395,7 @@ def damaged(tmp_path):
 def test_a_bad_picture_stops_the_run_with_its_name(damaged):
     path, _ = damaged
     data = config(path, Images(resolution=8, heldout=0.0))
-    with pytest.raises(ValueError, match=f"{path}/b.jpg is no picture"):
+    with pytest.raises(ValueError, match=f"{path}/b.jpg is not a picture"):
         next(data_room.train_batches(data, batch_size=15, seed=0, num_classes=0))
 
 
@@ -422,7 +422,9 @@ def test_where_everything_is_bad_the_run_stops(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"text")
     data = config(tmp_path, Images(resolution=8, heldout=0.0), on_bad="skip")
-    with pytest.raises(ValueError, match="No example is good; the last: .*no picture"):
+    with pytest.raises(
+        ValueError, match="No example is good; the last: .*not a picture"
+    ):
         data_room.load_split(data, "train", num_classes=0)
 
 
@@ -482,7 +484,7 @@ def test_numpy_files_that_do_not_suit_are_refused(tmp_path):
     images[3, 0, 0, 0] = np.inf
     refused("image 3 has values that are not", image=images, label=np.zeros(5, int))
     (tmp_path / "b.npz").write_bytes(b"text")
-    with pytest.raises(ValueError, match="no NPZ file, or damaged"):
+    with pytest.raises(ValueError, match="not an NPZ file, or is damaged"):
         data_room.load_split(config(tmp_path / "b.npz", Arrays()), "train")
 
 

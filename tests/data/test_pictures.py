@@ -145,7 +145,7 @@ def test_what_has_no_black_and_white_is_refused():
 def test_damaged_files_and_bombs_are_refused():
     raw = encoded(Image.fromarray(RGB))
     for bad, why in (
-        (b"text", "no picture"),
+        (b"text", "not a picture"),
         (raw[:60], "damaged"),
         (raw[:8] + bytes(40), "picture"),
     ):

@@ -56,10 +56,10 @@ def test_bad_examples_are_listed_or_stop_it_as_they_stop_training(data):
     for number in range(40):  # as many as make sure that training meets one
         path = f"{data['data.name']}/dark/bad{number}.png"
         open(path, "w").close()
-    with pytest.raises(ValueError, match="bad.*no picture.*stops training, too"):
+    with pytest.raises(ValueError, match="bad.*not a picture.*stops training, too"):
         look(data)
     skipped = look(data | {"data.on_bad": "skip"}).skipped
-    assert len(skipped) == 40 and all("no picture" in each for each in skipped)
+    assert len(skipped) == 40 and all("not a picture" in each for each in skipped)
 
 
 def test_the_command_writes_one_file(data, tmp_path, monkeypatch, capsys):

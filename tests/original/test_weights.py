@@ -137,10 +137,10 @@ HOSTILE = {
     ),
     "a whole module": (
         zipped(w.ordered({"state": 1}), []),
-        "'state', which is no tensor: save the network's state_dict",
+        "'state', which is not a tensor: save the network's state_dict",
     ),
     "an empty dict": (pickle.dumps({}), "holds no tensors"),
-    "an object": (pickle.dumps({"a": 1}), "'a', which is no tensor"),
+    "an object": (pickle.dumps({"a": 1}), "'a', which is not a tensor"),
     "another count than the tensor's": (
         legacy(state_dict({"a": ARRAY}), [ARRAY]).replace(
             struct.pack("<q", 4) + ARRAY.tobytes(),

@@ -115,8 +115,8 @@ def test_what_skypilot_does_not_take_is_told_with_the_reason():
     [
         (["k8s", "--topology=v5e:4x4", "--gpus=8"], "leave out gpus and hosts"),
         (["k8s", "--topology=v5e:3x3"], "has 9 chips"),
-        (["k8s", "--topology=v5x:4x4"], "is none of"),
-        (["k8s", "--volume=My Runs"], "is no name of Kubernetes"),
+        (["k8s", "--topology=v5x:4x4"], "is not a topology"),
+        (["k8s", "--volume=My Runs"], "is not a name that Kubernetes allows"),
         (["k8s", "--node_selector=spot"], "LABEL=VALUE"),
         (["k8s", "--hosts=0"], "at least 1"),
         (["k8s", "--image="], "image is empty"),

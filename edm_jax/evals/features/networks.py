@@ -29,7 +29,7 @@ class Network:
 
     Attributes:
         title: its name in messages.
-        module: of the images, resized to (N, side, side, 3), less mean, divided by std.
+        module: takes images resized to (N, side, side, 3), less mean, divided by std.
         side: pixels.
         resize: (size_in, size_out) -> matrix; see `resizing`.
         mean, std: of each channel, for values from 0 to 255.
@@ -38,7 +38,8 @@ class Network:
         package: (installed package, path in it, extra of ours) that ships the weights.
         unused: tensors that features do not need.
         clip: whether resized values are cut to [0, 255].
-        strangers: {name of a tensor: whose network has it}, which are refused.
+        strangers: {name of a tensor: the other network that has it}; such files are
+        refused.
     """
 
     title: str
@@ -62,7 +63,7 @@ class Network:
                 default that of an installed package.
 
         Raises:
-            FileNotFoundError: there is none; what to get.
+            FileNotFoundError: there is none; the message says what to get.
         """
         if given is not None and given.is_dir():
             for name in self.files:

@@ -133,7 +133,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         TypeError,
         AttributeError,
     ) as error:
-        raise files.Damaged(path, f"is no archive of arrays ({error}).") from None
+        raise files.Damaged(path, f"is not an archive of arrays ({error}).") from None
     except (zipfile.BadZipFile, zlib.error) as error:
         raise files.Damaged(path, f"is damaged ({error}).") from None
 
@@ -156,7 +156,7 @@ def _decode(path: Path) -> np.ndarray:
                 raise files.Damaged(path, reason)
             pixels = np.asarray(image)
     except UnidentifiedImageError:
-        raise files.Damaged(path, "is no picture that Pillow can read.") from None
+        raise files.Damaged(path, "is not a picture that Pillow can read.") from None
     except (OSError, SyntaxError) as error:
         raise files.Damaged(path, f"is damaged ({error}).") from None
     return pixels.reshape(*pixels.shape[:2], _CHANNELS[image.mode])
