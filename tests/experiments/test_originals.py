@@ -279,7 +279,7 @@ def test_settings_reach_the_runs_config(monkeypatch, pickles, tmp_path):
     (name, *_) = tensors
     tree = pickle_writer.tree(
         tensors[name],
-        channels_per_head=32,
+        channels_per_head=16,
         sigma_data=1.0,
         clip_act=None,
         concat_balance=0.25,
@@ -291,7 +291,7 @@ def test_settings_reach_the_runs_config(monkeypatch, pickles, tmp_path):
     config = json.loads((made / "config.json").read_text())
     network = config["network"]
     assert config["loss"]["sigma_data"] == 1.0
-    assert (network["head_channels"], network["clamp"]) == (32, np.inf)
+    assert (network["head_channels"], network["clamp"]) == (16, np.inf)
     assert (network["cat_balance"], network["dropout"]) == (0.25, 0.125)
     assert network["compute_dtype"] == "float32"
 
