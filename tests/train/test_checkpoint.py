@@ -50,7 +50,7 @@ def sharding(layout, leaf):
     mesh = parallel.make_mesh(jax.devices())
     axes = [i for i, size in enumerate(leaf.shape) if size % 8 == 0]
     spread = layout == "sharded" and axes
-    spec = PartitionSpec(*[None] * axes[0], "data") if spread else PartitionSpec()
+    spec = PartitionSpec(*[None] * axes[0], "shards") if spread else PartitionSpec()
     return NamedSharding(mesh, spec)
 
 
