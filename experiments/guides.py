@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ def trained(network: Network, sigma_rel: float | None, force: bool) -> Trained:
     run, config, file = network.run, network.config, network.file
     if file or run is None:
         checksum = snapshots.open_snapshot(file).checksum
-        return Trained(network.denoiser, _fitting(file, config.model.shapes), checksum)
+        return Trained(network.denoiser, fitting(file, config.model.shapes), checksum)
     stored = sweeps.usable(run.snapshots, run.best_nimg)
     profiles = [s.meta.profile for s in stored]
     only = profiles[0] if len(profiles) == 1 else ema.PowerProfile(0.1)
@@ -137,12 +138,21 @@ def trained(network: Network, sigma_rel: float | None, force: bool) -> Trained:
     return Trained(network.denoiser, params, made_of)
 
 
-def _fitting(path: str, abstract_params: Params) -> Params:
+def fitting(path: str, abstract_params: Params) -> Params:
     """The weights of a file; raises ValueError where they are of another network."""
     params, _ = snapshots.read(path)
+    check_shapes(path, snapshots.flatten(params), abstract_params)
+    return params
+
+
+def check_shapes(
+    path: str, weights: Mapping[str, Any], abstract_params: Params
+) -> None:
+    """Raises ValueError if the weights of a file are of another network than a run's."""
+    of_run = snapshots.flatten(abstract_params)
     found, wanted = (
-        {name: tuple(leaf.shape) for name, leaf in snapshots.flatten(tree).items()}
-        for tree in (params, abstract_params)
+        {name: tuple(leaf.shape) for name, leaf in flat.items()}
+        for flat in (weights, of_run)
     )
     if found != wanted:
         name = min(found.items() ^ wanted.items())[0]
@@ -150,4 +160,3 @@ def _fitting(path: str, abstract_params: Params) -> Params:
             f"{path} holds the weights of another network than the run's: {name} has "
             f"shape {found.get(name)} there, and {wanted.get(name)} in the run."
         )
-    return params

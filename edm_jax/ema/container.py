@@ -71,12 +71,15 @@ def encode(
     formats: Mapping[str, str],
     words: Mapping[str, str],
     itemsize: Mapping[str, int] = ITEMSIZE,
+    checked: bool = True,
 ) -> bytes:
     """The bytes before the data, for arrays in formats such as F32.
 
-    Their number does not depend on the values of digests in `words`.
+    Their number does not depend on the values of digests in `words`. Without `checked`
+    the header has no checksum of its own.
     """
-    header: dict[str, Any] = {"__metadata__": dict(words) | {CHECKSUM: NO_DIGEST}}
+    checksum = {CHECKSUM: NO_DIGEST} if checked else {}
+    header: dict[str, Any] = {"__metadata__": dict(words) | checksum}
     start = 0
     for name, shape in table.items():
         stop = start + math.prod(shape) * itemsize[formats[name]]

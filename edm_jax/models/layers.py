@@ -231,7 +231,7 @@ class GroupNorm(nn.Module):
 
         def group_mean(y: Array) -> Array:
             # Channels first: CPUs are slow at reducing a short last axis.
-            means = mean(y, (1, 2)).reshape(len(y), groups, -1).mean(axis=-1)
+            means = mean(y, (1, 2)).reshape(y.shape[0], groups, -1).mean(axis=-1)
             means = jnp.repeat(means, channels // groups, axis=-1)
             return broadcast_to(means[:, None, None, :], y.shape)
 

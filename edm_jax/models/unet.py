@@ -219,7 +219,7 @@ class Embedding(nn.Module):
             emb = ops.add_embedding(emb, label_emb)
         if spec.augment_labels:
             if augment_label is None:
-                augment_label = jnp.zeros((len(emb), spec.augment_labels))
+                augment_label = jnp.zeros((emb.shape[0], spec.augment_labels))
             layer = ops.last_layer(
                 features, 1, bias=False, gain=ops.gain, name="augment"
             )

@@ -2,14 +2,22 @@
 
 import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle_unet
 import pytest
+from tiny_unets import (
+    BATCH,
+    example,
+    initial_params,
+    model_of,
+    random_params,
+    tiny_model,
+)
 
-import configs
 from edm_jax.diffusion.denoiser import Denoiser
 from edm_jax.models import layers, unet
 from edm_jax.models.build import count_params
@@ -24,20 +32,8 @@ COLUMN = {"a": 0, "b": 1, "c": 2, "d": 2, "e": 2, "f": 3, "g": 4}
 HEAD_COUNTS = {"a": 0, "b": 129} | dict.fromkeys("cdefg", 128)
 # Table 6, config G, in millions.
 PRESET_COUNTS = {"xs": 124.7, "m": 497.8, "l": 777.5, "xl": 1119.3, "xxl": 1523.2}
-BATCH = 8
+ORACLES = Path(__file__).parent.parent / "oracles"
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}  # in half the time
-
-
-def model_of(letter, workload="digits-tiny", overrides=None):
-    path = f"{configs.letter_path(letter)}:{workload}"
-    return configs.load(path, overrides).model
-
-
-def tiny_model(letter):
-    # Several heads; from C on, a clamp so low that it acts.
-    clamp = {} if letter in "ab" else {"network.clamp": "2.5"}
-    heads = {"network.channels": "3", "network.head_channels": "4"}
-    return model_of(letter, overrides=heads | clamp)
 
 
 def assert_papers_counts(letter, workload):
@@ -62,47 +58,12 @@ def gradients_of(letter):
     return jax.jit(evaluate, compiler_options=QUICK_COMPILE)
 
 
-@functools.cache
-def example():
-    rng = np.random.default_rng(0)
-    sigma = np.exp(rng.normal(-0.4, 1.0, BATCH)).astype(np.float32)
-    scale = np.sqrt(0.25 + sigma**2)[:, None, None, None]
-    x = scale * rng.normal(size=(BATCH, 8, 8, 3))
-    label = np.eye(10)[rng.integers(10, size=BATCH)]
-    label[0] = rng.dirichlet(np.ones(10))  # soft labels count, too
-    return x.astype(np.float32), sigma, label.astype(np.float32)
-
-
 def inner(image):
     """F of a denoised image, by Eq. 4 and 5-8."""
     x, sigma, _ = example()
     sigma = sigma.astype(np.float64).reshape(-1, 1, 1, 1)
     total = sigma**2 + 0.25
     return (image - 0.25 / total * x) / (0.5 * sigma / np.sqrt(total))
-
-
-@functools.cache
-def initial_params(letter):
-    return tiny_model(letter).init(seed=0)
-
-
-@functools.cache
-def random_params(letter):
-    """Random parameters without zeros, ones or unit norms, so that every path matters."""
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            spread = np.exp(rng.normal(size=leaf.shape[-1]) - 2)  # so that eps counts
-            scale = spread if letter in "defg" else 1 / math.sqrt(leaf[..., 0].size)
-            return (rng.normal(size=leaf.shape) * scale).astype(np.float32)
-        if name in ("bias", "scale", "gain"):
-            center = {"bias": 0.0, "scale": 1.0, "gain": 0.7}[name]
-            return np.asarray(center + 0.3 * rng.normal(size=leaf.shape), np.float32)
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(draw, initial_params(letter))
 
 
 @functools.cache
@@ -124,6 +85,18 @@ def kernels(letter):
 @pytest.mark.parametrize("letter", "abcdefg")
 def test_parameter_counts_are_the_papers(letter):
     assert_papers_counts(letter, "imagenet512-s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letter", "abcdefg")
+def test_denoisers_equal_those_exported_to_pytorch(letter):
+    """By the stored outputs of the exported modules (tests/oracles/exported_modules.py)."""
+    with np.load(ORACLES / "exported_modules.npz") as golden:
+        (image, logvar), _ = result(letter)
+        np.testing.assert_allclose(image, golden[letter], rtol=0, atol=1e-5)
+        if letter != "a":
+            wanted = golden[f"{letter}_logvar"]
+            np.testing.assert_allclose(logvar, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
