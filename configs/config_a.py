@@ -156,4 +156,5 @@ def get_config(workload: str = "digits") -> ConfigDict:
     evaluation.sigma_min = 0.002
     evaluation.sigma_max = 80.0
     evaluation.rho = 7.0
+    evaluation.decoder = choice("none")  # or vae, for pictures of latents
     return config

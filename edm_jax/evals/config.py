@@ -11,9 +11,12 @@ from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.diffusion.samplers import SAMPLERS, Sampler
 from edm_jax.ema.config import length_faults
 from edm_jax.evals.evaluators import EVALUATORS
+from edm_jax.evals.latents import DECODERS, Decoder, NotDecoded
 from edm_jax.fields import Count, Fault, Finite, Positive, Settings, Several
 from edm_jax.models.build import Model
 from edm_jax.models.ops import NetworkConfig
+
+_NOT_DECODED = NotDecoded()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class EvaluationConfig(Settings):
     sigma_min: Positive
     sigma_max: Positive
     rho: Positive
+    # How images become pictures, where they are latents.
+    decoder: Annotated[Decoder, menu.Entry(DECODERS)] = _NOT_DECODED
 
     def faults(self) -> Iterator[str]:
         yield from length_faults("sigma_rels", self.sigma_rels)
