@@ -1,6 +1,7 @@
 """What the commands share: config arguments, one-sentence errors, progress bars."""
 
 import argparse
+import dataclasses
 import gc
 import importlib
 import io
@@ -25,6 +26,7 @@ from etils import epath
 import configs
 from edm_jax import files, menu, original
 from edm_jax.data.readers import Tfds
+from edm_jax.evals import latents
 from edm_jax.platform import INSTALL, keep_plugin_errors, plugin_error, prepare
 from edm_jax.runs import claims, signals, store
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
@@ -156,6 +158,38 @@ def here(text: str, without: tuple[str, ...] = ()) -> Path:
 
 
 _used: list[store.StoredRun] = []  # by this command
+
+
+def add_decoder(parser: argparse.ArgumentParser) -> None:
+    """Adds --decoder and --pixels, where images are latents."""
+    parser.add_argument(
+        "--decoder",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="of latents: the VAE's .safetensors file, or a folder that diffusers wrote "
+        "(evaluation.decoder)",
+    )
+    parser.add_argument(
+        "--pixels",
+        choices=("unit", "symmetric"),
+        help="what the latents were encoded from: pixels in [0, 1], as EDM2's were, or "
+        "in [-1, 1] (unit)",
+    )
+
+
+def decoded(options: argparse.Namespace, config: RunConfig) -> RunConfig:
+    """The config with the decoder that --decoder and --pixels name."""
+    decoder = config.evaluation.decoder
+    if options.decoder:
+        decoder = latents.Vae(options.decoder)
+    if options.pixels:
+        if not isinstance(decoder, latents.Vae):
+            raise ValueError("--pixels needs the VAE's weights: --decoder=PATH.")
+        decoder = dataclasses.replace(decoder, pixels=options.pixels)
+    if isinstance(decoder, latents.Vae):
+        decoder.coder  # noqa: B018  (before anything takes time)
+    evaluation = dataclasses.replace(config.evaluation, decoder=decoder)
+    return dataclasses.replace(config, evaluation=evaluation)
 
 
 def recorded_config(run: Path) -> RunConfig:

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--json", type=files.user_path, metavar="FILE", help="write the metrics there"
     )
+    cli.add_decoder(parser)
     options = parser.parse_args()
     if bool(options.run) == bool(options.images):
         raise ValueError("Name either --run or --images.")
@@ -160,6 +161,7 @@ def evaluate_run(options: argparse.Namespace) -> None:
         names = ",".join(metrics.pick(options.metric))
         more["--metric"] = Learned(names, str(options.weights or ""))
     run, config = cli.open_run(options)
+    config = cli.decoded(options, config)
     before = run.status
     with cli.progress_bar(reads=config) as bar:
         report = cli.report_to(bar)

@@ -122,12 +122,13 @@ def _metric(
                 "is better."
             )
         scorer = Scorer([options.metric], options.weights)
-        real = scorer.of_split(config.data, config.data.train_split)
+        decoder = config.evaluation.decoder
+        real = scorer.of_split(config.data, config.data.train_split, decoder)
 
         def distance(images: np.ndarray) -> float:
             if not np.isfinite(images).all():
                 return math.inf
-            pictures = sources.of_samples(config.data, images)
+            pictures = sources.of_samples(config.data, images, decoder)
             return float(scorer.score([pictures], real)[options.metric])
 
         return metric, distance

@@ -22,7 +22,7 @@ from edm_jax import data, menu
 from edm_jax.diffusion import samplers
 from edm_jax.diffusion.noise_levels import NoiseLevels
 from edm_jax.diffusion.presets import PRESETS
-from edm_jax.evals import evaluation, gallery, generation
+from edm_jax.evals import evaluation, gallery, generation, latents
 from edm_jax.files import user_path
 from edm_jax.train.config import RunConfig
 from experiments import cli, guides
@@ -35,6 +35,7 @@ def main() -> None:
     seeds = cli.seed_list(options.seeds)
     cli.prepare_jax()
     run, config = cli.open_run(options)
+    config = cli.decoded(options, config)
     recipe = _recipe(options, config, _take_preset(options))
     of = config.network.num_classes, config.data.classes
     labels = _labels(options.classes, seeds, *of)
@@ -67,9 +68,10 @@ def main() -> None:
                 kept.add(missing[part], chosen[part], raw)
                 report(done := done + len(images), len(missing))
     raw, found = kept.finish(seeds)
-    gallery.write_grid(out / "grid.png", data.normalize(config.data, raw), found)
+    normalized, pictures = data.normalize(config.data, raw), latents.pictures_of(config)
+    gallery.write_grid(out / "grid.png", normalized, found, pictures)
     if options.png or options.subdirs:
-        kept.write_pictures(seeds, options.subdirs)
+        kept.write_pictures(seeds, options.subdirs, config.evaluation.decoder)
     before = f", {len(seeds) - len(missing)} of them from before" * (missing != seeds)
     count = "An image is" if len(seeds) == 1 else f"{len(seeds)} images are"
     cli.say(f"{count} in {out}{before}.")
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", metavar="NAME", help="the values of a paper, where no other is "
         "given: describe.py --menu=preset")  # fmt: skip
     guides.add_options(parser)
+    cli.add_decoder(parser)
     add("--guide_sigma_rel", type=float, help="EMA length of a guide that is a run")
     add("--png", action="store_true", help="write SEED.png of each image, too")
     add("--subdirs", action="store_true", help="the same, a folder for each thousand")

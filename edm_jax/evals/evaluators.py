@@ -9,6 +9,7 @@ from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
 from edm_jax.evals import frechet, gallery, metrics, scoring
 from edm_jax.evals.density import Density
+from edm_jax.evals.latents import pictures_of
 from edm_jax.fields import Count, Settings
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class SampleGrid(Settings):
 
     def evaluate(self, subject: "Samples") -> dict[str, Any]:
         """num_samples."""
-        gallery.write_grid(subject.grid, subject.images, subject.labels)
+        gallery.write_grid(
+            subject.grid, subject.images, subject.labels, pictures_of(subject.config)
+        )
         return {"num_samples": len(subject.images)}
 
 
@@ -147,6 +150,7 @@ class Learned(Settings):
             metrics.pick(self.metrics, "metrics"),
             Path(self.weights) if self.weights else None,
             subject.on_progress,
+            subject.config.evaluation.decoder,
         )
 
 

@@ -2,8 +2,9 @@
 
 import io
 import json
+import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from edm_jax import files
+from edm_jax.evals.latents import Decoder
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
+GRID_SIDE = 128  # pixels: larger pictures are reduced
 _FOLDER = 1000  # pictures to a folder
+_DECODED = 64  # at a time
 _UNREADABLE = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
 
 
@@ -61,33 +65,37 @@ class Gallery:
             self._parts.rmdir()
         return images, labels
 
-    def write_pictures(self, seeds: Sequence[int], subdirs: bool) -> None:
-        """Writes SEED.png of each image, whole numbers from 0 to 255 in units of the data.
+    def write_pictures(
+        self,
+        seeds: Sequence[int],
+        subdirs: bool,
+        decoder: Decoder,
+    ) -> None:
+        """Writes SEED.png of each image.
 
         Those that are there, and were made in the same way, are kept.
 
         Args:
             seeds: of the images.
             subdirs: whether each thousand seeds have a folder of their own.
+            decoder: makes pictures of images in units of the data.
 
         Raises:
             ValueError: images have other than 1 or 3 channels.
         """
+        paths, made_of = {}, self._made_of + decoder.made_of
         for seed in seeds:
             folder = f"{seed // _FOLDER * _FOLDER:06}" if subdirs else ""
             path = self.out / folder / f"{seed:06}.png"
-            if self._is_kept(path):
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.clip(np.round(self._rows[seed][0]), 0, 255).astype(np.uint8)
-            files.write_bytes(path, _png(pixels, made_of=self._made_of))
-
-    def _is_kept(self, path: Path) -> bool:
-        try:
-            with files.open_regular(path) as file, Image.open(file) as image:
-                return image.info.get("made_of") == self._made_of
-        except _UNREADABLE:
-            return False
+            if not _is_kept(path, made_of):
+                paths[seed] = path
+        missing = list(paths)
+        for start in range(0, len(missing), _DECODED):
+            some = missing[start : start + _DECODED]
+            made = decoder.pictures(np.stack([self._rows[seed][0] for seed in some]))
+            for seed, pixels in zip(some, made, strict=True):
+                paths[seed].parent.mkdir(parents=True, exist_ok=True)
+                files.write_bytes(paths[seed], _png(pixels, made_of=made_of))
 
     def _read(self, path: Path) -> None:
         try:
@@ -114,15 +122,39 @@ class Gallery:
         files.write_bytes(path, whole.getvalue())
 
 
-def write_grid(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Writes a grid of normalised images whose rows are classes, small ones enlarged."""
+def _is_kept(path: Path, made_of: str) -> bool:
+    try:
+        with files.open_regular(path) as file, Image.open(file) as image:
+            return image.info.get("made_of") == made_of
+    except _UNREADABLE:
+        return False
+
+
+def write_grid(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    pictures: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Writes a grid of normalised images whose rows are classes, small ones enlarged.
+
+    Args:
+        path: the PNG file.
+        images: (N, H, W, C).
+        labels: their classes (N,).
+        pictures: makes 8-bit pictures of images, where those are latents.
+    """
     classes = np.unique(labels)[:GRID_ROWS]
     columns = min([GRID_COLUMNS, *(int(np.sum(labels == c)) for c in classes)])
     picked = np.concatenate([images[labels == c][:columns] for c in classes])
-    side, channels = picked.shape[1], picked.shape[3]
-    # Two standard deviations of the data, sigma_data each, to either side of its mean;
-    # channels beyond three (latents) are left out.
-    unit = np.clip(picked[..., : 3 if channels >= 3 else 1] / 2 + 0.5, 0, 1)
+    channels = picked.shape[3]
+    if pictures is None:
+        # Two standard deviations of the data, sigma_data each, to either side of its
+        # mean; channels beyond three (latents) are left out.
+        unit = np.clip(picked[..., : 3 if channels >= 3 else 1] / 2 + 0.5, 0, 1)
+    else:
+        unit = _reduced(pictures(picked)) / 255
+    side = unit.shape[1]
     framed = np.pad(unit, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=0.5)
     grid = framed.reshape(len(classes), columns, side + 2, side + 2, -1)
     grid = grid.transpose(0, 2, 1, 3, 4).reshape(
@@ -132,12 +164,20 @@ def write_grid(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     files.write_bytes(path, _png(pixels, scale=max(1, 64 // side)))
 
 
+def _reduced(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, C) of which a grid can be looked at: means of their pixels."""
+    n, height, width, channels = pictures.shape
+    factor = math.gcd(math.gcd(height, width), max(1, height // GRID_SIDE))
+    blocks = height // factor, factor, width // factor, factor
+    return pictures.reshape(n, *blocks[:2], *blocks[2:], channels).mean(axis=(2, 4))
+
+
 def _png(pixels: np.ndarray, scale: int = 1, made_of: str = "") -> bytes:
     """An image (H, W, 1 or 3), uint8, as a file."""
     if pixels.shape[-1] not in (1, 3):
         raise ValueError(
             f"Images of {pixels.shape[-1]} channels cannot be written as pictures: "
-            "use samples.npz."
+            "use samples.npz, or decode latents with --decoder."
         )
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     size = (image.width * scale, image.height * scale)

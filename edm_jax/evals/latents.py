@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import numpy as np
 import xxhash
 
 from edm_jax import files
+from edm_jax.data.pipeline import denormalize
 from edm_jax.fields import OneOf, Settings
 from edm_jax.models import vae
 from edm_jax.original import weights as weight_files
@@ -36,6 +38,15 @@ class Decoder(Protocol):
 
     decodes: ClassVar[bool]  # whether images become pictures of another form
 
+    @property
+    def made_of(self) -> str:
+        """What its pictures depend on besides the images."""
+        ...
+
+    def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the pictures of images of that shape (N, H, W, C)."""
+        ...
+
     def pictures(self, raw: np.ndarray) -> np.ndarray:
         """Images (N, H, W, C) in units of the data as pictures uint8."""
         ...
@@ -46,6 +57,11 @@ class NotDecoded(Settings):
     """The data are pictures, with values from 0 to 255."""
 
     decodes: ClassVar[bool] = False
+    made_of: ClassVar[str] = ""
+
+    def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """The same."""
+        return images
 
     def pictures(self, raw: np.ndarray) -> np.ndarray:
         """Rounded and cut."""
@@ -75,12 +91,30 @@ class Vae(Settings):
         """
         return _coder(self.weights, self.pixels)
 
+    @property
+    def made_of(self) -> str:
+        """The weights' checksum, and the range of pixels."""
+        return f"{self.coder.digest} {self.pixels}"
+
+    def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """The factor larger, in colours."""
+        n, height, width, _ = images
+        return n, height * self.coder.factor, width * self.coder.factor, 3
+
     def pictures(self, raw: np.ndarray) -> np.ndarray:
         """Pictures (N, h f, w f, 3) uint8 of latents (N, h, w, C)."""
         return self.coder.decode(raw)
 
 
 DECODERS = {"none": NotDecoded, "vae": Vae}
+
+
+def pictures_of(config: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Makes pictures of a run's normalised latents; None where they are pictures."""
+    decoder = config.evaluation.decoder
+    if not decoder.decodes:
+        return None
+    return lambda images: decoder.pictures(denormalize(config.data, images))
 
 
 class Coder:

@@ -14,8 +14,12 @@ from edm_jax.evals.features.extraction import Extractor
 from edm_jax.evals.features.networks import NETWORKS
 from edm_jax.evals.features.references import Reference
 from edm_jax.evals.features.sources import Source
+from edm_jax.evals.latents import Decoder, NotDecoded
 
 OnProgress = Callable[[str, int, int], None]  # (what, images done, total)
+
+
+_NOT_DECODED = NotDecoded()
 
 
 class Scorer:
@@ -54,11 +58,18 @@ class Scorer:
             for network, extract in self._extractors.items()
         }
 
-    def of_split(self, config: DataConfig, split: str) -> dict[str, Reference]:
+    def of_split(
+        self, config: DataConfig, split: str, decoder: Decoder = _NOT_DECODED
+    ) -> dict[str, Reference]:
         """By network, of a split of a data set, kept by its fingerprint."""
         data.prepare(config)
-        images = sources.Split(config, split)
-        identity = {"data": data.fingerprint(config), "split": split}
+        images: Source = sources.Split(config, split, decoder.decodes)
+        identity: dict[str, Any] = {"data": data.fingerprint(config), "split": split}
+        if config.classes:
+            identity["classes"] = config.classes
+        if decoder.decodes:
+            images = sources.Decoded(images, decoder)
+            identity["decoder"] = decoder.made_of
         key = json.dumps(identity, sort_keys=True)
         if key not in self._splits:
             name = f"{config.name} ({split})"
@@ -91,12 +102,13 @@ def of_run(
     names: Sequence[str],
     weights: Path | None = None,
     on_progress: OnProgress = lambda *_: None,
+    decoder: Decoder = _NOT_DECODED,
 ) -> dict[str, Any]:
     """The metrics of a run's normalised samples against all of its training images."""
     scorer = _scorer(tuple(names), weights)
     scorer.on_progress = on_progress
-    real = scorer.of_split(config, config.train_split)
-    return scorer.score([sources.of_samples(config, samples)], real)
+    real = scorer.of_split(config, config.train_split, decoder)
+    return scorer.score([sources.of_samples(config, samples, decoder)], real)
 
 
 @functools.lru_cache(maxsize=1)

@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 FREE = {
     "data.data_dir",
     "data.num_workers",
+    "evaluation.decoder.name",
+    "evaluation.decoder.weights",
+    "evaluation.decoder.pixels",
     "training.snapshot_dir",
     "training.checkpoint_mimg",
     "training.keep_checkpoints",

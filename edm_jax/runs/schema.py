@@ -40,6 +40,7 @@ _ADDED = {
         "data.reader[tfds].background": 255,
         "data.reader[tfds].image": "",
         "data.reader[tfds].label": "",
+        "evaluation.decoder.name": "none",
     },
     9: {"training.shards": 0},
     10: {"training.start.name": "scratch"},

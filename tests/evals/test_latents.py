@@ -111,7 +111,9 @@ def test_eight_bit_pictures_go_in_and_come_out(coder):
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def test_files_from_before_2023_and_in_half_precision_are_read(tmp_path, tensors, coder):
+def test_files_from_before_2023_and_in_half_precision_are_read(
+    tmp_path, tensors, coder
+):
     renamed = {}
     for name, tensor in tensors.items():
         for new, old in OLD.items():
@@ -139,7 +141,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, tensors):
             tensors | {"decoder.conv_in.bias": gone[:3]})  # fmt: skip
     twice = tensors["encoder.mid_block.attentions.0.to_q.bias"]
     refused("two names", tensors | {"encoder.mid_block.attentions.0.query.bias": twice})
-    refused('has act_fn="relu"; this VAE has "silu"', config={**SMALL, "act_fn": "relu"})
+    refused(
+        'has act_fn="relu"; this VAE has "silu"', config={**SMALL, "act_fn": "relu"}
+    )
     refused("does not describe a VAE: layers_per_block",
             config={**SMALL, "layers_per_block": 0})  # fmt: skip
     refused("it lacks", config=None, name="bare")  # Stable Diffusion's is larger

@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from edm_jax import files
+from edm_jax.data import selection
 from edm_jax.data.config import DataConfig
 from edm_jax.data.pipeline import denormalize
+from edm_jax.evals.latents import Decoder
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _ARRAYS = ("arr_0", "image", "images", "samples")  # of archives, by what wrote them
@@ -59,10 +61,11 @@ class Folder:
 
 
 class Split:
-    """A split of a data set, in the units that are stored."""
+    """A split of a data set, in the units that are stored; `raw`: not as pictures."""
 
-    def __init__(self, data: DataConfig, split: str):
-        self._rows = data.reader.open(data, split, 0)
+    def __init__(self, data: DataConfig, split: str, raw: bool = False):
+        self._raw = raw
+        self._rows, _ = selection.open_rows(data, split, 0)
         self.shape = (len(self._rows), *self._rows.shape)
 
     def __len__(self) -> int:
@@ -70,7 +73,26 @@ class Split:
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
         images, _ = self._rows.read(np.asarray(rows))
-        return images if images.dtype == np.uint8 else quantized(images)
+        return images if images.dtype == np.uint8 or self._raw else quantized(images)
+
+
+class Decoded:
+    """Pictures of latents in units of the data, decoded when asked for.
+
+    Args:
+        latents: (N, h, w, C).
+        decoder: makes the pictures.
+    """
+
+    def __init__(self, latents: Any, decoder: Decoder):
+        self._latents, self._decoder = latents, decoder
+        self.shape = decoder.shape(latents.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        return self._decoder.pictures(self._latents[rows])
 
 
 class Part:
@@ -138,9 +160,10 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise files.Damaged(path, f"is damaged ({error}).") from None
 
 
-def of_samples(data: DataConfig, images: np.ndarray) -> np.ndarray:
+def of_samples(data: DataConfig, images: np.ndarray, decoder: Decoder) -> Source:
     """Normalised samples (N, H, W, C) as pictures of them would be stored."""
-    return quantized(denormalize(data, images))
+    raw = denormalize(data, images)
+    return Decoded(raw, decoder) if decoder.decodes else quantized(raw)
 
 
 def quantized(images: np.ndarray) -> np.ndarray:
