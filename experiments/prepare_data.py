@@ -15,11 +15,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edm_jax import data as data_room
 from edm_jax import files
 from edm_jax.data import conversion, forms, measure
 from edm_jax.data.folders import Original
 from edm_jax.data.readers import READERS, Reader
+from edm_jax.evals import latents
 from experiments import cli
 
 
@@ -36,6 +39,13 @@ def main() -> None:
     reader = _reader(path, found, options)
     sources = _sources(path, reader, found, options, is_zip)
     first = sources[0]
+    encode, weights = None, {}
+    if options.encode:
+        coder, first = _encoder(first, options)
+        encode = coder.encode
+        weights = {"vae": coder.digest, "pixels": options.pixels}
+        form_of = {"shape": first.shape, "dtype": first.dtype, "is_moments": True}
+        sources = [each._replace(**form_of) for each in sources]
     form = forms.ZipForm(first) if is_zip else forms.TfdsForm(out, first)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     made_of = {
@@ -43,6 +53,7 @@ def main() -> None:
         "fingerprint": data_room.fingerprint(_data(path, reader, found.splits)),
         "reader": repr(reader),
         "splits": [each.name for each in sources],
+        **weights,
     }
     with cli.progress_bar() as bar:
         report = cli.report_to(bar)
@@ -53,6 +64,7 @@ def main() -> None:
             made_of,
             workers=options.workers,
             on_bad=options.on_bad,
+            encode=encode,
             on_progress=lambda done, total: report("examples", max(done, 1), total),
         )
     for sentence in made.skipped[:20]:
@@ -90,12 +102,42 @@ def _parser() -> argparse.ArgumentParser:
     add("--on_bad", default="stop", choices=("stop", "skip"), help="at a damaged example "
         "(%(default)s)")  # fmt: skip
     add(
+        "--encode",
+        type=os.path.expanduser,
+        metavar="VAE",
+        help="make latents of RGB pictures with Stable Diffusion's VAE: its .safetensors "
+        "file, or a folder that diffusers wrote",
+    )
+    add(
+        "--pixels",
+        choices=("unit", "symmetric"),
+        default="unit",
+        help="what the VAE is given: pixels in [0, 1], as EDM2 does, or in [-1, 1], as "
+        "others do (%(default)s)",
+    )
+    add(
         "--workers",
         type=_positive,
         default=os.cpu_count(),
         help="threads (%(default)s)",
     )
     return parser
+
+
+def _encoder(
+    source: conversion.Source, options: argparse.Namespace
+) -> tuple[latents.Coder, conversion.Source]:
+    """The VAE, and what becomes of a split."""
+    height, width, channels = source.shape
+    coder = latents.Coder(options.encode, options.pixels)
+    if source.dtype != np.uint8:
+        raise ValueError(
+            f"--encode takes 8-bit pictures, and {options.source} holds {source.dtype}."
+        )
+    coder.check(height, width, channels)
+    small = height // coder.factor, width // coder.factor, coder.channels
+    encoded = source._replace(shape=small, dtype=np.dtype(np.float32), is_moments=True)
+    return coder, encoded
 
 
 def _positive(text: str) -> int:

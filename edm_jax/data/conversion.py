@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edm_jax.data.readers import Rows
 
 _PART_BYTES, _MOST, _FEWEST, _PARTS = 2**28, 4096, 16, 16
-_BATCH = 8  # images that are encoded at a time
+_BATCH = 4  # images that are encoded at a time
 OnProgress = Callable[[int, int], object]
 Encode = Callable[[np.ndarray], np.ndarray]
 
@@ -143,9 +143,19 @@ def convert(
             finished += 1
             on_progress(finished, total)
 
+    # One batch at a time, for the memory that it takes.
+    alone = threading.Lock()
+
+    def encoded(images: np.ndarray) -> np.ndarray:
+        assert encode is not None
+        with alone:
+            return encode(images)
+
     def make(part: Part) -> None:
         path, source = work / form.name(part), by_name[part.split]
-        found[path.name] = _make(source, part, form, path, on_bad, encode, one_done)
+        found[path.name] = _make(
+            source, part, form, path, on_bad, encode and encoded, one_done
+        )
 
     with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as threads:
         futures = [threads.submit(make, part) for part in waiting]

@@ -83,7 +83,7 @@ class Gallery:
         Raises:
             ValueError: images have other than 1 or 3 channels.
         """
-        paths, made_of = {}, self._made_of + decoder.made_of
+        paths, made_of = {}, self._made_of + decoder.made_of()
         for seed in seeds:
             folder = f"{seed // _FOLDER * _FOLDER:06}" if subdirs else ""
             path = self.out / folder / f"{seed:06}.png"

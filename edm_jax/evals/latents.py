@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import xxhash
 
-from edm_jax import files
+from edm_jax import fields, files
 from edm_jax.data.pipeline import denormalize
 from edm_jax.fields import OneOf, Settings
 from edm_jax.models import vae
@@ -38,7 +38,6 @@ class Decoder(Protocol):
 
     decodes: ClassVar[bool]  # whether images become pictures of another form
 
-    @property
     def made_of(self) -> str:
         """What its pictures depend on besides the images."""
         ...
@@ -57,7 +56,10 @@ class NotDecoded(Settings):
     """The data are pictures, with values from 0 to 255."""
 
     decodes: ClassVar[bool] = False
-    made_of: ClassVar[str] = ""
+
+    def made_of(self) -> str:
+        """Nothing."""
+        return ""
 
     def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
         """The same."""
@@ -91,7 +93,6 @@ class Vae(Settings):
         """
         return _coder(self.weights, self.pixels)
 
-    @property
     def made_of(self) -> str:
         """The weights' checksum, and the range of pixels."""
         return f"{self.coder.digest} {self.pixels}"
@@ -138,7 +139,7 @@ class Coder:
         for name in sorted(tensors):
             digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
         self.digest = digest.hexdigest()
-        self.factor = structure.factor
+        self.factor, self.channels = structure.factor, 2 * structure.latent_channels
         self._scale, self._shift = _RANGES[pixels]
         module = vae.Vae(structure)
 
@@ -165,16 +166,18 @@ class Coder:
         Raises:
             ValueError: they do not divide into latents.
         """
-        height, width, channels = unit.shape[1:]
+        self.check(*unit.shape[1:])
+        scaled = unit * self._scale + self._shift
+        mean, std = _batched(self._encode, self._params, scaled)
+        return mean, std
+
+    def check(self, height: int, width: int, channels: int) -> None:
+        """Raises ValueError where pictures do not divide into latents."""
         if height % self.factor or width % self.factor or channels != 3:
             raise ValueError(
                 f"The VAE takes RGB pictures whose sides are multiples of {self.factor}; "
                 f"these are {height} x {width} with {channels} channels."
             )
-        mean, std = _batched(
-            self._encode, self._params, unit * self._scale + self._shift
-        )
-        return mean, std
 
     def values(self, latents: np.ndarray) -> np.ndarray:
         """Pictures of latents (N, h, w, C), in [0, 1] but for what lies beyond it."""
@@ -226,8 +229,7 @@ def _find(path: str) -> tuple[Path, vae.Structure]:
             )
     known = {field.name for field in dataclasses.fields(vae.Structure)}
     given = {name: value for name, value in described.items() if name in known}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
-        return file, vae.Structure(**given)
+        return file, fields.make(vae.Structure, "", given)
     except ValueError as error:
         raise files.Damaged(beside, f"does not describe a VAE: {error}") from None

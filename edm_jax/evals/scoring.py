@@ -69,7 +69,7 @@ class Scorer:
             identity["classes"] = config.classes
         if decoder.decodes:
             images = sources.Decoded(images, decoder)
-            identity["decoder"] = decoder.made_of
+            identity["decoder"] = decoder.made_of()
         key = json.dumps(identity, sort_keys=True)
         if key not in self._splits:
             name = f"{config.name} ({split})"

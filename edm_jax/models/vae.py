@@ -183,5 +183,9 @@ def fill(structure: Structure, tensors: Mapping[str, np.ndarray]) -> Params:
         if new in renamed:
             raise ValueError(f"holds {new!r} under two names")
         renamed[new] = tensor
-    side = 2 * structure.factor
-    return pretrained.fill(pretrained.shapes(Vae(structure), side), renamed)
+    return pretrained.fill(_shapes(structure), renamed)
+
+
+@functools.lru_cache(maxsize=2)
+def _shapes(structure: Structure) -> dict[str, tuple[int, ...]]:
+    return pretrained.shapes(Vae(structure), 2 * structure.factor)

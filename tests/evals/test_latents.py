@@ -1,15 +1,21 @@
 """Claims about the VAE: diffusers' numbers, in both directions, and the range of pixels."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import random_weights
 import safetensors.numpy
+from PIL import Image
 
-from edm_jax.evals import latents
+from edm_jax import data
+from edm_jax.evals import gallery, latents
+from edm_jax.evals.features import sources
 from edm_jax.models import pretrained, vae
+from experiments import prepare_data
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 SMALL = {
@@ -156,3 +162,60 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, tensors):
 def test_pictures_that_do_not_divide_into_latents_are_refused(coder):
     with pytest.raises(ValueError, match="multiples of 4; these are 10 x 8"):
         coder.encode(np.zeros((1, 10, 8, 3), np.uint8))
+
+
+def test_pictures_become_latents_and_latents_pictures_again(
+    tmp_path, folder, coder, monkeypatch
+):
+    images = random_weights.pictures(20, 16, 16)
+    np.savez(tmp_path / "a.npz", image=images)
+    arguments = [
+        "prepare_data.py",
+        str(tmp_path / "a.npz"),
+        f"--out={tmp_path / 'set'}",
+    ]
+    arguments += ["--heldout=0", f"--encode={folder}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    prepare_data.main()
+    one = (0.0,) * 4, (0.5,) * 4
+    config = data.DataConfig(str(tmp_path / "set"), "", "train", "train", *one)
+    rows = config.reader.open(config, "train", 0)
+    assert len(rows) == 20 and rows.shape == (4, 4, 4) and rows.draws
+    # Means over many draws are those of the encoder; the order is another.
+    uses = np.stack([np.arange(400), np.zeros(400)], axis=1).astype(np.uint64)
+    drawn, _ = rows.read(np.zeros(400, int), uses)
+    encoded = coder.encode(images)
+    off = abs(encoded[..., :4] - drawn.mean(0)) / encoded[..., 4:]
+    assert off.max((1, 2, 3)).min() < 4.5 / 20  # standard errors
+    record = json.loads((tmp_path / "set" / "prepared.json").read_text())
+    assert record["made_of"]["vae"] == coder.digest
+    assert record["made_of"]["pixels"] == "unit"
+
+
+def test_a_grid_of_latents_shows_decoded_pictures(tmp_path, folder, coder):
+    means = coder.encode(random_weights.pictures(3, 16, 16))[..., :4]
+    place = types.SimpleNamespace(raw_mean=(0.5,) * 4, raw_std=(2.0,) * 4)
+    decoder = latents.Vae(folder)
+    run = types.SimpleNamespace(
+        data=place, evaluation=types.SimpleNamespace(decoder=decoder)
+    )
+    normalized = data.normalize(place, means)
+    path, labels = tmp_path / "grid.png", np.arange(3)
+    gallery.write_grid(path, normalized, labels, latents.pictures_of(run))
+    grid = np.asarray(Image.open(path))[::4, ::4]  # small pictures are enlarged
+    for i, picture in enumerate(coder.decode(means)):
+        shown = grid[18 * i + 1 : 18 * i + 17, 1:17]
+        np.testing.assert_allclose(shown.astype(int), picture, atol=1)
+    assert latents.pictures_of(
+        types.SimpleNamespace(
+            evaluation=types.SimpleNamespace(decoder=latents.NotDecoded())
+        )
+    ) is None  # fmt: skip
+
+
+def test_metrics_are_of_decoded_pictures(folder, coder):
+    means = coder.encode(random_weights.pictures(5, 16, 16))[..., :4]
+    place = types.SimpleNamespace(raw_mean=(0.5,) * 4, raw_std=(2.0,) * 4)
+    found = sources.of_samples(place, data.normalize(place, means), latents.Vae(folder))
+    assert found.shape == (5, 16, 16, 3) and len(found) == 5
+    np.testing.assert_allclose(found[2:4].astype(int), coder.decode(means[2:4]), atol=1)

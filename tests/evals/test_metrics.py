@@ -12,8 +12,10 @@ import tiny_features
 from PIL import Image
 from tiny_features import WEIGHTS, tiny
 
+from edm_jax.data.order import Uniform
 from edm_jax.evals import evaluators, frechet, guided_sweeps, metrics
 from edm_jax.evals.features import extraction, networks, references, sources
+from edm_jax.evals.latents import NotDecoded
 from edm_jax.models import pretrained
 from experiments import cli, evaluate
 
@@ -188,10 +190,13 @@ def test_the_evaluator_scores_samples_against_the_whole_training_split(place):
         reader=reader,
         raw_mean=(100.0,) * 3,
         raw_std=(50.0,) * 3,
+        classes=(),
+        sampling=Uniform(),
     )
+    plain = types.SimpleNamespace(decoder=NotDecoded())
     samples = (PIXELS[:40].astype(np.float32) - 100) / 100
     subject = types.SimpleNamespace(
-        config=types.SimpleNamespace(data=data),
+        config=types.SimpleNamespace(data=data, evaluation=plain),
         images=samples,
         on_progress=lambda *_: None,
     )
