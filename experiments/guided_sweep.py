@@ -102,8 +102,11 @@ def main(options: argparse.Namespace, run: RunDir, config: RunConfig) -> None:
         found = dict(swept)
     written = {k: _written(k, grid) for k, grid in found.items()}
     directory.write_json(out / f"{stem}.json", written)
-    title = f"{options.metric} of {run.path.name} guided by {options.guide}"
-    drawing = report.draw_guided(title, options.metric, written)
+    name = options.metric
+    if name in EVALUATORS:
+        name = getattr(evaluator, "headline", name)
+    title = f"{name} of {run.path.name} guided by {options.guide}"
+    drawing = report.draw_guided(title, name, written)
     files.write_bytes(out / f"{stem}.png", drawing.render("png"))
     for kind, grid in found.items():
         _print(kind, grid)

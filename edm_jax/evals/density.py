@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -32,6 +32,7 @@ class Density(Settings):
     the classes.
     """
 
+    headline: ClassVar[str] = "density_kl"  # the first of its numbers
     sigma: Positive = 0.02  # of the noise, in units of the data
 
     def evaluate(self, subject: "Subject") -> dict[str, Any]:

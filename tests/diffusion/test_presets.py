@@ -21,6 +21,6 @@ def test_a_preset_says_what_it_sets_on_one_line():
     said = PRESETS["img64_s_autoguidance"].about
     assert said == (
         "sigma_rel 0.045, guide XS after 1/8 of the training, guide_sigma_rel 0.11, "
-        "guidance 1.7 (arXiv 2406.02507, Table 1)"
+        "guidance 1.7 (arXiv 2406.02507, Table 1; EMA lengths not compared with it)"
     )
     assert all("\n" not in preset.about for preset in PRESETS.values())

@@ -54,6 +54,7 @@ def measure():
 
 def test_exact_draws_are_at_the_floor(measure):
     found = measure()
+    assert next(iter(found)) == density.Density.headline  # which sweeps are named after
     assert found["density_kl"] == pytest.approx(found["density_kl_floor"], abs=0.06)
     assert found["density_outliers"] == pytest.approx(0.001, abs=0.002)
 
