@@ -112,7 +112,17 @@ def build(
         remat: recompute activations in the backward pass instead of storing them.
         augment_labels: the number of values that describe an image's augmentation.
     """
-    return Model(ops.resolve_network(network, uncertainty, remat, augment_labels))
+    try:
+        return _built(network, uncertainty, remat, augment_labels)
+    except TypeError:  # an entry of the user's own holds what cannot be hashed
+        return _built.__wrapped__(network, uncertainty, remat, augment_labels)
+
+
+@functools.lru_cache(
+    maxsize=32
+)  # equal configs share a model, and the trace of its shapes
+def _built(*fields: Any) -> Model:
+    return Model(ops.resolve_network(*fields))
 
 
 def count_params(params: Params) -> int:

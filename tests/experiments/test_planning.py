@@ -252,7 +252,9 @@ def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
         (["--study=missing.py"], "no study file missing.py"),
         (["--seeds=99999999999999999999"], "below 2^31"),
         (["--allow=nosuch"], "no field 'nosuch'"),
-        (["--backend=slurm"], "There is no SLURM here"),
+        pytest.param(
+            ["--backend=slurm"], "There is no SLURM here", marks=pytest.mark.slow
+        ),
         (["--chip=H10"], "Did you mean 'H100'"),
         (["--price_per_chip_hour=-1"], "finite and not negative"),
     ],

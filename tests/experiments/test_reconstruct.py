@@ -141,7 +141,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
     [
         ([], "No target: add one"),
         (["--sigma_rel=0.4"], "choose a relative EMA length"),
-        (["--sigma_rel=0.005"], "sigma_rel from 0.014 to 0.27"),
+        pytest.param(
+            ["--sigma_rel=0.005"],
+            "sigma_rel from 0.014 to 0.27",
+            marks=pytest.mark.slow,
+        ),
         (
             ["--sigma_rel=0.1", "--nimg=20000"],
             "last snapshot before that time is at 19456",

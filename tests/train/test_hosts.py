@@ -291,6 +291,7 @@ def read_all(terminal):
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_process_at_once_even_in_a_long_call(number):
     # One long call outside Python, as compiling is: handlers wait for its end.

@@ -452,6 +452,7 @@ def test_samples_come_from_the_best_length(load, whole, evaluated, denoiser):
     assert evaluated.result["pixel_frechet"] == pytest.approx(distance, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluators_of_samples_measure_on_the_way_and_change_nothing(
     load, whole, denoiser, tmp_path
 ):

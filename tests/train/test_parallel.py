@@ -26,13 +26,11 @@ FORMS = {
     "2 devices, rematerialized": (2, {"remat": True}),
     "8 devices": (8, {}),
     "8 devices, 4 micro-batches": (8, {"microbatches": 4}),
-    "pmap, 2 devices": (2, {"parallel": "pmap"}),
     "pmap, 8 devices, 4 micro-batches": (8, {"parallel": "pmap", "microbatches": 4}),
     "state sharded over 8": (8, {"sharding": "state"}),
     "all sharded over 8, 4 micro-batches": (8, {"sharding": "full", "microbatches": 4}),
     "sharded over 4, twice": (8, {"sharding": "full", "shards": 4}),
 }
-FAST = ["8 devices"]
 
 
 def load(others=None, **training):
@@ -82,10 +80,8 @@ def _everything_is_worth_sharding():
         yield
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in FORMS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
 def test_every_form_gives_the_numbers_of_one_device(one_device, name):
     devices, training = FORMS[name]
     expected, last = one_device
@@ -137,10 +133,8 @@ def test_in_bfloat16_losses_are_those_of_one_device_to_a_thousandth():
     def losses(devices, **training):
         return [m["loss"] for m in run(devices, bfloat16, **training)[0]]
 
-    # Every device rounds the gradient of its own rows; jit and pmap do so alike.
-    jit, pmap = losses(2), losses(2, parallel="pmap")
-    np.testing.assert_allclose(pmap, jit, rtol=1e-4)
-    np.testing.assert_allclose(jit, losses(1), rtol=1e-3)
+    # Every device rounds the gradient of its own rows.
+    np.testing.assert_allclose(losses(2, parallel="pmap"), losses(1), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +218,8 @@ def compiled_step(**training):
     return made, made.step.lower(made.shapes, batch).compile()
 
 
-@pytest.mark.parametrize(
-    "microbatches",
-    [pytest.param(1, marks=pytest.mark.slow), 4],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [1, 4])
 def test_gradients_are_averaged_once_a_step_in_float32(microbatches):
     made, compiled = compiled_step(microbatches=microbatches)
     found = hlo.collectives(compiled.as_text())
@@ -300,8 +292,8 @@ def test_a_batch_that_does_not_divide_is_refused(devices, parts, sentence):
 
 
 @pytest.mark.slow
-# One of each topology and form of weights: tracing this size takes long.
-@pytest.mark.parametrize("letter", "adg")
+# Both topologies, plain and normalized weights: tracing this size takes long.
+@pytest.mark.parametrize("letter", "ag")
 def test_the_step_lowers_at_the_widths_of_imagenet512_s_without_allocating(letter):
     # One block of each width stands for three.
     fields = {"training.sharding": "full", "network.blocks_per_level": "1"}

@@ -280,6 +280,7 @@ class Reference:
         return float(loss)
 
 
+@pytest.mark.slow
 def test_projecting_last_gives_the_losses_and_averages_of_projecting_first():
     reference_config = f"{configs.letter_path('g')}:digits-tiny"
     opt = configs.load(reference_config).optimizer
