@@ -57,13 +57,16 @@ def _what_is_there_stays():
 
 # Whatever comes last keeps one process busy while the other has nothing left to do.
 FIRST = (
-    "train/test_hosts.py",
+    "train/test_parallel.py",
     "experiments/test_damage.py",
+    "train/test_hosts.py",
     "train/test_survival.py",
     "train/test_nonfinite.py",
     "train/test_loop.py",
-    "train/test_parallel.py",
+    "train/test_checkpoint.py",
+    "experiments/test_init_config.py",
     "train/test_finder.py",
+    "optim/test_plateau.py",
     "train/test_branch.py",
     "models/test_unet.py",
     "ema/test_ema.py",

@@ -231,7 +231,7 @@ READERS = [
         | _run(DONE, evaluation_json="json", samples_png="png", log_txt="text"),
         quiet=(f"{DONE}/log.txt",),  # it may hold anything
         together=True,
-        count=60,
+        count=30,
     ),
     Reader(
         "compare --follow",
