@@ -24,7 +24,7 @@ import rich.console
 
 import configs
 from edm_jax import ema, files, menu
-from edm_jax.cost import advice, chips, disk, memory, topology
+from edm_jax.cost import advice, averages, chips, disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.diffusion.presets import PRESETS
 from edm_jax.models.build import count_params
@@ -49,6 +49,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         "snapshot_bytes": stored.snapshot_bytes,  # the loss's u(sigma) head included
         "snapshots": stored.snapshots,
         "snapshots_total_bytes": stored.snapshots_total,
+        "averages": averages.line(config),
         "checkpoint_bytes": stored.checkpoint_bytes,
         "changes_from": configs.parent_letter(config.letter),
         "changes": changes(config),

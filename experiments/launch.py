@@ -20,7 +20,7 @@ import rich.table
 import configs
 from configs.workloads import get_workload
 from edm_jax import fields, files, menu
-from edm_jax.cost import disk, hours
+from edm_jax.cost import averages, disk, hours
 from edm_jax.menu import suggest
 from edm_jax.studies import RunSpec, by_seed, remote
 from experiments import cli, planning
@@ -191,6 +191,8 @@ def _dry_run(
     if chip or price is not None:
         known = [each for plan, each in zip(plans, taken, strict=True) if plan.goes]
         print(_cost(known, chip, price), file=said)
+    for note in sorted({averages.line(plan.config) for plan in plans}):
+        print(note, file=said)
     for note in sorted({configs.duration_note(plan.config) for plan in plans} - {""}):
         print(note, file=said)
 

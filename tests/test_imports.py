@@ -75,6 +75,7 @@ EMA_ORDER = [
     "meta",
     "config",
     "solver",
+    "plan",
     "snapshots",
     "combine",
     "posthoc",

@@ -13,7 +13,7 @@ from edm_jax.report.grouping import config_diff, ladder
 from edm_jax.report.guided_figure import draw_guided
 from edm_jax.report.notes import table_notes, table_warnings
 from edm_jax.report.page import render
-from edm_jax.report.profile_figure import draw_profiles
+from edm_jax.report.profile_figure import draw_plans, draw_profiles
 from edm_jax.report.read import find_runs, load_run
 from edm_jax.report.runs import Run
 from edm_jax.report.sweep_figures import draw_sweeps
@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "config_diff",
     "draw_guided",
+    "draw_plans",
     "draw_profiles",
     "draw_sweeps",
     "drawings",

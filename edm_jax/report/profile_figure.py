@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from edm_jax.ema import AnyProfile, Solution
+from edm_jax.ema.plan import Predicted
 from edm_jax.report.curves import Chart, Line, Panel
 from edm_jax.report.drawing import PALETTE, Drawing, draw
 
@@ -56,6 +57,37 @@ def draw_profiles(
         Panel("Made − wanted", "relative to the largest", differences, "linear"),
     ]
     return draw("profiles", [Chart("age in images", panels, key=key[:20])])
+
+
+def draw_plans(
+    curves: Sequence[tuple[str, Sequence[Predicted]]], max_error: float
+) -> Drawing:
+    """Draws the errors of all lengths, of each plan or time by name.
+
+    The first panel has the error of a profile, with the largest accepted dotted; the
+    second that of weights which walk at random.
+    """
+    panels = []
+    for title, name, limit in (
+        ("Error of the profile: weights that are noise", "error", True),
+        ("Error of weights that walk at random", "walk_error", False),
+    ):
+        lines = [
+            Line(
+                np.array([each.sigma_rel for each in found]),
+                np.array([max(getattr(each, name), 1e-8) for each in found]),
+                colour=k % len(PALETTE),
+            )
+            for k, (_, found) in enumerate(curves, 1)
+        ]
+        if limit:
+            x = np.array([found.sigma_rel for found in curves[0][1]])
+            lines.append(Line(x, np.full(len(x), max_error), colour="soft", dash=2))
+        panels.append(Panel(title, "relative error", lines, "log"))
+    key: list[tuple[str, int | str, int]]
+    key = [(name, k % len(PALETTE), 0) for k, (name, _) in enumerate(curves, 1)]
+    key.append((f"{max_error:g}, the most accepted", "soft", 2))
+    return draw("plans", [Chart("EMA length σ_rel", panels, key=key)])
 
 
 def _reach(solution: Solution) -> float:
