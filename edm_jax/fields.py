@@ -219,3 +219,29 @@ def _converted(path: str, value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def number_list(option: str, text: str) -> list[float]:
+    """'0.05,0.13' or '0.010,0.015,...,0.250' as numbers; raises ValueError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        if parts[-2:-1] != ["..."]:
+            return [_finite(part) for part in parts]
+        *first, before, start = (_finite(part) for part in parts[:-2])
+        stop, step = _finite(parts[-1]), start - before
+        count = round((stop - start) / step)
+        if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
+            raise ValueError
+        # Rounded as a person would write them.
+        rest = [float(f"{start + i * step:.10g}") for i in range(1, count + 1)]
+        return [*first, before, start, *rest]
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{option}={text!r} is not a list of numbers, such as 1,2 or 0.02,0.04,...,0.2."
+        ) from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value

@@ -6,7 +6,6 @@ import gc
 import importlib
 import io
 import logging
-import math
 import os
 import platform
 import re
@@ -262,26 +261,6 @@ def allowed_fields(text: str, config: RunConfig) -> list[str]:
     return fields
 
 
-def number_list(option: str, text: str) -> list[float]:
-    """'0.05,0.13' or '0.010,0.015,...,0.250' as numbers; raises ValueError."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        if parts[-2:-1] != ["..."]:
-            return [_finite(part) for part in parts]
-        *first, before, start = (_finite(part) for part in parts[:-2])
-        stop, step = _finite(parts[-1]), start - before
-        count = round((stop - start) / step)
-        if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
-            raise ValueError
-        # Rounded as a person would write them.
-        rest = [float(f"{start + i * step:.10g}") for i in range(1, count + 1)]
-        return [*first, before, start, *rest]
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            f"{option}={text!r} is not a list of numbers, such as 1,2 or 0.02,0.04,...,0.2."
-        ) from None
-
-
 def seed_list(text: str, option: str = "--seeds") -> list[int]:
     """'0-2', '7' or '0,3,5-7' as whole numbers; raises ValueError."""
     seeds: list[int] = []
@@ -301,12 +280,6 @@ def seed_list(text: str, option: str = "--seeds") -> list[int]:
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise ValueError(f"{option}={text!r} names {twice[0]} twice.")
     return seeds
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError
-    return value
 
 
 class Console(rich.console.Console):

@@ -20,7 +20,6 @@ and writes the averages in the same format.
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -33,13 +32,6 @@ from edm_jax.files import human, user_path
 from edm_jax.foreign import command
 from experiments import cli
 
-PROFILES = (
-    "a profile, or a sum of several; may be given several times: "
-    + ", ".join(each.form for each in ema.PROFILES.values())
-    + ", A*PROFILE+B*PROFILE. Times are in images, MIMG in millions of them; see "
-    "describe.py --menu=profile"
-)
-
 
 def main() -> None:
     """Parse the command line and rebuild."""
@@ -50,7 +42,7 @@ def main() -> None:
         _foreign(options)
         return
     request = rebuild.Request(
-        targets=_targets(options),
+        targets=command.targets(options),
         dtype=options.dtype,
         max_error=math.inf if options.force else options.max_error or ema.MAX_ERROR,
         strict=options.strict,
@@ -90,7 +82,7 @@ def main() -> None:
 
 def _foreign(options: argparse.Namespace) -> None:
     """Averages of another code's files."""
-    job = command.prepare(options, _targets(options))
+    job = command.prepare(options, command.targets(options))
     if options.dry_run:
         return
     count = len(job.templates)
@@ -108,22 +100,7 @@ def _foreign(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.run_parser(__doc__, required=False)
     command.add_series(parser)
-    parser.add_argument(
-        "--sigma_rel",
-        default="",
-        help="relative EMA lengths, such as 0.05,0.13 or 0.010,0.015,...,0.250",
-    )
-    parser.add_argument("--profile", action="append", default=[], help=PROFILES)
-    parser.add_argument(
-        "--nimg",
-        default="",
-        help="times of the averages in images, such as 4096,8192 (the last snapshot's)",
-    )
-    parser.add_argument(
-        "--out",
-        type=os.path.expanduser,
-        help="output directory (RUN/reconstructed; beside the files of --snapshots)",
-    )
+    command.add_targets(parser)
     parser.add_argument(
         "--dtype",
         default="float32",
@@ -153,33 +130,6 @@ def _parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="print the plan and write nothing"
     )
     return parser
-
-
-def _targets(options: argparse.Namespace) -> list[tuple[int | None, ema.AnyProfile]]:
-    lengths = cli.number_list("--sigma_rel", options.sigma_rel)
-    profiles = [ema.PowerProfile(s) for s in lengths]
-    profiles += [parse_profile(text) for text in options.profile]
-    if not profiles:
-        raise ValueError(
-            "No target: add one, such as --sigma_rel=0.05,0.13 or --profile=uniform:4096."
-        )
-    times = [_whole(t) for t in cli.number_list("--nimg", options.nimg)] or [None]
-    targets = [(nimg, profile) for nimg in times for profile in profiles]
-    return list(dict.fromkeys(targets))
-
-
-def _whole(nimg: float) -> int:
-    if nimg != int(nimg) or nimg < 1:
-        raise ValueError(f"--nimg={nimg:g}, but must be a whole number of at least 1.")
-    return int(nimg)
-
-
-def parse_profile(text: str) -> ema.AnyProfile:
-    """Parses a --profile; raises ValueError, which states the right form."""
-    try:
-        return ema.parse_profile(text)
-    except ValueError as error:
-        raise ValueError(f"--profile={text!r}: {error}") from error
 
 
 def _draw(job: rebuild.Job, path: Path) -> None:

@@ -66,6 +66,8 @@ def imports(path, top=False):
 
 # Inside `ema`, each file imports from those before it only.
 EMA_ORDER = [
+    "hashing",
+    "optional",
     "power",
     "quadrature",
     "profiles",

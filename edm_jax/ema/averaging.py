@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from etils import epath
 from numpy.typing import ArrayLike
 
 from edm_jax import tree as nested
 from edm_jax.ema import posthoc, snapshots
+from edm_jax.ema.optional import epath
 from edm_jax.ema.posthoc import Target
 from edm_jax.ema.profiles import PowerProfile
 from edm_jax.files import PathLike

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import threadpoolctl
-import xxhash
 
 from edm_jax.ema import snapshots
 from edm_jax.ema.meta import unit_roundoff
+from edm_jax.ema.optional import one_blas_thread, xxhash
 from edm_jax.ema.snapshots import Params, Table
 from edm_jax.ema.solver import Solution
 
@@ -90,7 +89,7 @@ def combine(
     worker = _Worker(plan, store, on_progress, dtype)
     # These threads are the parallelism: BLAS must not start more in each of them.
     with (
-        threadpoolctl.threadpool_limits(1, user_api="blas"),
+        one_blas_thread(),
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
     ):
         pending = [pool.submit(worker.chunk, chunk) for chunk in chunks]

@@ -13,10 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
-import xxhash
-from etils import epath
-
+from edm_jax.ema.optional import epath, fsspec, xxhash
 from edm_jax.files import Damaged, open_regular, parse_json
 
 Table = dict[str, tuple[int, ...]]  # names in the order of the data, and their shapes

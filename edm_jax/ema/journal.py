@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -10,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import xxhash
-from etils import epath
 
 from edm_jax import files
 from edm_jax.ema import snapshots
 from edm_jax.ema.container import partial_path
 from edm_jax.ema.grammar import to_fields
 from edm_jax.ema.meta import SnapshotMeta
+from edm_jax.ema.optional import epath, xxhash
 from edm_jax.ema.snapshots import Writer
 
 
@@ -57,7 +57,7 @@ class Journal:
 
     def __init__(self, metas: Sequence[SnapshotMeta], out: epath.Path):
         text = json.dumps([_identity(meta) for meta in metas])
-        self._key = xxhash.xxh3_128_hexdigest(text.encode())
+        self._key = hashlib.sha256(text.encode()).hexdigest()
         self._path = partial_path(out / "reconstruct.journal")
         self._written = time.monotonic()
 

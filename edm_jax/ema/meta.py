@@ -9,27 +9,24 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from etils import epath
 
 from edm_jax import tree
 from edm_jax.ema import container
 from edm_jax.ema.container import Header, Table
 from edm_jax.ema.grammar import AnyProfile, from_fields, to_fields
+from edm_jax.ema.optional import epath, ml_dtypes
 from edm_jax.files import Damaged, json_kind, parse_json
 
 FORMAT = "edm_jax.snapshot"
 FORMAT_VERSION = 4  # of averages whose clock ran before the run's did
 _ONE_FORMAT = 2  # the version of files whose arrays all have the same format
 _MIXED = 3
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+if ml_dtypes is not None:
+    DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-BY_CODE = {code: DTYPES[name] for name, code in _CODES.items()}
+BY_CODE = {_CODES[name]: dtype for name, dtype in DTYPES.items()}
 _WHOLE = "[0-9]{1,19}"
 _LONGEST = 200  # characters of a hash
 _PACKAGES = ("edm_jax", "jax", "flax", "optax", "numpy")
@@ -87,6 +84,10 @@ class SnapshotMeta:
                     "64 bits."
                 )
         for dtype in (self.dtype, self.rounded or self.dtype):
+            if dtype in _CODES.keys() - DTYPES.keys():
+                raise ImportError(
+                    "Snapshots in bfloat16 need ml_dtypes: pip install ml_dtypes."
+                )
             if dtype not in DTYPES:
                 raise ValueError(
                     f"Snapshots cannot be stored as {dtype[:60]!r}: choose one of "
@@ -112,8 +113,8 @@ class SnapshotMeta:
 
 def unit_roundoff(dtype: np.dtype) -> float:
     """Half the spacing of a format's numbers at 1."""
-    # ml_dtypes' finfo also knows NumPy's own formats.
-    return float(ml_dtypes.finfo(dtype).eps) / 2
+    known = np.finfo if dtype.kind == "f" else ml_dtypes.finfo
+    return float(known(dtype).eps) / 2
 
 
 def formats(table: Table, meta: SnapshotMeta, exact: Container[str]) -> dict[str, str]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from edm_jax.ema import combine, posthoc, snapshots
 from edm_jax.ema.combine import OnProgress, Plan
 from edm_jax.ema.container import is_local, partial_path
 from edm_jax.ema.grammar import AnyProfile, to_fields
 from edm_jax.ema.journal import Journal, Sink, locked
+from edm_jax.ema.optional import epath
 from edm_jax.ema.posthoc import MAX_ERROR
 from edm_jax.ema.snapshots import Snapshot, SnapshotMeta, Writer
 from edm_jax.files import Damaged, PathLike, human

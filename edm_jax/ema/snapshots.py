@@ -13,8 +13,6 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import xxhash
-from etils import epath
 
 from edm_jax import tree
 from edm_jax.ema import container
@@ -28,6 +26,7 @@ from edm_jax.ema.meta import (
     parse,
     refuse,
 )
+from edm_jax.ema.optional import epath, xxhash
 from edm_jax.files import Damaged, PathLike, kind_of
 
 CHUNK = 2**20  # elements under one checksum

@@ -2,34 +2,46 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from edm_jax.ema import grammar
 from edm_jax.ema.combine import OnProgress
 from edm_jax.ema.grammar import AnyProfile
+from edm_jax.ema.profiles import PowerProfile
 from edm_jax.ema.solver import Solution
+from edm_jax.fields import number_list
 from edm_jax.files import human, printable
 from edm_jax.foreign import rebuild, series
 from edm_jax.foreign.packages import PACKAGES, Settings
 from edm_jax.foreign.rebuild import Job
 
+PROFILES = (
+    "a profile, or a sum of several; may be given several times: "
+    + ", ".join(each.form for each in grammar.PROFILES.values())
+    + ", A*PROFILE+B*PROFILE. Times are in images, MIMG in millions of them"
+)
 
-def add_series(parser: argparse.ArgumentParser) -> None:
+
+def add_series(parser: argparse.ArgumentParser, flag: bool = True) -> None:
     """The options that say what the files of --snapshots are."""
     group = parser.add_argument_group(
         "files of other codes",
         "What their files do not say: here, or by the same names in averages.json beside "
         "them. Times are in the files' own unit, which is most often optimizer steps.",
     )
-    group.add_argument(
-        "--snapshots",
-        default="",
-        metavar="DIR",
-        help="a directory of files, or a pattern such as 'run/checkpoint-*/model.safetensors'",
-    )
+    if flag:
+        group.add_argument(
+            "--snapshots",
+            default="",
+            metavar="DIR",
+            help="a directory of files, or a pattern such as "
+            "'run/checkpoint-*/model.safetensors'",
+        )
     group.add_argument(
         "--format",
         default="",
@@ -65,12 +77,60 @@ def add_series(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """The options that name profiles, times and where to write."""
+    parser.add_argument(
+        "--sigma_rel",
+        default="",
+        help="relative EMA lengths, such as 0.05,0.13 or 0.010,0.015,...,0.250",
+    )
+    parser.add_argument("--profile", action="append", default=[], help=PROFILES)
+    parser.add_argument(
+        "--nimg",
+        default="",
+        help="times of the averages in images, such as 4096,8192 (the last snapshot's)",
+    )
+    parser.add_argument(
+        "--out",
+        type=os.path.expanduser,
+        help="output directory (RUN/reconstructed; beside the files of --snapshots)",
+    )
+
+
 def settings(options: argparse.Namespace) -> Settings:
     """The settings among a command's options."""
     found: dict[str, Any] = {
         f.name: getattr(options, f.name, None) for f in fields(Settings)
     }
     return Settings(**found)
+
+
+def targets(options: argparse.Namespace) -> list[tuple[int | None, AnyProfile]]:
+    """The targets (time, profile) that a command names; None is the last time."""
+    lengths = number_list("--sigma_rel", options.sigma_rel)
+    profiles = [PowerProfile(s) for s in lengths]
+    profiles += [parse_profile(text) for text in options.profile]
+    if not profiles:
+        raise ValueError(
+            "No target: add one, such as --sigma_rel=0.05,0.13 or --profile=uniform:4096."
+        )
+    times = [_whole(t) for t in number_list("--nimg", options.nimg)] or [None]
+    found = [(nimg, profile) for nimg in times for profile in profiles]
+    return list(dict.fromkeys(found))
+
+
+def _whole(nimg: float) -> int:
+    if nimg != int(nimg) or nimg < 1:
+        raise ValueError(f"--nimg={nimg:g}, but must be a whole number of at least 1.")
+    return int(nimg)
+
+
+def parse_profile(text: str) -> AnyProfile:
+    """Parses a --profile; raises ValueError, which states the right form."""
+    try:
+        return grammar.parse(text)
+    except ValueError as error:
+        raise ValueError(f"--profile={text!r}: {error}") from error
 
 
 def prepare(

@@ -39,6 +39,8 @@ DTYPES = {
 ITEMSIZE = {code: np.dtype(dtype).itemsize for code, dtype in DTYPES.items()}
 _WIDE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.float32}
 
+_PREFIXES = ("ema_model.", "state_dict_ema.", "model.", "state_dict.", "params.")
+
 Table = dict[str, tuple[int, ...]]
 
 
@@ -124,6 +126,14 @@ class Layout:
         if not chosen:
             raise Damaged(self.path, "holds no floating-point weights.")
         return replace(self, averaged=tuple(chosen.values()), chosen=names)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of all chosen arrays begin with that is not the network's."""
+        for prefix in _PREFIXES:
+            if self.chosen and all(name.startswith(prefix) for name in self.chosen):
+                return prefix
+        return ""
 
     @property
     def table(self) -> Table:
@@ -304,7 +314,7 @@ class PlainWriter:
         arrays, first = self._template.arrays, {}
         for name in self._template.averaged:
             first[arrays[name].offset] = name
-        prefix = _common(self._template.chosen)
+        prefix = self._template.prefix
         table, codes = {}, {}
         for name in self._template.chosen:
             table[name.removeprefix(prefix)] = arrays[name].shape
@@ -331,14 +341,6 @@ class PlainWriter:
         """Removes the partial file."""
         self._pieces.close()
         self._partial.unlink(missing_ok=True)
-
-
-def _common(names: tuple[str, ...]) -> str:
-    """The prefix of packages that all names share."""
-    for prefix in ("ema_model.", "state_dict_ema.", "model.", "state_dict.", "params."):
-        if all(name.startswith(prefix) for name in names):
-            return prefix
-    return ""
 
 
 def put(file: int, raw: np.ndarray, offset: int) -> None:

@@ -3,9 +3,8 @@
 import math
 from pathlib import Path
 
-from etils import epath
-
 from edm_jax.ema import container
+from edm_jax.ema.optional import epath
 from edm_jax.foreign.layout import ITEMSIZE, Array, Layout
 
 
