@@ -26,6 +26,7 @@ import configs
 from edm_jax import files, menu, original
 from edm_jax.data.readers import Tfds
 from edm_jax.evals import latents
+from edm_jax.fields import number_list  # noqa: F401  for the commands
 from edm_jax.platform import INSTALL, keep_plugin_errors, plugin_error, prepare
 from edm_jax.runs import claims, signals, store
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
