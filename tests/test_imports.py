@@ -89,7 +89,7 @@ EMA_ORDER = [
 # Likewise in `report`: runs as data, results, curves, figures, page, files.
 REPORT_ORDER = [
     *("runs", "fields", "metrics", "read", "following"),
-    *("statistics", "columns", "grouping", "curves", "figures", "by_field"),
+    *("statistics", "columns", "grouping", "curves", "quality", "figures", "by_field"),
     *(
         "tables",
         "notes",

@@ -14,6 +14,7 @@ import numpy as np
 from edm_jax.report import curves
 from edm_jax.report.columns import COLUMNS
 from edm_jax.report.curves import Chart, Line, Mark, Panel
+from edm_jax.report.quality import quality
 from edm_jax.report.runs import Entry, Log, Run
 
 LOSS_VALUES = 100_000  # points of loss curves, over all configs
@@ -277,6 +278,17 @@ FIGURES = (
         "finished seeds, and the band from its lowest to its highest seed.",
         metrics,
         "metrics",
+    ),
+    Figure(
+        "quality",
+        "Quality against diversity",
+        "Precision against recall and density against coverage of samples, where they "
+        "were evaluated (evaluate.py --metric=pr_effnetlite0,dc_effnetlite0). A dot is a "
+        "run, a ring the mean over a config’s finished seeds; dots on a line are samples "
+        "during training, from the same seeds each time. Up is better quality, right "
+        "more diversity.",
+        quality,
+        "quality",
     ),
     Figure(
         "ema",

@@ -81,6 +81,31 @@ def test_metrics_that_evaluators_logged_are_drawn_each_in_a_panel(tmp_path):
     assert not figures.metrics(compared(write_run(tmp_path / "none", "a")).entries)
 
 
+def test_quality_stands_against_diversity_where_both_were_evaluated(tmp_path):
+    for seed, offset in ((0, 0.0), (1, 0.2)):
+        run = write_run(tmp_path / "runs", "g", f"digits-g-s{seed}")
+        rewrite(run / "config.json", seed=seed)
+        found = {"precision_effnetlite0": 0.5 + offset, "recall_effnetlite0": 0.25}
+        rewrite(run / "evaluation.json", **found, coverage_effnetlite0=0.5)
+        with open(run / "metrics.jsonl", "a") as file:
+            for step, nimg in ((1, 500_000), (2, TOTAL)):
+                logged = {
+                    "precision_effnetlite0": 0.1 * step,
+                    "recall_effnetlite0": 0.5,
+                }
+                record = {"kind": "evaluation", "step": step, "nimg": nimg, **logged}
+                file.write(json.dumps(record) + "\n")
+    (chart,) = figures.quality(compared(tmp_path / "runs").entries)  # no density
+    (panel,) = chart.panels
+    assert (chart.x, panel.y) == ("recall", "precision")
+    path, end, _, other = panel.lines
+    np.testing.assert_allclose([path.x, path.y], [[0.5, 0.5], [0.1, 0.2]])
+    np.testing.assert_allclose([end.x, end.y, other.y], [[0.25], [0.5], [0.7]])
+    (mean,) = panel.marks
+    np.testing.assert_allclose([mean.x, mean.y], [0.25, 0.6])
+    assert not figures.quality(compared(write_run(tmp_path / "none", "a")).entries)
+
+
 def test_config_diff_is_computed_exactly_from_the_two_configs():
     diffs = {
         after: report.config_diff(config_of(before), config_of(after))
