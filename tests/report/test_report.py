@@ -238,7 +238,8 @@ def test_csv_markdown_and_page_agree_on_every_number(out):
     done = [index for index, line in enumerate(lines) if line["state"] == "done"]
     assert len(done) == 5
     for index in done:
-        texts = [format_number(float(lines[index][c.key]), c.form) for c in columns]
+        cells = [(lines[index][column.key], column.form) for column in columns]
+        texts = [format_number(float(x) if x else None, form) for x, form in cells]
         assert tables[0][index][4:-2] == texts
         assert [page[index][c.heading] for c in plain] == texts[: len(plain)]
         grown = page[7 + done.index(index)]
