@@ -15,7 +15,7 @@ PathLike = str | os.PathLike[str]
 LIMIT_BYTES = 1 << 30  # of a file that is read whole
 DEPTH = 50  # of nested JSON values, to stay far from Python's recursion limit
 SOURCE_BYTES = 1 << 20  # of a Python file
-_LONGEST = 500  # characters quoted from an error in a user's code
+_LONGEST = 500  # characters quoted from an error
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -196,9 +196,14 @@ def blamed_on(path: PathLike) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        said = str(error)
-        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
-        raise Damaged(path, f"fails: {type(error).__name__}: {said}") from error
+        said = f"fails: {type(error).__name__}: {short(error)}"
+        raise Damaged(path, said) from error
+
+
+def short(error: object) -> str:
+    """What an error says, cut where it quotes too much."""
+    said = str(error)
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from edm_jax.runs.directory import RunDir, read_json
-from edm_jax.train import finder
 from edm_jax.train.config import RunConfig
 from experiments import cli
 
@@ -34,6 +33,9 @@ def settle(
         The config, and what the finder found, for the run's provenance; None for a run
         that has a rate.
     """
+    # Imported here: it brings the checkpoints' library, which planning does not need.
+    from edm_jax.train import finder
+
     if same := recorded(config, path, allow):
         return same, None
     with cli.progress_bar(reads=config) as bar:

@@ -55,7 +55,7 @@ class Images(Fitting):
             if numbers is None:
                 path = os.path.join(found.path, self.labels)
                 raise FileNotFoundError(f"{path}, data.reader.labels, is not there.")
-            if num_classes != 0 and (numbers == labels.UNLABELLED).all():
+            if (numbers == labels.UNLABELLED).all():
                 path = os.path.join(found.path, self.labels)
                 raise files.Damaged(path, "names none of the pictures.")
         else:

@@ -62,7 +62,8 @@ def of_list(
     places = np.searchsorted(names, listed).clip(max=len(names) - 1)
     for missing in np.flatnonzero(names[places] != listed)[:1]:
         raise files.Damaged(
-            path, f"names {pairs[missing][0]!r}, and there is no such file."
+            path,
+            f"names {files.short(pairs[missing][0])!r}, and there is no such file.",
         )
     counts = np.bincount(places, minlength=len(names))
     for twice in np.flatnonzero(counts > 1)[:1]:
@@ -81,7 +82,9 @@ def _csv(raw: bytes, path: str) -> list[tuple[str, str]]:
         del rows[0]
     for row in rows:
         if len(row) < 2:
-            raise files.Damaged(path, f"has a line of one column: {row[0]!r}.")
+            raise files.Damaged(
+                path, f"has a line of one column: {files.short(row[0])!r}."
+            )
     return [(row[0].strip(), row[1].strip()) for row in rows]
 
 

@@ -73,13 +73,20 @@ def measure(rows: Rows, on_progress: Callable[[int, int], object]) -> Measured:
                     duplicates.append((seen[digest], row))
                 seen.setdefault(digest, row)
                 labels.append(label)
-                totals.append(_sums(image.astype(np.float64)))
+                with np.errstate(over="ignore", invalid="ignore"):
+                    totals.append(_sums(image.astype(np.float64)))
                 lowest = min(lowest, float(image.min()))
                 highest = max(highest, float(image.max()))
                 dtype = str(image.dtype)
             on_progress(min(start + 256, len(chosen)), len(chosen))
     if not totals:
         raise ValueError(f"No example is good; the last: {bad[max(bad)]}")
+    if not np.isfinite(totals).all():
+        place = getattr(rows, "place", lambda _: "the data")(0)
+        raise ValueError(
+            f"{place} and others hold values from {lowest:g} to {highest:g}: too large to "
+            "train on."
+        )
     first, second, steps = np.mean(totals, axis=0)
     std = np.sqrt(np.maximum(second - first**2, 0))
     detail = np.sqrt(steps / 2) / np.maximum(std, 1e-12)

@@ -5,7 +5,6 @@ import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy.spatial import KDTree
 from scipy.special import digamma
 
 from edm_jax import data
@@ -112,6 +111,9 @@ def entropy_of(points: np.ndarray) -> float:
 
     psi(N) - psi(k) + ln pi + 2 mean(ln r), r the distance to the k-th nearest.
     """
+    # Imported here, as every command imports this file.
+    from scipy.spatial import KDTree
+
     distance, _ = KDTree(points).query(points, k=_NEIGHBOUR + 1)  # the first: itself
     spread = 2 * np.log(distance[:, -1]).mean()
     return float(digamma(len(points)) - digamma(_NEIGHBOUR) + np.log(np.pi) + spread)

@@ -15,7 +15,7 @@ from PIL import Image
 from tfds_sets import prepared
 
 from edm_jax import data as data_room
-from edm_jax.data import labels, order, shares
+from edm_jax.data import labels, measure, order, shares
 from edm_jax.data.arrays import Arrays
 from edm_jax.data.folders import Images, Original
 from edm_jax.data.order import Balanced, Weighted
@@ -526,5 +526,14 @@ def test_a_list_that_names_none_of_the_pictures_is_named(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("")
     found = config(tmp_path, Images(resolution=4, labels="labels.csv"))
-    with pytest.raises(ValueError, match="labels.csv names none of the pictures"):
-        data_room.load_split(found, "train")
+    for num_classes in (None, 0):
+        with pytest.raises(ValueError, match="labels.csv names none of the pictures"):
+            data_room.load_split(found, "train", num_classes=num_classes)
+
+
+def test_values_whose_squares_overflow_are_refused_by_number(tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.full((9, 4, 4, 1), 1e300))
+    found = config(tmp_path / "a.npz", Arrays(heldout=0.0), 1)
+    rows = found.reader.open(found, "train", 0)
+    with pytest.raises(ValueError, match=r"a.npz: image 0 .* to 1e\+300: too large"):
+        measure.measure(rows, lambda *_: None)

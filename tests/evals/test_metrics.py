@@ -3,7 +3,9 @@
 import pickle
 import sys
 import types
+import zipfile
 
+import damage_ways
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -302,3 +304,28 @@ def test_metrics_are_called_by_their_networks():
     assert metrics.METRICS["kid"] == metrics.Metric("kd", "inception")
     assert metrics.pick("fid, fid,pr_dinov2") == ["fid", "pr_dinov2"]
     assert not [name for name in metrics.METRICS if "fid" in name and name != "fid"]
+
+
+@pytest.mark.parametrize("kind", ["bomb", "text", "pixels"])
+def test_a_picture_that_pillow_refuses_is_named(place, command, capsys, kind):
+    write_folder(place / "made", PIXELS[:20])
+    path = place / "made" / "00" / "0003.png"
+    bad = next(d for d in damage_ways.every(path, "png") if d.name == {
+        "bomb": "claims_the_most", "text": "text_bomb", "pixels": "no_pixels"}[kind])  # fmt: skip
+    bad.apply(path)
+    np.savez(place / "real.npz", PIXELS)
+    with pytest.raises(SystemExit) as stop:
+        command("--images=made", "--metric=fd_effnetlite0", "--reference=real.npz")
+    assert stop.value.code == 2
+    assert "0003.png is " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_statistics_that_are_not_numbers_are_refused_briefly(tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(3) * 1j, sigma=np.eye(3))
+    with pytest.raises(ValueError, match="a.npz holds no mu and sigma.*complex"):
+        references.read(tmp_path / "a.npz", "fid")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("mu.npy", b"\x93NUMPY\x01\x00\xff\x7f" + b"[" * 32767)
+    with pytest.raises(ValueError, match="b.npz is not an archive") as refusal:
+        references.read(tmp_path / "b.npz", "fid")
+    assert len(str(refusal.value)) < 800

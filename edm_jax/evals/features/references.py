@@ -61,7 +61,7 @@ def read(path: Path, metric: str) -> Reference:
             raise files.Damaged(path, f"holds no statistics of {metric!r}.{has}")
         found = tree[metric]
     try:
-        mean, covariance = (np.asarray(found[k], np.float64) for k in ("mu", "sigma"))
+        mean, covariance = (_real(found[k]) for k in ("mu", "sigma"))
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"mu is {mean.shape} and sigma {covariance.shape}")
         return Reference(os.fspath(path), Gaussian.of(mean, covariance))
@@ -69,6 +69,13 @@ def read(path: Path, metric: str) -> Reference:
         raise files.Damaged(
             path, f"holds no mu and sigma that fit ({error})."
         ) from None
+
+
+def _real(array: Any) -> np.ndarray:
+    found = np.asarray(array)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"one is of type {found.dtype}")
+    return found.astype(np.float64)
 
 
 def write(path: Path, statistics: Mapping[str, Gaussian]) -> None:

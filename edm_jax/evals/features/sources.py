@@ -147,17 +147,12 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in names if name in archive.files}
     except FileNotFoundError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise files.Damaged(path, f"is not an archive of arrays ({error}).") from None
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise files.Damaged(path, f"is damaged ({error}).") from None
+        raise files.Damaged(path, f"is damaged ({error}).") from error
+    # NumPy raises many kinds, and quotes what it read.
+    except Exception as error:
+        why = files.short(error)
+        raise files.Damaged(path, f"is not an archive of arrays ({why}).") from error
 
 
 def of_samples(data: DataConfig, images: np.ndarray, decoder: Decoder) -> Source:
@@ -180,8 +175,11 @@ def _decode(path: Path) -> np.ndarray:
             pixels = np.asarray(image)
     except UnidentifiedImageError:
         raise files.Damaged(path, "is not a picture that Pillow can read.") from None
-    except (OSError, SyntaxError) as error:
-        raise files.Damaged(path, f"is damaged ({error}).") from None
+    except files.Damaged:
+        raise
+    # Pillow raises many kinds for damaged files, and one for decompression bombs.
+    except Exception as error:
+        raise files.Damaged(path, f"is damaged ({error}).") from error
     return pixels.reshape(*pixels.shape[:2], _CHANNELS[image.mode])
 
 
