@@ -1,6 +1,7 @@
 """Exports hold the network and its weights, and come back to the bit."""
 
 import ast
+import dataclasses
 import json
 import os
 import shutil
@@ -129,6 +130,18 @@ def test_weights_come_back_to_the_byte(form, dtype, tmp_path):
     path, same = export.restore(
         tmp_path / "back", export.read(tmp_path / "out.safetensors"), "out"
     )
+    assert same and path.read_bytes() == snapshot.read_bytes()
+
+
+def test_weights_of_two_formats_come_back_to_the_byte(tmp_path):
+    run, snapshot = tiny_exports.store(tmp_path / "run", "g")
+    params, meta = snapshots.read(snapshot)
+    meta = dataclasses.replace(meta, dtype="float16")
+    exact = {n for n in snapshots.flatten(params) if n.endswith(("freqs", "phases"))}
+    snapshot = snapshots.write(run.snapshots, params, meta, exact=exact)
+    out = tmp_path / "out.safetensors"
+    export.write_state_dict(out, export.bundle(snapshot, {}))
+    path, same = export.restore(tmp_path / "back", export.read(out), "out")
     assert same and path.read_bytes() == snapshot.read_bytes()
 
 
