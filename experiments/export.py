@@ -21,9 +21,10 @@ from edm_jax import ema, export
 from edm_jax.ema import rebuild
 from edm_jax.evals import sweeps
 from edm_jax.files import human, user_path
+from edm_jax.foreign import command
 from edm_jax.runs.directory import RunDir
 from edm_jax.runs.schema import SCHEMA
-from experiments import cli, guides, reconstruct
+from experiments import cli, guides
 
 FORMS = ("safetensors", "torch", "stablehlo")
 
@@ -95,7 +96,7 @@ def _snapshot(options: argparse.Namespace, run: RunDir) -> str:
     profiles = {s.meta.profile for s in sweeps.usable(run.snapshots)}
     profile: ema.AnyProfile = ema.PowerProfile(0.1)
     if options.profile:
-        profile = reconstruct.parse_profile(options.profile)
+        profile = command.parse_profile(options.profile)
     elif options.sigma_rel is not None:
         profile = ema.PowerProfile(options.sigma_rel)
     elif len(profiles) == 1:
