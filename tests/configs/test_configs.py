@@ -397,6 +397,7 @@ def test_fields_chosen_for_another_duration_are_named():
 
 
 # Each change is a switch of its own: one left out of G, one added to an earlier letter.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("letter", "overrides"),
     [

@@ -105,6 +105,7 @@ def advised(monkeypatch, capsys, *options):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_overrides_that_are_printed_are_taken(monkeypatch, capsys):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     said = advised(monkeypatch, capsys, "--devices=2", "--memory_gb=0.1")["advice"]
@@ -114,6 +115,7 @@ def test_the_overrides_that_are_printed_are_taken(monkeypatch, capsys):
     assert taken.training.microbatches == said["proposal"]["microbatches"]
 
 
+@pytest.mark.slow
 def test_on_a_topology_what_does_not_compile_gives_way_to_the_next(monkeypatch, capsys):
     def plan(config, name, full):
         training = config.training
@@ -128,6 +130,7 @@ def test_on_a_topology_what_does_not_compile_gives_way_to_the_next(monkeypatch, 
     assert tried[1] == tuple(proposal[k] for k in ("microbatches", "remat", "sharding"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

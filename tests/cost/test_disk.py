@@ -32,6 +32,7 @@ def test_the_papers_run_of_size_s_stores_what_its_weights_say():
     assert found.checkpoint_bytes == pytest.approx(0.95 * 5 * 4 * weights, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_halves_the_snapshots(dtype):
     whole = disk.estimate(configs.load(G + "digits"))

@@ -33,6 +33,7 @@ def test_bytes_are_those_of_the_arrays_on_a_device(monkeypatch, sharding):
     assert said["total"] == sum(said[name] for name in parts)
 
 
+@pytest.mark.slow
 def test_xxl_on_8_devices_takes_an_eighth_when_sharded():
     config = configs.load(f"{configs.letter_path('g')}:imagenet512-xxl")
     none, state, full = (

@@ -193,6 +193,7 @@ def load(workload="digits-tiny", letter="g", **fields):
     return configs.load(f"{configs.letter_path(letter)}:{workload}", overrides)
 
 
+@pytest.mark.slow
 def test_digits_are_not_mirrored_and_latents_only_flipped():
     for name in ("flip", "edm"):
         with pytest.raises(ValueError, match="'digits' are no longer digits"):

@@ -66,6 +66,7 @@ def test_crops_show_their_part_of_the_picture():
     assert seen == {"train": {left, right}, "test": {right}}
 
 
+@pytest.mark.slow
 def test_the_training_crops_have_mean_0_and_std_sigma_data_in_every_channel(stored):
     pixels = stored["train"]["image"].reshape(-1, 3)
     np.testing.assert_allclose(pixels.mean(0, dtype=np.float64), 0, atol=1e-3)

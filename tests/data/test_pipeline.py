@@ -140,6 +140,7 @@ def test_every_image_keeps_its_label(data):
     assert batch["label"].tolist() == wanted
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_order(data):
     def first(seed):
         return next(data_room.train_batches(data, batch_size=64, seed=seed))["image"]
@@ -216,6 +217,7 @@ def test_prepare_ends_well_when_another_process_finishes_first(tmp_path, monkeyp
     assert os.listdir(tmp_path / "digits") == ["1.0.0"]
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once_where_tfds_data_dir_says(data, tmp_path):
     environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path)}
     command = [sys.executable, "-c", PREPARE, ""]
@@ -227,6 +229,7 @@ def test_two_processes_may_prepare_at_once_where_tfds_data_dir_says(data, tmp_pa
     np.testing.assert_array_equal(built["image"], wanted["image"])
 
 
+@pytest.mark.slow
 def test_the_room_imports_without_tfds_grain_and_scikit_learn():
     code = "import sys, edm_jax.data; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()

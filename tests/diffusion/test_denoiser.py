@@ -100,6 +100,7 @@ def denoise():
     )
 
 
+@pytest.mark.slow
 def test_the_denoiser_returns_its_input_as_the_noise_vanishes(denoise):
     x = np.random.default_rng(0).normal(0, 0.5, (4, 8, 8, 1)).astype(np.float32)
     label = np.arange(4, dtype=np.int32)
@@ -109,6 +110,7 @@ def test_the_denoiser_returns_its_input_as_the_noise_vanishes(denoise):
     assert difference[0] / difference[1] == pytest.approx(100, rel=0.3)
 
 
+@pytest.mark.slow
 def test_dropout_in_the_network_belongs_to_the_example(denoise):
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     x[1] = x[0]

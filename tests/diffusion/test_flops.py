@@ -128,6 +128,7 @@ def test_a_loop_of_unknown_length_is_refused_only_where_it_has_products():
 
 
 # Gflops of Table 1, which counts more than convolutions and matrix products.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("letter", "gflops"), [("a", 110.4), ("c", 100.3), ("g", 102.2)]
 )
@@ -141,6 +142,7 @@ def test_a_training_step_is_two_operations_a_product_and_three_forward_passes():
     assert flops.train_flops(model) == 2 * 3 * flops.forward_macs(model) > 0
 
 
+@pytest.mark.slow
 def test_recomputing_activations_is_no_progress():
     model = model_of("g", "digits-tiny")
     again = Model(dataclasses.replace(model.spec, remat=True))

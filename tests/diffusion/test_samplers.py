@@ -182,6 +182,7 @@ def test_samplers_with_noise_keep_the_marginals_at_their_order(
     assert -slope == pytest.approx(order, abs=0.15), errors
 
 
+@pytest.mark.slow
 def test_churn_keeps_the_moments_of_a_mixture():
     """40,000 pixels, each a sample of its own, down to the data themselves."""
     noise = samplers.initial_noise(range(4), (100, 100, 1))
@@ -268,6 +269,7 @@ def test_churn_raises_the_noise_by_at_most_sqrt_2_and_within_its_range(noise):
         np.testing.assert_allclose(starts, sigmas[:-1] * factors, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [StochasticHeun, AncestralEuler])
 def test_noise_is_drawn_anew_at_every_step_and_for_every_seed(make, noise, monkeypatch):
     drawn, fresh = [], samplers.fresh_noise

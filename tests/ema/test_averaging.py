@@ -23,6 +23,7 @@ def documented_loop():
     return section.partition("```python\n")[2].partition("```")[0]
 
 
+@pytest.mark.slow
 def test_the_documented_five_lines_average_a_strangers_training(tmp_path, monkeypatch):
     (tmp_path / "loop.py").write_text(documented_loop())
     monkeypatch.chdir(tmp_path)

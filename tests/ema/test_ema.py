@@ -230,6 +230,7 @@ def plain_solution(stored, target):
     return x, math.sqrt(max(norm2 - 2 * x @ rhs + x @ gram @ x, 0) / norm2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_rels", TRACKED[:2])
 def test_the_solve_fits_no_worse_than_the_plain_normal_equations(sigma_rels):
     stored = stored_profiles(96, sigma_rels)
@@ -240,6 +241,7 @@ def test_the_solve_fits_no_worse_than_the_plain_normal_equations(sigma_rels):
         assert solution.fit_error <= fit_error * (1 + 1e-6) + 5e-8
 
 
+@pytest.mark.slow
 def test_a_numerically_singular_basis_makes_no_coefficients_out_of_noise():
     stored = stored_profiles(64, (0.05, 0.06, 0.08, 0.10, 0.15, 0.20))
     targets = at_the_end(stored, (0.02, 0.04, 0.09, 0.12, 0.22))
@@ -339,6 +341,7 @@ def test_a_linear_decay_is_a_uniform_average():
     np.testing.assert_allclose(decay.coefficients, uniform.coefficients, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_function_equals_its_closed_form_wherever_it_jumps():
     stored = stored_profiles(32, (0.05, 0.10))
     t = stored[-1][0]
@@ -454,6 +457,7 @@ def test_a_profile_without_weight_before_its_time_is_refused(profile, message):
         ema.solve([(100.0, P)], [(100.0, profile)])
 
 
+@pytest.mark.slow
 def test_two_tracked_lengths_cover_the_papers_range_of_targets():
     stored = stored_profiles(256, (0.05, 0.10))
     targets = at_the_end(stored, (0.015, 0.02, 0.06, 0.13, 0.25))

@@ -272,6 +272,7 @@ def mutate(rng, value):
     return rng.choice(LEAVES)
 
 
+@pytest.mark.slow
 def test_random_changes_of_a_header_raise_damaged_and_nothing_else(tmp_path, sound):
     path, survived = tmp_path / "bad.safetensors", 0
     for seed in range(1500):

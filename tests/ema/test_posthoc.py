@@ -59,6 +59,7 @@ def plain(stored, sigma_rel):
     return np.tensordot(x, np.stack([average for _, _, average in stored]), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [32, 128])
 def test_reconstruction_matches_direct_tracking_of_a_random_walk(count):
     stored, direct = walk(count=count)
@@ -83,6 +84,7 @@ def test_updates_every_k_steps_reconstruct_the_same_profiles(every):
         assert error < result[sigma_rel].solution.fit_error / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "profile",
     [
@@ -147,6 +149,7 @@ def test_explicit_weights_make_the_same_average(profile, weights):
     assert relative_rms(params["w"], expected) < 3e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_files_reconstruct_as_well_as_their_format_promises(tmp_path, dtype):
     stored, direct = walk(units=1000)

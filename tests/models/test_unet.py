@@ -82,6 +82,7 @@ def kernels(letter):
             yield jax.tree_util.keystr(path), w.reshape(flat), g.reshape(flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", "abcdefg")
 def test_parameter_counts_are_the_papers(letter):
     assert_papers_counts(letter, "imagenet512-s")
@@ -114,7 +115,9 @@ def test_preset_sizes_are_the_papers(size, millions):
     assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-@pytest.mark.parametrize("letter", "abcdfg")
+@pytest.mark.parametrize(
+    "letter", [*(pytest.param(x, marks=pytest.mark.slow) for x in "abcdf"), "g"]
+)
 def test_the_denoiser_agrees_with_an_independent_forward_pass(letter):
     (image, logvar), _ = result(letter)
     x, sigma, label = (np.asarray(each, np.float64) for each in example())
@@ -186,6 +189,7 @@ def block_outputs(model, params, inputs):
     return {name: each["__call__"][0] for name, each in outputs.items()}
 
 
+@pytest.mark.slow
 def test_blocks_of_g_keep_unit_magnitude_throughout():
     model = model_of("g", overrides={"network.model_channels": "64"})
     rng = np.random.default_rng(0)
@@ -206,6 +210,7 @@ def test_blocks_of_g_keep_unit_magnitude_throughout():
         assert 0.78 < magnitude < 1.1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("half_precision", "ends"), [("full", jnp.bfloat16), ("partial", jnp.float32)]
 )
@@ -278,6 +283,7 @@ def test_dropout_is_at_its_resolutions_only(monkeypatch):
         model_of("d", overrides={"network.dropout_resolutions": "16,4"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("letter", "added", "starts_at_zero"),
     [("a", 9 * 16, True), ("d", 9 * 16, False), ("g", 9 * 16 + 1, True)],
@@ -311,6 +317,7 @@ def trained(layer):
     return jax.tree.map(lambda w: np.float32(rng.normal(size=w.shape)), layer)
 
 
+@pytest.mark.slow
 def test_widths_of_noise_and_embedding_follow_the_network_or_are_their_own():
     widths = {"network.noise_channels": "6", "network.embedding_channels": "10"}
     shapes = model_of("g", overrides=widths).shapes["unet"]
