@@ -95,6 +95,8 @@ def score_images(options: argparse.Namespace) -> None:
         )
     names = metrics.pick(options.metric)
     images = sources.open_path(options.images)
+    if len(images) < 2:
+        raise ValueError(f"{options.images} holds one image: metrics need two or more.")
     sets = _sets(images, options.num_images)
     with cli.progress_bar() as bar:
         scorer = Scorer(names, options.weights, cli.report_to(bar))

@@ -1,5 +1,6 @@
 """Metrics by name, references in files, images of other codes; a tiny network stands in."""
 
+import os
 import pickle
 import sys
 import types
@@ -113,6 +114,7 @@ def test_a_folder_is_scored_against_images_statistics_and_sets(place, command):
         (["--reference=a.npz", "--num_images=61"], "between 2 and the 60 images"),
         (["--statistics=a.npz"], "Name either --reference"),
         (["--run=a"], "Name either --run or --images"),
+        (["--images=one.npz"], "one.npz holds one image: metrics need two"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -120,6 +122,7 @@ def test_what_cannot_be_scored_is_said_in_one_sentence(
     place, command, capsys, arguments, message
 ):
     np.savez(place / "a.npz", PIXELS)
+    np.savez(place / "one.npz", PIXELS[:1])
     np.savez(place / "stats.npz", mu=np.zeros(6), sigma=np.eye(6))
     np.savez(place / "wide.npz", mu=np.zeros(7), sigma=np.eye(7))
     (place / "fid.pkl").write_bytes(pickle.dumps({"fid": {}}))
@@ -329,3 +332,26 @@ def test_statistics_that_are_not_numbers_are_refused_briefly(tmp_path):
     with pytest.raises(ValueError, match="b.npz is not an archive") as refusal:
         references.read(tmp_path / "b.npz", "fid")
     assert len(str(refusal.value)) < 800
+
+
+@pytest.mark.parametrize(
+    "images",
+    [PIXELS * 1j, PIXELS.astype(str), np.where(PIXELS, np.nan, 1.0)],
+    ids=["complex", "texts", "nan"],
+)
+def test_arrays_that_are_no_images_are_refused_by_name(tmp_path, images):
+    np.savez(tmp_path / "a.npz", images)
+    with pytest.raises(ValueError, match="a.npz holds .* no pixels, or are not finite"):
+        sources.open_path(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"")
+    with pytest.raises(ValueError, match="b.npz is not an archive of arrays"):
+        sources.open_path(tmp_path / "b.npz")
+
+
+def test_a_file_too_large_for_statistics_is_not_read(tmp_path):
+    for name in ("a.npz", "a.pkl"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 3 << 30)
+        with pytest.raises(ValueError, match=f"{name} is too large for statistics"):
+            references.read(tmp_path / name, "fid")

@@ -51,6 +51,9 @@ def read(path: Path, metric: str) -> Reference:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds no statistics of this metric.
     """
+    with files.open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > files.LIMIT_BYTES:
+            raise files.Damaged(path, f"is too large for statistics: {size:,} bytes.")
     if path.suffix == ".npz":
         found = read_npz(path, ("mu", "sigma"))
     else:

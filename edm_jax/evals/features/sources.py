@@ -137,6 +137,10 @@ def open_path(path: Path) -> Source:
         raise files.Damaged(
             path, f"holds {images.shape}, not images (N, H, W, 1 or 3)."
         )
+    if images.dtype.kind not in "uif" or not np.isfinite(images).all():
+        raise files.Damaged(
+            path, f"holds {images.dtype} that are no pixels, or are not finite."
+        )
     return images if images.dtype == np.uint8 else quantized(images)
 
 
@@ -144,7 +148,10 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the names that an archive holds; raises FileNotFoundError or Damaged."""
     try:
         with files.open_regular(path) as file, np.load(file) as archive:
-            return {name: archive[name] for name in names if name in archive.files}
+            found = {n: archive[n] for n in names if n in archive.files}
+            if not all(isinstance(array, np.ndarray) for array in found.values()):
+                raise ValueError("a member is not in NumPy's format")
+            return found
     except FileNotFoundError:
         raise
     except (zipfile.BadZipFile, zlib.error) as error:
