@@ -262,6 +262,7 @@ def test_a_snapshot_that_does_not_fit_is_named(tmp_path):
         ema.reconstruct(tmp_path, [0.1], **force)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("profile", "said"),
     [
@@ -278,6 +279,7 @@ def test_a_refusal_names_the_range_that_can_be_expressed(profile, said):
     assert forced[profile].solution.error > ema.MAX_ERROR
 
 
+@pytest.mark.slow
 def test_the_range_that_a_refusal_names_is_expressed_and_no_more():
     stored, _ = walk(updates=256, count=32, units=2)
     with pytest.raises(ValueError, match="They can express") as error:

@@ -159,6 +159,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch):
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_journal_of_other_snapshots_is_ignored(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     combine = combining.combine
@@ -285,6 +286,7 @@ def test_a_second_writer_is_refused(tmp_path, monkeypatch):
     rebuild.run(stored, request(0.15, 0.2), out)
 
 
+@pytest.mark.slow
 def test_a_finished_target_is_kept_when_others_are_added(tmp_path):
     stored, out = store(tmp_path / "in", count=32), tmp_path / "out"
     rebuild.run(stored, request(0.07, 0.12), out)

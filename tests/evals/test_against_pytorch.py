@@ -59,6 +59,7 @@ def with_random_weights(network):
     return Loaded(network, pretrained.fill(wanted, tensors), "")
 
 
+@pytest.mark.slow
 def test_inception_gives_the_features_and_logits_of_torch_fidelity(golden):
     loaded = with_random_weights(NETWORKS["inception"])
     extract = Extractor(loaded, batch_size=2, devices=jax.devices()[:1])

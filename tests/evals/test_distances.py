@@ -110,6 +110,7 @@ def test_draws_report_the_lowest_and_an_interval():
     assert protocol.Draws((3.0,)).half_width is None
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_frechet_distance_is_extrapolated_away(rng):
     """Both sets are of one Gaussian: without bias the distance is 0."""
     features = rng.standard_normal((2000, 64))

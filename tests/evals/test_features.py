@@ -43,6 +43,7 @@ def each(images, change):
     return np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
 
 
+@pytest.mark.slow
 def test_two_known_photographs_are_of_their_classes(extract):
     cat = skimage.data.chelsea()[:, 75:375]
     cup = Image.fromarray(skimage.data.coffee()[:, 100:500]).resize((300, 300))
@@ -53,6 +54,7 @@ def test_two_known_photographs_are_of_their_classes(extract):
     assert found.vectors.shape == (2, 1280)
 
 
+@pytest.mark.slow
 def test_distances_are_in_the_order_of_known_corruptions(extract, crops):
     real, clean = crops
     rng = np.random.default_rng(0)

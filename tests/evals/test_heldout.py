@@ -35,6 +35,7 @@ def inputs():
     return x, rng.uniform(0.1, 2, ROWS).astype(np.float32), np.arange(ROWS) % 10
 
 
+@pytest.mark.slow
 def test_eight_devices_denoise_as_one_does_an_eighth_of_the_rows_each(
     denoiser, shared, params
 ):

@@ -93,12 +93,14 @@ def test_the_best_length_of_all_weights_is_found(stored, tmp_path):
     assert sweeps.optimum(found).fitted_sigma_rel == pytest.approx(0.083, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_lengths_that_the_snapshots_cannot_express_are_not_measured(stored, tmp_path):
     measured = sweeps.Sweeps(Parabola(), stored, tmp_path / "points.json")
     assert measured.lengths([0.004, 0.05, 0.285]).sigma_rel == [0.05]
     assert sweeps.keep_expressible(stored, [0.004, 0.285]) == [0.05, 0.10]
 
 
+@pytest.mark.slow
 def test_lengths_that_are_left_out_are_named(stored, caplog):
     assert sweeps.keep_expressible(stored, [0.004, 0.05, 0.1, 0.285]) == [0.05, 0.1]
     said = "Left out sigma_rel = 0.004, 0.285: the snapshots cannot express them."
@@ -108,6 +110,7 @@ def test_lengths_that_are_left_out_are_named(stored, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_the_best_length_moves_over_the_training_as_it_must(stored, tmp_path):
     # Half of the time of .2: right in the middle, too early for any length at the end.
     heldout = Parabola(enc_8x8_block0=mean_time(0.2) / 2)
@@ -118,6 +121,7 @@ def test_the_best_length_moves_over_the_training_as_it_must(stored, tmp_path):
     assert sweeps.optimum(curves[1]).sigma_rel == LENGTHS[-1]
 
 
+@pytest.mark.slow
 def test_each_part_is_swept_with_the_others_fixed(stored, tmp_path):
     best = {"enc_8x8_block0": 0.06, "out_conv": 0.15}
     heldout = Parabola(**{part: mean_time(s) for part, s in best.items()})
@@ -136,12 +140,14 @@ def test_each_part_is_swept_with_the_others_fixed(stored, tmp_path):
     assert min(first.loss) == pytest.approx(floor, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_length_of_the_others_that_cannot_be_expressed_is_refused(stored, tmp_path):
     measured = sweeps.Sweeps(Parabola(), stored, tmp_path / "points.json")
     with pytest.raises(ValueError, match="cannot express sigma_rel = 0.001"):
         measured.by_group(sweeps.levels(NAMES), LENGTHS, fixed=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ['{"points": {', "[]", '{"snapshots": MADE, "points": []}', "PIPE"]
@@ -159,6 +165,7 @@ def test_a_damaged_memory_is_measured_again(stored, tmp_path, text):
     assert heldout.calls == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_nothing_twice(stored, tmp_path):
     heldout = Parabola(out_conv=mean_time(0.1))
     for lengths, calls in ((LENGTHS[:10], 10), (LENGTHS, len(LENGTHS))):
@@ -180,6 +187,7 @@ def test_tensors_are_picked_by_a_pattern():
         sweeps.tensors(NAMES, "(")
 
 
+@pytest.mark.slow
 def test_the_three_figures_are_drawn(stored, tmp_path):
     heldout = Parabola(enc_8x8_block0=mean_time(0.06), out_conv=mean_time(0.15))
     measured = sweeps.Sweeps(heldout, stored, tmp_path / "points.json")

@@ -53,6 +53,7 @@ def test_mixed_pictures_give_a_config_that_normalizes_them(mixed, init):
     assert "other kinds, passed over: 1" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", configs.LETTERS)
 def test_the_file_is_a_workload_of_every_letter(mixed, init, letter):
     out, _ = init(mixed, f"--letter={letter}", "--duration_mimg=0.5")

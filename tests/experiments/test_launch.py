@@ -54,6 +54,7 @@ def launch(tasks, count, **options):
     return outcomes, display
 
 
+@pytest.mark.slow
 def test_every_command_runs_once_and_in_order(tmp_path):
     append = "open(run / 'order', 'a').write('{}')"
     tasks = [
@@ -65,6 +66,7 @@ def test_every_command_runs_once_and_in_order(tmp_path):
         assert (each.path / "order").read_text() == "12"
 
 
+@pytest.mark.slow
 def test_no_more_tasks_run_at_a_time_than_there_are_slots(tmp_path):
     program = (
         "start = time.time(); time.sleep(0.5);"
@@ -77,6 +79,7 @@ def test_no_more_tasks_run_at_a_time_than_there_are_slots(tmp_path):
     assert max(running) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_told_with_its_last_lines_and_the_others_finish(tmp_path):
     bad = task(tmp_path, "bad", "sys.exit('the disk is full')", "(run / 'n').touch()")
     good = task(tmp_path, "good", "(run / 'ok').touch()")
@@ -94,6 +97,7 @@ def test_a_run_that_is_killed_is_told_by_its_signal(tmp_path):
     assert killed.status == {"state": "failed", "message": "killed by SIGKILL"}
 
 
+@pytest.mark.slow
 def test_fail_fast_preempts_the_others_and_begins_no_more(tmp_path):
     slow = task(
         tmp_path,
@@ -167,6 +171,7 @@ def test_two_launchers_at_once_run_every_run_once(tmp_path):
     assert outcomes["one"] == outcomes["two"] == dict.fromkeys(names, "done")
 
 
+@pytest.mark.slow
 def test_what_failed_in_another_launcher_meanwhile_is_not_run_again(tmp_path):
     mine = task(tmp_path, "a", "(run / 'again').touch()")
     theirs = task(tmp_path, "a", "sys.exit('no')")

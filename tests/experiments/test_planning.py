@@ -32,6 +32,7 @@ def make(directory, name, **status):
     return run.path
 
 
+@pytest.mark.slow
 def test_each_state_has_its_action(tmp_path):
     make(tmp_path, "begun", state="preempted", nimg=320)
     make(tmp_path, "broken", state="failed", message="no disk")
@@ -112,6 +113,7 @@ def test_training_is_told_its_study_and_variant(tmp_path):
         assert (options.study, options.variant) == ("ladder", "g-long")
 
 
+@pytest.mark.slow
 def test_what_is_said_of_all_runs_is_of_no_field_that_the_study_sets(tmp_path):
     specs = [RunSpec("a", G, {"optimizer.method.beta1": "0.8"}), RunSpec("b", G)]
     for field in ("optimizer.method.beta1", "optimizer.method.beta2"):

@@ -77,6 +77,7 @@ def test_every_length_of_the_papers_range_comes_in_one_command(
     np.testing.assert_array_equal(snapshots.read(path)[0]["w"], made)
 
 
+@pytest.mark.slow
 def test_other_profiles_are_named_in_words(monkeypatch, capsys, trained, tmp_path):
     (tmp_path / "table.csv").write_text("0,0\n16384,1\n32768,0\n")
     (tmp_path / "mine.py").write_text(
@@ -121,6 +122,7 @@ def test_profiles_are_drawn_with_their_ages(monkeypatch, capsys, trained, tmp_pa
     assert "end the name in .png, .pdf or .svg" in said
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, trained):
     arguments = [f"--run={trained.path}", "--sigma_rel=0.07,0.2", "--nimg=16384,32768"]
     run(monkeypatch, reconstruct.main, *arguments, "--dry_run")
@@ -136,6 +138,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(monkeypatch, capsys, train
     assert coefficients[3] == pytest.approx(solution.coefficients[0], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -45,6 +45,7 @@ def test_the_examples_are_the_classes_own_as_the_network_gets_them(data):
     assert sum(split.count for split in page.splits) == 40
 
 
+@pytest.mark.slow
 def test_statistics_that_are_not_the_datas_are_warned_of(data):
     (warning,) = look(data | {"data.raw_mean": "0,"}).warnings
     assert "raw_mean=(0.0,)" in warning and "measured: (91.6,)" in warning

@@ -109,6 +109,7 @@ def test_chain_is_adam_rederived_by_hand_and_divides_loss_scale_out(loss_scale, 
     assert np.abs(np.subtract(expected, 1)).max() > 5e-3
 
 
+@pytest.mark.slow
 def test_first_step_of_a_ramp_moves_nothing():
     (after, _), (later, _) = run(options(), map(toy_gradients, range(2)), toy_params())
     for before, w, v in zip(

@@ -36,6 +36,7 @@ def test_every_leaf_of_a_network_is_of_the_kind_that_its_name_says(letter):
     assert flat["unet/out_conv/kernel"] == flat["unet/enc_8x8_conv/kernel"] == "weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["muon", "lamb", "adafactor", "lion"])
 def test_an_optimizer_moves_every_trained_leaf_of_g_and_no_frozen_one(method):
     opt = optimizer_config(method={"name": method}, clip={"name": "agc"})

@@ -38,6 +38,7 @@ def test_it_fires_when_nothing_was_better_for_its_patience():
     assert scales(entry, losses) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "cooldown"), [*itertools.product((1, 2, 4), (0, 2))]
 )

@@ -55,6 +55,7 @@ def test_the_pages_tables_are_those_of_the_menus():
     assert with_tables(page) == page, "run python tests/optim/test_table.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "name"), ENTRIES)
 def test_every_entry_takes_two_steps(field, name):
     chosen = name if field == "nonfinite" else {"name": name}

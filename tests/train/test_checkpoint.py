@@ -251,6 +251,7 @@ def test_a_header_that_lacks_any_key_is_damaged(stored, tmp_path, caplog):
         assert passed_over(path, caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["20", "20/state", "20/extra", "20/state/d"])
 def test_a_checkpoint_of_which_a_folder_was_emptied_is_passed_over(pair, caplog, part):
     for place in (pair / part).iterdir():
@@ -320,6 +321,7 @@ def raising(error):
     return arrange
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arrange",
     [
@@ -402,6 +404,7 @@ except ValueError as error:
     assert len(done.stderr) < 2000
 
 
+@pytest.mark.slow
 def test_training_is_refused_while_all_checkpoints_are_damaged(pair):
     for step in ("10", "20"):
         (pair / step / "state" / "_METADATA").unlink()
@@ -433,6 +436,7 @@ def test_a_file_in_place_of_the_checkpoints_is_refused_by_name(tmp_path, make):
         Checkpoints(tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(pair):
     for attempt in ("20.damaged", "20.damaged1", "20.damaged2"):
         (pair / "20" / "state" / "_METADATA").unlink()

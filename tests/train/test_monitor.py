@@ -164,6 +164,7 @@ def test_a_loss_many_robust_deviations_above_the_steps_before_alerts_once():
     assert alerts(monitor(), losses) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_spike_at_eight_deviations(seed):
     for sigma in (0.01, 0.2, 0.5):
@@ -319,6 +320,7 @@ def everything(watcher, events):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_a_monitor_restored_from_json_goes_on_as_if_it_had_not_stopped(seed):
     rng = np.random.default_rng(seed)
