@@ -110,6 +110,7 @@ def get_config(workload: str = "digits") -> ConfigDict:
     ema.halflife_rampup = 0.05  # half-life <= this fraction of the images seen
     ema.update_every = 1  # steps
     ema.snapshot_dtype = "float32"  # or float16, bfloat16
+    ema.keep = choice("all")  # or thinned: which snapshots
 
     config.training = training = ConfigDict()
     training.start = choice("scratch")  # or weights, of another run

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from edm_jax.cost import averages
 from edm_jax.ema import container, snapshots
 from edm_jax.files import human
 from edm_jax.train import trainer
@@ -63,7 +64,7 @@ def estimate(config: RunConfig, stored_checkpoints: int = 0) -> Estimate:
     params = snapshots.flatten(config.model.shapes)
     nimg = config.total_steps * config.optimizer.batch_size
     training, state = config.training, trainer.abstract_state(config)
-    times = math.ceil(nimg / (training.snapshot_mimg * 1e6))
+    times = averages.most_times(config)
     if training.patience_mimg < math.inf:  # every probe may be the best so far
         times += math.ceil(nimg / (training.probe_mimg * 1e6))
     return Estimate(

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
+from edm_jax import menu
+from edm_jax.ema.keep import KEEPS, Keep
 from edm_jax.ema.meta import DTYPES
 from edm_jax.ema.profiles import PowerProfile, TraditionalProfile
 from edm_jax.fields import Count, NotNegative, OneOf, Positive, Settings
@@ -18,6 +20,7 @@ class EmaConfig(Settings):
     halflife_rampup: NotNegative  # half-life <= this fraction of the images seen
     update_every: Count  # steps
     snapshot_dtype: Annotated[str, OneOf(DTYPES)]
+    keep: Annotated[Keep, menu.Entry(KEEPS)]
 
     def faults(self) -> Iterator[str]:
         if not self.sigma_rels:

@@ -147,7 +147,7 @@ def predict(
             f"{plan.times[0]:.0f}."
         )
     profiles = [PowerProfile(s) for s in sigma_rels]
-    with _one_thread():
+    with one_thread():
         solutions = _solve(plan, sigma_rels, nimg)
         x = np.array([each.coefficients for each in solutions]).T
         walks = list(_walk_errors(plan, stored, profiles, nimg, x))
@@ -171,7 +171,7 @@ def reach(
     stored, target = plan.stored(nimg), (nimg, PowerProfile(0.1))
     if not stored:
         return None
-    with _one_thread():
+    with one_thread():
         return solver.expressible_range(
             stored, target, unit_roundoff(DTYPES[plan.dtype]), max_error
         )
@@ -223,7 +223,7 @@ def propose(
             for each in _solve(plan, wanted.tolist(), t)
         )
 
-    with _one_thread():
+    with one_thread():
         return _cheapest(end, low, dtypes, spacings, lengths, is_good)
 
 
@@ -261,8 +261,8 @@ def _cheapest(
     return best
 
 
-def _one_thread() -> threadpoolctl.threadpool_limits:
-    # More threads than these small matrices need would only wait for one another.
+def one_thread() -> threadpoolctl.threadpool_limits:
+    """Keeps BLAS to one thread: more would only wait for one another in small matrices."""
     return threadpoolctl.threadpool_limits(1, user_api="blas")
 
 

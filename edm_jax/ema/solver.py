@@ -77,30 +77,11 @@ def solve(
             time is not positive.
     """
     _check(snapshots, targets)
-    t = np.array([nimg for nimg, _ in snapshots], np.float64)
-    gamma = np.array([profile.gamma for _, profile in snapshots])
-    roundoff = np.broadcast_to(np.asarray(unit_roundoff, np.float64), t.shape)
     singles, mixing = _singles(targets)
-    tau, weight = nodes(_edges(t, gamma, singles))
-    root = np.sqrt(weight)
-
-    # Rows: the nodes, then the noise of each snapshot. Columns: stored, then wanted.
-    rows, count = len(tau), len(t)
-    matrix = np.zeros((rows + count, count + len(singles)))
-    basis, wanted = matrix[:rows, :count], matrix[:rows, count:]
-    norms = np.sqrt(inner_product(t, gamma, t, gamma))
-    for i, (end, exponent) in enumerate(zip(t, gamma, strict=True)):
-        stop = np.searchsorted(tau, end)
-        scale = (exponent + 1) / end / norms[i]  # to unit norm
-        basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
-    for k, (nimg, profile) in enumerate(singles):
-        wanted[:, k] = root * profile.density(tau, nimg)
-    wanted /= root @ wanted  # to unit mass
-    reference = math.sqrt(inner_product(t.max(), gamma.max(), t.max(), gamma.max()))
-    noise = np.maximum(RMS_ROUNDING * roundoff * reference / norms, _FLOOR)
-    np.fill_diagonal(matrix[rows:, :count], noise)
-    # R's last columns are Qᵀ times the targets, so Q is not needed.
-    r = np.asarray(np.linalg.qr(matrix, mode="r"))
+    t = np.array([nimg for nimg, _ in snapshots], np.float64)
+    roundoff = np.broadcast_to(np.asarray(unit_roundoff, np.float64), t.shape)
+    norms, basis, wanted, r = _factored(snapshots, singles, roundoff)
+    count = len(t)
     x = np.linalg.solve(r[:count, :count], r[:count, count:])
     for k, target in enumerate(singles):
         for i in _same(snapshots, target):
@@ -123,6 +104,65 @@ def solve(
         )
         for k, (nimg, profile) in enumerate(targets)
     ]
+
+
+def losses(
+    snapshots: Sequence[Stored],
+    targets: Sequence[tuple[float, OneProfile]],
+    groups: Sequence[Sequence[int]],
+    unit_roundoff: float | Sequence[float] = 2.0**-24,
+) -> np.ndarray:
+    """The error of each target without each group of snapshots: (groups, targets).
+
+    One factorization serves all groups J: without its columns the least squared residual
+    grows by x_Jᵀ ((AᵀA)⁻¹_JJ)⁻¹ x_J. The error is that of the fit and the penalty on
+    rounding together, before the coefficients are scaled to sum 1.
+    """
+    _check(snapshots, targets)
+    roundoff = np.broadcast_to(np.asarray(unit_roundoff, np.float64), len(snapshots))
+    _, _, wanted, r = _factored(snapshots, targets, roundoff)
+    count = len(snapshots)
+    inverse = np.linalg.inv(r[:count, :count])
+    x = inverse @ r[:count, count:]
+    least = np.sum(r[count:, count:] ** 2, axis=0)
+    rows = []
+    for group in groups:
+        part = inverse[group]
+        grown = np.linalg.solve(part @ part.T, x[group])
+        rows.append(least + np.sum(x[group] * grown, axis=0))
+    squares = np.array(rows).reshape(len(groups), len(targets))
+    return np.sqrt(squares) / np.linalg.norm(wanted, axis=0)
+
+
+def _factored(
+    snapshots: Sequence[Stored], targets: Sequence[_Single], roundoff: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Norms of the stored profiles; these and the targets at the nodes; R of their QR.
+
+    The stored profiles have unit norm, the targets unit mass.
+    """
+    t = np.array([nimg for nimg, _ in snapshots], np.float64)
+    gamma = np.array([profile.gamma for _, profile in snapshots])
+    tau, weight = nodes(_edges(t, gamma, targets))
+    root = np.sqrt(weight)
+
+    # Rows: the nodes, then the noise of each snapshot. Columns: stored, then wanted.
+    rows, count = len(tau), len(t)
+    matrix = np.zeros((rows + count, count + len(targets)))
+    basis, wanted = matrix[:rows, :count], matrix[:rows, count:]
+    norms = np.sqrt(inner_product(t, gamma, t, gamma))
+    for i, (end, exponent) in enumerate(zip(t, gamma, strict=True)):
+        stop = np.searchsorted(tau, end)
+        scale = (exponent + 1) / end / norms[i]  # to unit norm
+        basis[:stop, i] = scale * root[:stop] * (tau[:stop] / end) ** exponent
+    for k, (nimg, profile) in enumerate(targets):
+        wanted[:, k] = root * profile.density(tau, nimg)
+    wanted /= root @ wanted  # to unit mass
+    reference = math.sqrt(inner_product(t.max(), gamma.max(), t.max(), gamma.max()))
+    noise = np.maximum(RMS_ROUNDING * roundoff * reference / norms, _FLOOR)
+    np.fill_diagonal(matrix[rows:, :count], noise)
+    # R's last columns are Qᵀ times the targets, so Q is not needed.
+    return norms, basis, wanted, np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 def expressible_range(

@@ -12,6 +12,8 @@ import jax
 
 from edm_jax import data, diffusion, menu
 from edm_jax.ema import averaging, snapshots
+from edm_jax.ema.keep import All
+from edm_jax.ema.profiles import PowerProfile
 from edm_jax.evals.evaluation import Midway
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.evals.sharpness import Sharpness
@@ -209,6 +211,8 @@ class _Loop:
         self._on_progress(start * self.batch_size, total * self.batch_size, 0.0)
         if start == 0:
             state = self._probe(state, 0)
+        else:  # in case the run was killed after its checkpoint and before this
+            self._thin(start)
         batches = data.train_batches(
             self.config.data,
             batch_size=self.batch_size,
@@ -250,6 +254,7 @@ class _Loop:
             if stopping or self._due(training.checkpoint_mimg, step, total):
                 self._watch(self.log.flush(), state)
                 self._save(state, step)
+                self._thin(step)
                 self.log.restart_clock()
             self.checkpoints.check()
             if stopping:
@@ -384,6 +389,34 @@ class _Loop:
             )
             place, gather = self.run_dir.snapshots, averaging.gather
             snapshots.write(place, average, meta, gather, hosts.is_first())
+
+    def _thin(self, step: int) -> None:
+        """Drops the snapshots that `ema.keep` does not keep.
+
+        With every checkpoint, so that a run that resumes drops the same.
+        """
+        keep = self.config.ema.keep
+        if isinstance(keep, All) or not hosts.is_first():
+            return
+        nimg = step * self.batch_size
+        found = [
+            each
+            for each in snapshots.scan(self.run_dir.snapshots).snapshots
+            if each.meta.nimg <= nimg
+        ]
+        stored = [
+            (float(each.meta.nimg), each.meta.profile)
+            for each in found
+            if isinstance(each.meta.profile, PowerProfile)
+        ]
+        if not stored:
+            return
+        roundoff = max(each.unit_roundoff for each in found)
+        needed = [t for t, _ in stored if t <= self.monitor.best_nimg][-1:]
+        dropped = keep.dropped(stored, roundoff, needed)
+        for each in found:
+            if each.meta.nimg in dropped:
+                each.path.unlink()
 
     def best_snapshot(self, last: int) -> int:
         """The images at the snapshot of the best held-out loss; without one, `last`."""

@@ -15,7 +15,8 @@ from shared_steps import shared_steps
 
 import configs
 from edm_jax import data, diffusion, ema
-from edm_jax.ema import posthoc, snapshots
+from edm_jax.cost import averages
+from edm_jax.ema import plan, posthoc, snapshots
 from edm_jax.evals import dynamics, evaluation, frechet, sweeps
 from edm_jax.evals.evaluators import PixelFrechet
 from edm_jax.evals.generation import Generator
@@ -281,6 +282,41 @@ def test_averages_updated_seldom_are_brought_up_to_their_snapshots(load, tmp_pat
             np.testing.assert_allclose(stored[leaf], expected, rtol=1e-5, atol=1e-6)
         moved = "unet/out_conv/kernel"
         assert not np.allclose(stored[moved], stale[moved], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_snapshots_that_were_planned_resumed_or_not(load, tmp_path):
+    fields = {
+        "training__snapshot_mimg": str(2 * BATCH / 1e6),
+        "training__checkpoint_mimg": str(6 * BATCH / 1e6),
+        "ema__keep__name": "thinned",
+        "ema__keep__count": "5",
+        "ema__keep__shortest": "0.03",
+        "ema__keep__longest": "0.2",
+    }
+    config = load(**fields)
+    planned = averages.plan_of(config)
+    assert 5 <= len(planned.times) < 15 == len(averages.plan_of(load(**fields | {
+        "ema__keep__count": "15"})).times)  # fmt: skip
+    assert averages.most_times(config) <= len(planned.times) + 3
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(loop.Preempted):
+        run = RunDir(tmp_path / "resumed", config)
+
+        def stop(nimg, total, rate):
+            if nimg == 16 * BATCH:
+                signal.raise_signal(signal.SIGINT)
+
+        loop.train(config, run, stop)
+    resumed = train(config, tmp_path / "resumed")
+    found = [
+        {s.meta.nimg for s in snapshots.list_snapshots(each.run.snapshots)}
+        for each in (whole, resumed)
+    ]
+    assert found[0] == set(planned.times)
+    assert max(each.error for each in plan.predict(planned, [0.03, 0.1, 0.2])) < 0.1
+    # A signal makes a checkpoint of its own, where other snapshots may go.
+    assert len(found[1]) <= len(found[0]) + 1 and max(found[1]) == TOTAL * BATCH
 
 
 # Held-out loss
