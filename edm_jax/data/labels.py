@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax import files
+from edm_jax.data import listing
 
 UNLABELLED = -1
 _HEADINGS = ("file", "file_name", "filename", "image", "name", "path")
@@ -51,6 +52,8 @@ def of_list(
         files.Damaged: it holds something else, names a file twice, or one that is not
             there.
     """
+    if (numbers := listing.numbers(names, raw)) is not None:
+        return numbers, None
     pairs = _csv(raw, path) if path.lower().endswith(".csv") else _json(raw, path)
     if pairs is None:
         return np.full(len(names), UNLABELLED, np.int32), None

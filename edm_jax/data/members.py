@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from edm_jax import files
+from edm_jax.data import listing
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -143,36 +144,33 @@ class Zip:
         directory = _central_directory(self._file, path)
         starts, entries = _entries(directory, path)
         ends = starts + 46 + entries["name"]
-        # Whole names: NumPy would cut zeros off their ends, and so does no one else.
-        names = [directory[a:b] for a, b in zip(starts + 46, ends, strict=True)]
-        endings = tuple(os.fsencode(suffix) for suffix in suffixes)
-        hidden = (b".", b"__MACOSX")
-        wanted = np.array(
-            [
-                n.lower().endswith(endings) and not n.rpartition(b"/")[2].startswith(hidden)
-                for n in names
-            ],
-            dtype=bool,
-        )  # fmt: skip
-        folders = np.array([n.endswith(b"/") for n in names], dtype=bool)
+        text = np.frombuffer(directory, np.uint8)
+        width = max(int(entries["name"].max(initial=0)), 1)
+        letters = listing.cut(text, starts + 46, ends, width)
+        names = letters.view(f"S{width}").reshape(-1)
+        # NumPy cuts zeros off the ends of names, and so does no one else.
+        wanted = np.count_nonzero(letters, axis=1) == entries["name"]
+        wanted &= _end_with(text, starts + 46, ends, suffixes)
+        wanted &= ~_are_hidden(letters, names)
+        folders = _end_with(text, starts + 46, ends, ["/"])
         self.ignored = int((~wanted & ~folders).sum())
         offset, size = _zip64(directory, starts, entries)
         self._extra = {
-            names[i]: (int(offset[i]), int(size[i]), int(entries["crc"][i]))
+            bytes(names[i]): (int(offset[i]), int(size[i]), int(entries["crc"][i]))
             for i in np.flatnonzero(~wanted & (entries["method"] == 0))[:1000]
         }
         chosen = np.flatnonzero(wanted)
         for bad in chosen[entries["method"][chosen] != 0][:1]:
             raise files.Damaged(
                 path,
-                f"is compressed (member {names[bad].decode(errors='replace')}), and its "
+                f"is compressed (member {bytes(names[bad]).decode(errors='replace')}), and its "
                 "members cannot be read in place: unpack it, and give the folder, or "
                 "pack it again with `zip -0 -r`.",
             )
         for bad in chosen[(entries["flags"][chosen] & 1) != 0][:1]:
-            name = names[bad].decode(errors="replace")
+            name = bytes(names[bad]).decode(errors="replace")
             raise files.Damaged(path, f"is encrypted (member {name}).")
-        self.names = np.array([names[i] for i in chosen], dtype="S")
+        self.names = names[chosen]
         order = np.argsort(self.names, kind="stable")
         self.names, chosen = self.names[order], chosen[order]
         for twice in np.flatnonzero(self.names[1:] == self.names[:-1])[:1]:
@@ -210,6 +208,32 @@ class Zip:
         if len(data) < size or zlib.crc32(data) != crc:
             raise ValueError("is cut or damaged: its checksum is another.")
         return data
+
+
+def _end_with(
+    text: np.ndarray, starts: np.ndarray, ends: np.ndarray, suffixes: Collection[str]
+) -> np.ndarray:
+    """Which pieces (N,) of a text end with one of the suffixes, in lower case."""
+    longest = max(map(len, suffixes))
+    last = listing.cut(text, np.maximum(ends - longest, 0), ends, longest)
+    last += np.uint8(32) * ((last >= ord("A")) & (last <= ord("Z")))
+    found = np.zeros(len(starts), bool)
+    for suffix in map(os.fsencode, suffixes):
+        same = (last[:, longest - len(suffix) :] == list(suffix)).all(axis=1)
+        found |= same & (ends - starts >= len(suffix))
+    return found
+
+
+def _are_hidden(letters: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Which names (N,) are of hidden files, or of what macOS adds to archives."""
+    begins = np.ones(letters.shape, bool)
+    begins[:, 1:] = letters[:, :-1] == ord("/")
+    maybe = (begins & ((letters == ord(".")) | (letters == ord("_")))).any(axis=1)
+    found = np.zeros(len(names), bool)
+    for i in np.flatnonzero(maybe).tolist():
+        name = bytes(names[i]).rpartition(b"/")[2]
+        found[i] = name.startswith((b".", b"__MACOSX"))
+    return found
 
 
 def _central_directory(descriptor: int, path: str) -> bytes:

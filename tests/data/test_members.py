@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edm_jax import files
-from edm_jax.data.members import Zip, open_members
+from edm_jax.data.members import PICTURES, Zip, open_members
 
 CONTENTS = {f"{i % 3:05d}/img{i:08d}.npy": bytes([i]) * (i + 1) for i in range(9)}
 
@@ -144,3 +144,15 @@ def test_the_index_is_arrays(tmp_path):
     held = [v for v in vars(members).values() if isinstance(v, list | dict)]
     assert all(len(each) == 0 for each in held)
     assert isinstance(members.names, np.ndarray)
+
+
+def test_which_members_of_a_zip_count_is_told_by_their_names(tmp_path):
+    counted = [b".git/c.png", b"A.PNG", b"_x.png", b"y/_MACOSX.jpeg"]
+    others = ["__MACOSX/._a.png", "x/.b.png", "x/__MACOSX.png", "notes.txt", "png"]
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("folder.png")
+        for name in [*others, *map(bytes.decode, counted)]:
+            archive.writestr(name, b"")
+    found = open_members(str(path), PICTURES)
+    assert found.names.tolist() == counted and found.ignored == len(others)
