@@ -8,10 +8,16 @@ size (8x64x64) and PNGs of 64 and 512 pixels a few times. Each is measured in a 
 of its own: seconds until a split is open, those until the first batch is there, the
 process's peak memory over what it had before, and examples per second of 40 batches of
 256, or fewer where they are large.
+
+    python benchmarks/data.py --pytorch=/tmp/torch/bin/python
+
+measures ZIPs alone, in turns with PyTorch's DataLoader (data_pytorch.py) run by an
+interpreter that has PyTorch.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import re
@@ -20,7 +26,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +87,19 @@ def write_zip(path: Path, count: int, size: int) -> None:
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
 
 
+def write_png_zip(path: Path, count: int, size: int) -> None:
+    """Pictures of smooth noise, as the original code stores them."""
+    rng, labels = np.random.default_rng(0), []
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+            whole, name = io.BytesIO(), f"{i // 1000:05d}/img{i:08d}.png"
+            coarse.resize((size, size), Image.Resampling.BICUBIC).save(whole, "PNG")
+            archive.writestr(name, whole.getvalue())
+            labels.append([name, i % CLASSES])
+        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+
+
 def write_pngs(path: Path, count: int, size: int) -> None:
     """Pictures of smooth noise in folders by class."""
     rng = np.random.default_rng(0)
@@ -99,7 +118,7 @@ def config(kind: str, place: str, workers: int) -> data.DataConfig:
         reader = Images(resolution=min(64, int(rest)), heldout=0.0)
     name = f"small_latents/{rest}" if form == "tfds" else place
     data_dir = place if form == "tfds" else ""
-    channels = 3 if form == "png" else 4
+    channels = 3 if form == "png" or "png" in rest else 4
     fields = ("train", "train", (0.0,) * channels, (1.0,) * channels)
     return data.DataConfig(name, data_dir, *fields, reader, num_workers=workers)
 
@@ -135,7 +154,13 @@ def main() -> None:
     parser.add_argument("--counts", default="10000,100000")
     parser.add_argument("--tfds_counts", default="10000,100000")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--pytorch", metavar="PYTHON", help="an interpreter that has it"
+    )
     options = parser.parse_args()
+    if options.pytorch:
+        beside(options.pytorch, options.counts)
+        return
     if options.one:
         kind, place, workers = options.one
         print(json.dumps(measure(kind, place, int(workers))))
@@ -145,12 +170,39 @@ def main() -> None:
         for kind, place, workers in _made(
             Path(directory), options.counts, options.tfds_counts
         ):
-            command = [sys.executable, __file__, "--one", kind, str(place), workers]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            m = json.loads(done.stdout.splitlines()[-1])
             name = kind + (f", {workers} workers" if workers != "0" else "")
-            print(f"| {name} | {m['open']:.2f} | {m['first']:.2f} | {m['memory']:,.0f} "
-                  f"| {m['rate']:,.0f} |", flush=True)  # fmt: skip
+            row(name, [sys.executable, __file__, "--one", kind, str(place), workers])
+
+
+def row(name: str, command: list[str]) -> None:
+    """Runs a measurement, and prints a line of the table."""
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    m = json.loads(done.stdout.splitlines()[-1])
+    print(f"| {name} | {m['open']:.2f} | {m['first']:.2f} | {m['memory']:,.0f} "
+          f"| {m['rate']:,.0f} |", flush=True)  # fmt: skip
+
+
+def beside(python: str, counts: str) -> None:
+    """ZIPs read by this project and by PyTorch's DataLoader, in turns, twice."""
+    script = str(Path(__file__).with_name("data_pytorch.py"))
+    print("| data | open, s | first batch, s | memory, MB | examples/s |\n|-|-|-|-|-|")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "data.zip")
+        makers: dict[str, Callable[[], object]] = {
+            f"zip:{count} small": functools.partial(write_zip, path, int(count), 4)
+            for count in counts.split(",")
+        }
+        makers["zip:2000 full"] = lambda: write_zip(path, 2000, 64)
+        makers["zip:20000 png"] = lambda: write_png_zip(path, 20_000, 64)
+        for kind, make in makers.items():
+            make()
+            for _ in range(2):
+                for workers in ("0", "2"):
+                    name = f"{kind}, {workers} workers"
+                    ours = [sys.executable, __file__, "--one", kind, str(path), workers]
+                    row(f"{name}: edm_jax", ours)
+                    row(f"{name}: PyTorch", [python, script, str(path), workers])
+            path.unlink()
 
 
 def _made(
