@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import difflib
 import itertools
 import os
@@ -15,8 +16,9 @@ from absl import flags
 from ml_collections.config_flags import tuple_parser
 
 from configs.workloads import get_workload
-from edm_jax import files, menu, tree
+from edm_jax import fields, files, menu, tree
 from edm_jax.optim import chain
+from edm_jax.optim.groups import Group
 from edm_jax.runs import schema
 from edm_jax.train.config import RunConfig
 
@@ -26,6 +28,8 @@ CHOICES = menu.choices(RunConfig)
 MENUS = {field: each for field, each in CHOICES.items() if each.kind is not None}
 # {name: (the field that chooses, its entries)}
 ALL_MENUS = {each.title: (each.flag, each.menu) for each in CHOICES.values()}
+GROUPS = "optimizer.groups"
+GROUP_CHOICES = menu.choices(Group)
 NO_VALUE = "(no value)"  # the text of an override that is a bare --config.FIELD
 
 
@@ -110,9 +114,11 @@ def _get_config(path: pathlib.Path, workload: str) -> ml_collections.ConfigDict:
 
 
 def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
+    _begin_group(config, field)
+    menus = choices(config)
     flat = flatten(config)
     of = field.removesuffix(".name")
-    if field in flat and of in MENUS:
+    if field in flat and of in menus and menus[of].kind is not None:
         if text != flat[field]:
             _choose(config, of, menu.choice(text))
         return
@@ -123,7 +129,7 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
     if field not in flat:
         near = menu.suggest(field, list(flat))
         of = field.rpartition(".")[0]
-        chosen = f" of {flat[f'{of}.name']!r}" if of in MENUS else ""
+        chosen = f" of {flat[f'{of}.name']!r}" if f"{of}.name" in flat else ""
         raise ValueError(f"There is no field {field!r}{chosen}.{near}")
     old = flat[field]
     kind, parse = _PARSERS[type(old)]
@@ -136,19 +142,45 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
         raise ValueError(f"{said}, but must be {kind}; it is now {old!r}.") from None
 
 
+def choices(config: ml_collections.ConfigDict) -> dict[str, menu.Choosable]:
+    """{dotted field: its menu} of a config, those of its groups of parameters included."""
+    found = dict(CHOICES)
+    for name in config.optimizer.groups:
+        for field, each in GROUP_CHOICES.items():
+            path = f"{GROUPS}.{name}.{field}"
+            found[path] = dataclasses.replace(each, path=path)
+    return found
+
+
+def _begin_group(config: ml_collections.ConfigDict, field: str) -> None:
+    """Adds the group of parameters that a field belongs to, if it is not there yet."""
+    room, _, rest = field.partition(f"{GROUPS}.")
+    name, _, rest = rest.partition(".")
+    if not room and rest and name not in config.optimizer.groups:
+        config.optimizer.groups[name] = ml_collections.ConfigDict(fields.plain(Group()))
+
+
 def _complete(config: ml_collections.ConfigDict) -> None:
     """Gives every choice all its fields and checks them, for users' own entries, too."""
-    for field in CHOICES:
-        room, _, name = field.rpartition(".")
-        _choose(config, field, config[room][name])
+    for name, group in config.optimizer.groups.items():
+        made = fields.make(Group, f"{GROUPS}.{name}", dict(group.items()))
+        config.optimizer.groups[name] = ml_collections.ConfigDict(fields.plain(made))
+    for field in choices(config):
+        _choose(config, field, _room(config, field)[field.rpartition(".")[2]])
 
 
 def _choose(config: ml_collections.ConfigDict, field: str, chosen: object) -> None:
-    room, _, name = field.rpartition(".")
-    made = CHOICES[field].whole(chosen)
-    config[room][name] = (
+    made = choices(config)[field].whole(chosen)
+    _room(config, field)[field.rpartition(".")[2]] = (
         ml_collections.ConfigDict(made) if isinstance(made, dict) else made
     )
+
+
+def _room(config: ml_collections.ConfigDict, field: str) -> ml_collections.ConfigDict:
+    """The part of a config that holds a field."""
+    for name in field.split(".")[:-1]:
+        config = config[name]
+    return config
 
 
 def _parse_bool(text: str) -> bool:

@@ -97,6 +97,9 @@ def get_config(workload: str = "digits") -> ConfigDict:
     opt.clip = choice("none")  # or global_norm, agc, zclip, ...
     opt.noise = choice("none")  # on the gradients; or annealed
     opt.penalty = choice("none")  # or weight_decay, l1, l2
+    # Groups of parameters by pattern: rate, schedule, warmup, method, penalty, frozen.
+    opt.groups = ConfigDict()  # such as --config.optimizer.groups.label.rate=0.5
+    opt.depth_decay = 1.0  # of the rates, for each block further from the output
     opt.loss_scale = 100.0  # for float16; divided out of the gradient again
     opt.forced_weight_norm = False
     # What happens to gradient elements that are not finite.

@@ -254,7 +254,7 @@ def allowed_fields(text: str, config: RunConfig) -> list[str]:
     """The fields of --allow, 'data' for the data set itself, and 'base' for the weights
     that a run starts from; raises ValueError."""
     fields = [field for field in text.split(",") if field]
-    known = [*configs.flatten(config), *configs.MENUS, "data", "base"]
+    known = [*configs.flatten(config), *configs.MENUS, configs.GROUPS, "data", "base"]
     for field in fields:
         if field not in known:
             near = menu.suggest(field, known)

@@ -28,7 +28,7 @@ from edm_jax.cost import advice, averages, chips, disk, memory, topology
 from edm_jax.diffusion import flops
 from edm_jax.diffusion.presets import PRESETS
 from edm_jax.models.build import count_params
-from edm_jax.optim import chain
+from edm_jax.optim import chain, groups
 from edm_jax.train.config import RunConfig
 from experiments import cli
 
@@ -46,6 +46,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         "gflops": round(flops.forward_macs(config.model) / 1e9, 2),
         "gflops_source": "own count: multiply-accumulates of one image, forward",
         "nimg": config.total_steps * config.optimizer.batch_size,
+        **_groups(config),
         "snapshot_bytes": stored.snapshot_bytes,  # the loss's u(sigma) head included
         "snapshots": stored.snapshots,
         "snapshots_total_bytes": stored.snapshots_total,
@@ -57,6 +58,15 @@ def describe(config: RunConfig) -> dict[str, Any]:
             filter(None, (configs.duration_note(config), chain.note(config.optimizer)))
         ),
     }
+
+
+def _groups(config: RunConfig) -> dict[str, Any]:
+    """The groups of parameters, if there are any."""
+    opt = config.optimizer
+    if not opt.groups:
+        return {}
+    rows = groups.table(opt.groups, opt.alpha_ref, config.model.shapes)
+    return {"groups": [row._asdict() for row in rows]}
 
 
 def changes(config: RunConfig) -> dict[str, list[Any]]:

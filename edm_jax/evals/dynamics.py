@@ -63,7 +63,8 @@ def effective_learning_rates(updates: Params, params: Params) -> dict[str, jax.A
             for place in ("all", level or "other"):
                 squares.setdefault(place, []).append(pair)
     sums = {place: map(sum, zip(*pairs)) for place, pairs in squares.items()}
-    return {place: jnp.sqrt(dw / w) for place, (dw, w) in sums.items()}
+    found = {place: jnp.sqrt(dw / w) for place, (dw, w) in sums.items()}
+    return found or {"all": jnp.zeros(())}  # where no kernel is trained
 
 
 def _aggregate(tree: Params, leaf_name: str, per_unit: Any) -> Magnitudes:

@@ -16,6 +16,10 @@ The order of the links, from the gradient of the scaled loss to the change of th
 Links that are off are left out and leave no trace in the state. If the schedule moves
 beta1 or the method applies the rate itself, link 2 counts images as well; in the latter
 case link 3 is part of 2d.
+
+With groups of parameters, 2c to 2e and 3 are each group's own; clipping and noise see all
+that is trained. Frozen parameters are not seen by any link. A decay of the rates by depth
+comes after link 3.
 """
 
 import dataclasses
@@ -24,15 +28,18 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
 from edm_jax import menu
-from edm_jax.fields import Count, Positive, Settings
+from edm_jax.fields import Count, Positive, Range, Settings
 from edm_jax.models.unet import Params
+from edm_jax.optim import groups as groups_of
 from edm_jax.optim import plateau, weight_norm
 from edm_jax.optim.by_images import by_images
 from edm_jax.optim.clipping import CLIPS
+from edm_jax.optim.groups import Groups, Named, Trained
 from edm_jax.optim.links import Link, links
 from edm_jax.optim.noise import NOISES
 from edm_jax.optim.nonfinite import POLICIES
@@ -41,6 +48,8 @@ from edm_jax.optim.penalties import PENALTIES, Penalty
 from edm_jax.optim.schedules import SCHEDULES, Rate, Schedule, per_step
 from edm_jax.optim.timing import Run
 from edm_jax.optim.warmups import WARMUPS, Warmup
+
+_Decay = Annotated[float, Range(0, 1, "(]", "in (0, 1]; 1 turns it off")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +67,56 @@ class OptimizerConfig(Settings):
     loss_scale: Positive  # for float16; divided out of the gradient again
     forced_weight_norm: bool
     nonfinite: Annotated[str, menu.Word(POLICIES)]
+    groups: Annotated[Groups, Named()] = ()
+    depth_decay: _Decay = 1.0  # of the rates, for each block further from the output
+
+    @property
+    def trained(self) -> Trained:
+        """The parameters that are not frozen."""
+        return Trained(self.groups)
+
+    @property
+    def parts(self) -> dict[str, "OptimizerConfig"]:
+        """The optimizer of each group that is trained; of '', all, without groups."""
+        if not self.groups:
+            return {"": self}
+        return {
+            name: dataclasses.replace(
+                self, alpha_ref=self.alpha_ref * group.rate, groups=(), **group.own
+            )
+            for name, group in self.groups
+            if not group.frozen
+        }
 
     def faults(self) -> Iterator[str]:
         """Yields choices that contradict one another."""
+        if self.groups and not any(not group.frozen for _, group in self.groups):
+            yield (
+                "groups are all frozen: leave one to train, such as with "
+                f"--config.optimizer.groups.{groups_of.REST}.rate=1 for all others."
+            )
+            return
+        for name, group in self.groups:
+            if isinstance(group.schedule, plateau.Plateau):
+                yield (
+                    f"groups.{name}.schedule is a plateau, which scales the rates of all "
+                    "groups: choose it as optimizer.schedule."
+                )
+        try:
+            parts = self.parts
+        except ValueError as error:  # a group's choices contradict one another
+            yield str(error)
+            return
         chosen = (self.schedule, self.method, self.penalty)
         # A user's own entry is checked once its file is loaded: `misfits`.
-        if not any(isinstance(each, menu.Own) for each in chosen):
+        if not self.groups and not any(isinstance(each, menu.Own) for each in chosen):
             yield from _clashes(self)
+        for name, part in parts.items():
+            if self.depth_decay != 1 and hasattr(part.method, "whole"):
+                yield (
+                    f"depth_decay scales updates, but {type(part.method).__name__} "
+                    "applies the learning rate itself: set optimizer.depth_decay=1."
+                )
 
 
 def _clashes(opt: OptimizerConfig) -> Iterator[str]:
@@ -98,12 +150,14 @@ def _clashes(opt: OptimizerConfig) -> Iterator[str]:
 def misfits(opt: OptimizerConfig, duration_mimg: float) -> Iterator[str]:
     """Yields sentences on choices that do not fit the run or one another."""
     run = Run(duration_mimg * 1e6, opt.batch_size)
-    for field in ("schedule", "warmup"):
-        found = getattr(getattr(opt, field), "misfits", None)
-        for sentence in found(run) if found else ():
-            yield f"optimizer.{field}.{sentence}"
-    for sentence in _clashes(opt):
-        yield f"optimizer.{sentence}"
+    for name, part in opt.parts.items():
+        prefix = f"optimizer.groups.{name}" if name else "optimizer"
+        for field in ("schedule", "warmup"):
+            found = getattr(getattr(part, field), "misfits", None)
+            for sentence in found(run) if found else ():
+                yield f"{prefix}.{field}.{sentence}"
+        for sentence in _clashes(part):
+            yield f"{prefix}.{sentence}"
 
 
 def note(opt: OptimizerConfig) -> str:
@@ -137,6 +191,12 @@ def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
     return rate
 
 
+def group_rates(opt: OptimizerConfig, duration_mimg: float) -> dict[str, Rate]:
+    """`learning_rate` of each group that is trained; {} without groups."""
+    parts = opt.parts if opt.groups else {}
+    return {name: learning_rate(part, duration_mimg) for name, part in parts.items()}
+
+
 def momentum(opt: OptimizerConfig, duration_mimg: float) -> Rate | None:
     """beta1 as a function of the images seen; None if the schedule does not change it."""
     return _momentum(opt, Run(duration_mimg * 1e6, opt.batch_size))
@@ -157,11 +217,26 @@ def make_optimizer(
     Args:
         opt: the config's `optimizer` fields.
         duration_mimg: of the whole run, in million images.
+
+    Returns:
+        The chain. With frozen groups, its updates are those of the other parameters.
     """
+    if opt.groups or opt.depth_decay != 1:
+        return groups_of.of_parameters(
+            lambda names: _chain(opt, duration_mimg, names), opt.trained
+        )
+    return _chain(opt, duration_mimg, [])
+
+
+def _chain(
+    opt: OptimizerConfig, duration_mimg: float, names: list[str]
+) -> optax.GradientTransformation:
     chain = [
         optax.scale(1 / opt.loss_scale),
-        *_rule_and_rate(opt, duration_mimg),
+        *_rule_and_rate(opt, duration_mimg, names),
     ]
+    if opt.depth_decay != 1:
+        chain.append(groups_of.depth_decay(opt.depth_decay, names))
     if isinstance(opt.schedule, plateau.Plateau):
         chain.append(opt.schedule.link())
     if opt.forced_weight_norm:
@@ -170,32 +245,81 @@ def make_optimizer(
 
 
 def _rule_and_rate(
-    opt: OptimizerConfig, duration_mimg: float
+    opt: OptimizerConfig, duration_mimg: float, names: list[str]
 ) -> list[optax.GradientTransformation]:
-    rate = per_step(learning_rate(opt, duration_mimg), opt.batch_size)
-    times_rate = optax.scale_by_learning_rate(rate)
+    """The guarded rules of all groups, and their rates."""
+    of = groups_of.members(opt.groups, names) if opt.groups else {}
+    parts = opt.parts
+
+    def rules(count: Any) -> optax.GradientTransformation:
+        links = {n: _links(part, duration_mimg, count) for n, part in parts.items()}
+        if not opt.groups:
+            return _guarded(opt, links[""])
+        whole = {name: _joined(each) for name, each in links.items()}
+        return _guarded(opt, [groups_of.by_group(whole, of)])
+
+    counts = any(
+        hasattr(part.method, "whole") or momentum(part, duration_mimg)
+        for part in parts.values()
+    )
+    rule = by_images(rules) if counts else rules(None)
+    if all(hasattr(part.method, "whole") for part in parts.values()):
+        return [rule]
+    rates = {n: _times_rate(part, duration_mimg) for n, part in parts.items()}
+    return [rule, groups_of.by_group(rates, of) if opt.groups else rates[""]]
+
+
+def _links(
+    opt: OptimizerConfig, duration_mimg: float, count: Any
+) -> list[optax.GradientTransformation]:
+    """The update rule and its penalty; `count` is the number of steps taken, if known."""
     method: Any = opt.method
     if hasattr(method, "whole"):
-        return [by_images(lambda count: _guarded(opt, method.whole(rate(count))))]
-    beta1 = momentum(opt, duration_mimg)
-    if beta1 is None:
-        return [_guarded(opt, method.rule()), times_rate]
-    moving = per_step(beta1, opt.batch_size)
-    rule = by_images(lambda count: _guarded(opt, method.rule_at(moving(count))))
-    return [rule, times_rate]
+        rule = method.whole(_rate(opt, duration_mimg)(count))
+    elif (beta1 := momentum(opt, duration_mimg)) is not None:
+        rule = method.rule_at(per_step(beta1, opt.batch_size)(count))
+    else:
+        rule = method.rule()
+    penalty = opt.penalty.link()
+    if penalty is None:
+        return [rule]
+    return [rule, penalty] if opt.penalty.decoupled else [penalty, rule]
+
+
+def _joined(
+    links: list[optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    return links[0] if len(links) == 1 else optax.chain(*links)
+
+
+def _times_rate(
+    opt: OptimizerConfig, duration_mimg: float
+) -> optax.GradientTransformation:
+    if hasattr(opt.method, "whole"):
+        return optax.identity()
+    return optax.scale_by_learning_rate(_rate(opt, duration_mimg))
+
+
+def _rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
+    """The learning rate as a function of the steps taken."""
+    return per_step(learning_rate(opt, duration_mimg), opt.batch_size)
 
 
 def _guarded(
-    opt: OptimizerConfig, rule: optax.GradientTransformation
+    opt: OptimizerConfig, rule: list[optax.GradientTransformation]
 ) -> optax.GradientTransformation:
     policy = menu.build(POLICIES, "optimizer.nonfinite", opt.nonfinite)
-    penalty = opt.penalty.link()
-    before = [opt.clip.link(), opt.noise.link()]
-    around = (
-        [*before, rule, penalty] if opt.penalty.decoupled else [*before, penalty, rule]
-    )
-    parts = [each for each in around if each is not None]
-    return policy.guard(parts[0] if len(parts) == 1 else optax.chain(*parts))
+    before = [each for each in (opt.clip.link(), opt.noise.link()) if each is not None]
+    return policy.guard(_joined([*before, *rule]))
+
+
+def initial(opt: OptimizerConfig, params: Params) -> Params:
+    """The weights before the first step: those that are trained on the unit sphere, if
+    forced weight normalization keeps them there; NumPy arrays."""
+    if not opt.forced_weight_norm:
+        return params
+    projected = jax.tree.map(np.asarray, weight_norm.project(opt.trained(params)))
+    return opt.trained.merged(projected, params)
 
 
 def averaged(params: Params, opt_state: Any) -> Params:

@@ -46,6 +46,7 @@ FREE = {
 }
 # A run counts its time in steps of one batch.
 _NEVER = "optimizer.batch_size"
+_GROUPS = "optimizer.groups"
 
 Differences = dict[str, tuple[Any, Any]]  # {field: (old, new)}
 
@@ -156,8 +157,7 @@ class RunDir:
         return bool(faults) or any(record["step"] > 0 for record in records)
 
     def _check_changes(self, changed: Differences, allow: Sequence[str]) -> None:
-        # A choice and its fields are allowed together: optimizer.schedule.
-        option = {f: f.rpartition(".")[0] if f.count(".") > 1 else f for f in changed}
+        option = {field: _option(field) for field in changed}
         refused = {
             f: c
             for f, c in changed.items()
@@ -356,6 +356,13 @@ class RunDir:
             except ValueError as error:
                 faults.append(f"line {number} is damaged ({error})")
         return records, faults
+
+
+def _option(field: str) -> str:
+    """What --allow names: a choice with its fields, or all groups of parameters."""
+    if field.startswith(f"{_GROUPS}."):
+        return _GROUPS  # their names hold commas
+    return field.rpartition(".")[0] if field.count(".") > 1 else field
 
 
 def _record(line: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 11
+SCHEMA = 12
 # {version: {field that it added: the value that older runs had}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -45,6 +45,7 @@ _ADDED = {
     9: {"training.shards": 0},
     10: {"training.start.name": "scratch"},
     11: {"ema.keep.name": "all"},
+    12: {"optimizer.groups": {}, "optimizer.depth_decay": 1.0},
 }
 
 

@@ -26,7 +26,7 @@ from edm_jax.ema.profiles import PowerProfile
 from edm_jax.ema.snapshots import Snapshot
 from edm_jax.evals import sweeps
 from edm_jax.models.unet import Params
-from edm_jax.optim import weight_norm
+from edm_jax.optim import chain
 from edm_jax.original import Original
 from edm_jax.runs import directory, schema
 from edm_jax.train import transplant
@@ -269,9 +269,7 @@ class Base:
             )
             for each in source.weights(profiles)
         ]
-        params = made[0]
-        if config.optimizer.forced_weight_norm:
-            params = _projected(params)
+        params = chain.initial(config.optimizer, made[0])
         names = config.ema.profiles()
         return params, dict(zip(names, made[1:], strict=True)) if made[1:] else None
 
@@ -450,15 +448,6 @@ def _profiles(config: RunConfig, source: Source) -> list[AnyProfile]:
         source.profile,
         *(continued if _start(config).ema == "continue" else ()),
     ]
-
-
-def _projected(params: Params) -> Params:
-    return tree.unflatten(
-        {
-            name: np.asarray(leaf)
-            for name, leaf in snapshots.flatten(weight_norm.project(params)).items()
-        }
-    )
 
 
 def _differences(source: Source, config: RunConfig) -> dict[str, list[Any]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from edm_jax import fields, menu
+from edm_jax import fields, menu, tree
 from edm_jax.data.augment import Edm
 from edm_jax.data.config import DataConfig
 from edm_jax.diffusion.denoiser import LossConfig
@@ -15,6 +15,7 @@ from edm_jax.evals.config import EvaluationConfig
 from edm_jax.fields import Bound, Count, Index, Positive, Settings
 from edm_jax.models.build import Model, build
 from edm_jax.models.ops import NetworkConfig
+from edm_jax.optim import groups
 from edm_jax.optim.chain import OptimizerConfig
 from edm_jax.optim.plateau import Plateau
 from edm_jax.train.starts import STARTS, Start, Weights
@@ -130,6 +131,11 @@ class RunConfig(Settings):
                 "stretch with the pictures that they encode; set data.augment.name to "
                 "'flip' or 'none'."
             )
+        if opt.groups:
+            try:
+                groups.members(opt.groups, list(tree.flatten(self.model.shapes)))
+            except ValueError as error:
+                yield str(error)
         is_plateau = isinstance(opt.schedule, Plateau)
         if is_plateau and training.probe_mimg >= training.duration_mimg:
             yield (

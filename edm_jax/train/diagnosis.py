@@ -64,7 +64,8 @@ class Diagnosis:
             name, is_output = self._order[place // 2], place % 2
             layer, _, leaf = name.rpartition("/")
             return f"output of {layer}" if is_output else f"{leaf} of {layer}"
-        names = list(_by_name(self._trainer.shapes.params))
+        trained = self._trainer.config.optimizer.trained
+        names = list(_by_name(trained(self._trainer.shapes.params)))
         bad = {name for name, count in zip(names, by_leaf, strict=True) if count}
         if not bad:
             return "gradient after loss_scale is divided out"

@@ -40,6 +40,9 @@ class TrainingLog:
         self._schedule = chain.learning_rate(
             config.optimizer, config.training.duration_mimg
         )
+        self._group_rates = chain.group_rates(
+            config.optimizer, config.training.duration_mimg
+        )
         self._total_nimg = config.total_steps * self._batch_size
         self._flops_per_image = flops.train_flops(trainer.denoiser.model)
         self._peak = _peak_flops(config.network.compute_dtype)
@@ -93,8 +96,11 @@ class TrainingLog:
         # A running count modulo 2^32.
         means["nonfinite"] = self.unlogged[-1]["nonfinite"] % 2**32
         means["sigma"] = _by_sigma(means["sigma"])
-        lr = float(self._schedule(nimg - self._batch_size)) * rate_scale
-        self._run.log("train", step, nimg, **means, lr=lr)
+        before = nimg - self._batch_size
+        lr = float(self._schedule(before)) * rate_scale
+        rates = {k: float(f(before)) * rate_scale for k, f in self._group_rates.items()}
+        groups = {"group_lr": rates} if rates else {}
+        self._run.log("train", step, nimg, **means, lr=lr, **groups)
         if self._rate:
             self._run.log("speed", step, nimg, **self._speed())
         self.unlogged, self._seconds, self._images, self._waits = [], 0.0, 0, 0.0

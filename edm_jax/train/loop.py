@@ -19,7 +19,7 @@ from edm_jax.evals.heldout import HeldOut
 from edm_jax.evals.sharpness import Sharpness
 from edm_jax.models.build import count_params
 from edm_jax.models.unet import Params
-from edm_jax.optim import chain, plateau, stability
+from edm_jax.optim import chain, groups, plateau, stability
 from edm_jax.optim.nonfinite import POLICIES
 from edm_jax.optim.timing import Run
 from edm_jax.runs.directory import RunDir
@@ -436,6 +436,8 @@ class _Loop:
 
     def _record_provenance(self, start: int) -> None:
         params = self.trainer.denoiser.model.shapes
+        opt = self.config.optimizer
+        table = groups.table(opt.groups, opt.alpha_ref, params) if opt.groups else []
         self.run_dir.record_provenance(
             nimg=start * self.batch_size,
             params=count_params(params),
@@ -444,4 +446,5 @@ class _Loop:
             processes=jax.process_count(),
             data=self.fingerprint,
             seed=self.config.seed,
+            **({"groups": [row._asdict() for row in table]} if table else {}),
         )

@@ -210,13 +210,14 @@ class PmapStep:
         return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
 
 
-def _mean_over_pmap(gradient: Gradient) -> Gradient:
+def _mean_over_pmap(gradient: Gradient, kept: Any) -> Gradient:
+    del kept
     return lambda *inputs: jax.lax.pmean(gradient(*inputs), "data")
 
 
 def _mean_over_mesh(
     mesh: Mesh, spread: Any, dtypes: Any = None
-) -> Callable[[Gradient], Gradient]:
+) -> Callable[..., Gradient]:
     """Averages, once and in float32, the gradients that each device computes on its rows.
 
     Without shard_map the compiler would place the collectives: once per micro-batch, and
@@ -229,7 +230,7 @@ def _mean_over_mesh(
             are gathered before the first micro-batch.
     """
     if mesh.size == 1:
-        return lambda gradient: gradient
+        return lambda gradient, kept: gradient
     specs = jax.tree.map(lambda sharding: sharding.spec, spread)
     everywhere = mesh.axis_names
 
@@ -248,19 +249,22 @@ def _mean_over_mesh(
             return x
         return jax.lax.all_gather(x, "shards", axis=spec.index("shards"), tiled=True)
 
-    def over_devices(gradient: Gradient) -> Gradient:
+    def over_devices(gradient: Gradient, kept: Callable[[Any], Any]) -> Gradient:
+        mean_specs = kept(specs)
+
         def of_device(weights: Any, *rows: Any) -> Any:
             if dtypes is not None:
                 weights = jax.tree.map(gathered, weights, specs, dtypes)
             grads, metrics = gradient(weights, *rows)
-            return jax.tree.map(mean, grads, specs), jax.lax.pmean(metrics, everywhere)
+            grads = jax.tree.map(mean, grads, mean_specs)
+            return grads, jax.lax.pmean(metrics, everywhere)
 
         whole = PartitionSpec()
         return jax.shard_map(
             of_device,
             mesh=mesh,
             in_specs=(whole if dtypes is None else specs, ROWS, ROWS),
-            out_specs=(specs, whole),
+            out_specs=(mean_specs, whole),
             check_vma=False,  # otherwise JAX would sum the gradients before this mean
         )
 

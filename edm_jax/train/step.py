@@ -12,6 +12,7 @@ from edm_jax.ema import averaging
 from edm_jax.evals import dynamics
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain, nonfinite
+from edm_jax.optim.groups import ALL, Trained
 
 Batch = dict[str, Any]
 # (step before the update, whether to update in any case) -> the weight 1 - beta of the
@@ -101,7 +102,8 @@ def make_train_step(
     loss_scale: float = 1.0,
     microbatches: int = 1,
     weights: Callable[[Params], Params] = lambda params: params,
-    over_devices: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+    over_devices: Callable[..., Gradient] = lambda gradient, kept: gradient,
+    trained: Trained = ALL,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """step(state, batch) -> (state, metrics).
 
@@ -112,7 +114,9 @@ def make_train_step(
     microbatches: parts of the batch that are computed one after the other. weights: turns
     the parameters into what loss_fn takes, once a step. over_devices: turns the gradient
     function of one device's rows into that of all rows, with a single mean over devices
-    for all micro-batches together.
+    for all micro-batches together; its second argument keeps, of a tree of parameters,
+    what the gradient has. trained: the parameters that `tx` changes; nothing is
+    differentiated by the others.
     """
 
     def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
@@ -120,30 +124,40 @@ def make_train_step(
         return loss * loss_scale, metrics
 
     def gradient(params: Params, batch: Batch, keys: jax.Array):
+        def loss_of(part: Params, *rows: Any):
+            return scaled_loss(trained.merged(part, params), *rows)
+
         def of_part(*rows: Any):
-            grads, metrics = jax.grad(scaled_loss, has_aux=True)(params, *rows)
+            part = trained.with_layers(params)
+            grads, metrics = jax.grad(loss_of, has_aux=True)(part, *rows)
             return jax.tree.map(jnp.float32, grads), metrics
 
         return _mean_over_parts(of_part, microbatches, batch, keys)
 
-    mean_gradient = over_devices(gradient)
+    mean_gradient = over_devices(gradient, trained.with_layers)
 
     def step(state: TrainState, batch: Batch):
+        def used_of(part: Params) -> tuple[Params, Params]:
+            used = weights(trained.merged(part, state.params))
+            return trained.with_layers(used), used
+
         keys = diffusion.example_keys(state.key, state.step, batch["index"])
-        used, pull_back = jax.vjp(weights, state.params)
+        before = trained(state.params)
+        _, pull_back, used = jax.vjp(used_of, before, has_aux=True)
         grads, metrics = mean_gradient(used, batch, keys)
         (grads,) = pull_back(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        part = optax.apply_updates(before, updates)
+        params = trained.merged(part, state.params)
         # The EMA sees the weights as Adam left them (Alg. 1, 2).
-        latest = chain.averaged(params, opt_state)
+        latest = trained.merged(chain.averaged(part, opt_state), params)
         averages = {
             name: averaging.lerp(state.emas[name], latest, weight(state.step))
             for name, weight in emas.items()
         }
         metrics |= {
             "grad_rms": _rms(grads) / loss_scale,
-            "effective_lr": dynamics.effective_learning_rates(updates, state.params),
+            "effective_lr": dynamics.effective_learning_rates(updates, before),
             "nonfinite": nonfinite.nonfinite_count(opt_state),
             "nonfinite_by_leaf": nonfinite.nonfinite_by_leaf(grads),
         }
@@ -174,7 +188,7 @@ def _mean_over_parts(function: Callable[..., Any], parts: int, *rows: Any) -> An
 
 
 def make_current_averages(
-    emas: Mapping[str, EmaWeight],
+    emas: Mapping[str, EmaWeight], trained: Trained = ALL
 ) -> Callable[[TrainState], dict[str, Params]]:
     """Returns a function from a state to its averages, updated even if not yet due.
 
@@ -183,7 +197,8 @@ def make_current_averages(
     """
 
     def current_averages(state: TrainState) -> dict[str, Params]:
-        latest = chain.averaged(state.params, state.opt_state)
+        part = chain.averaged(trained(state.params), state.opt_state)
+        latest = trained.merged(part, state.params)
         return {
             name: averaging.lerp(state.emas[name], latest, weight(state.step - 1, True))
             for name, weight in emas.items()

@@ -11,7 +11,7 @@ import numpy as np
 from edm_jax import diffusion, ema, platform
 from edm_jax.models.effective import effective
 from edm_jax.models.unet import Params
-from edm_jax.optim import chain, weight_norm
+from edm_jax.optim import chain
 from edm_jax.train import bases, parallel
 from edm_jax.train import step as train_step
 from edm_jax.train.config import RunConfig
@@ -62,9 +62,7 @@ class Trainer:
                 ),
                 base.initial(seed),
             )
-        params = self.denoiser.model.init(seed)
-        if opt.forced_weight_norm:
-            params = jax.tree.map(np.asarray, weight_norm.project(params))
+        params = chain.initial(opt, self.denoiser.model.init(seed))
         return self.step.build(
             lambda p: train_step.init_state(p, tx, self.profiles, seed), params
         )
@@ -110,13 +108,14 @@ def make_trainer(
         weights,
         opt.loss_scale,
         training.microbatches,
-        *([kernels.weights] if kernels else []),
+        trained=opt.trained,
+        **({"weights": kernels.weights} if kernels else {}),
     )
     shapes = abstract_state(config)
     form = parallel.FORMS[training.parallel]
     dtypes = kernels.dtypes if kernels else None
     step = form(make_step, devices, shapes, training.sharding, training.shards, dtypes)
-    current_averages = jax.jit(train_step.make_current_averages(weights))
+    current_averages = jax.jit(train_step.make_current_averages(weights, opt.trained))
     return Trainer(config, denoiser, profiles, shapes, step, current_averages)
 
 
