@@ -47,7 +47,7 @@ from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
 from edm_jax.optim.penalties import PENALTIES, Penalty
 from edm_jax.optim.schedules import SCHEDULES, Rate, Schedule, per_step
 from edm_jax.optim.timing import Run
-from edm_jax.optim.warmups import WARMUPS, Warmup
+from edm_jax.optim.warmups import WARMUPS, NoWarmup, Warmup
 
 _Decay = Annotated[float, Range(0, 1, "(]", "in (0, 1]; 1 turns it off")]
 
@@ -135,6 +135,13 @@ def _clashes(opt: OptimizerConfig) -> Iterator[str]:
             f"method is {name}, which applies the learning rate itself, so a plateau "
             "cannot scale it: choose another schedule."
         )
+    if getattr(opt.schedule, "warms_up", False) and not isinstance(
+        opt.warmup, NoWarmup
+    ):
+        yield (
+            "schedule warms up by itself, so optimizer.warmup would do it twice: set "
+            "--config.optimizer.warmup.name=none."
+        )
     if penalty.decoupled and whole:
         yield (
             f"penalty is decoupled from the update, but {name} applies the learning rate "
@@ -182,7 +189,7 @@ def learning_rate(opt: OptimizerConfig, duration_mimg: float) -> Rate:
         opt: the config's `optimizer` fields.
         duration_mimg: of the whole run, in million images.
     """
-    run = Run(duration_mimg * 1e6, opt.batch_size)
+    run = Run(duration_mimg * 1e6, opt.batch_size, opt.alpha_ref)
 
     def rate(nimg: jax.Array) -> jax.Array:
         warm = opt.alpha_ref * opt.warmup.factor(nimg)

@@ -27,6 +27,7 @@ from edm_jax.optim.decays import (
     Step,
     WarmupStableDecay,
 )
+from edm_jax.optim.lora_schedules import LORA_SCHEDULES
 from edm_jax.optim.plateau import Plateau
 from edm_jax.optim.timing import Run
 
@@ -93,6 +94,7 @@ SCHEDULES = {
     "one_cycle": OneCycle,
     "plateau": Plateau,
     "optax": OptaxSchedule,
+    **LORA_SCHEDULES,
 }
 
 

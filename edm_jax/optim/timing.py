@@ -17,6 +17,7 @@ class Run(NamedTuple):
 
     duration_nimg: float
     batch_size: int
+    alpha_ref: float = 1.0  # the rate that the factor multiplies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Every schedule and warm-up against its source's formula, derived again in Python floats."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,12 @@ def inverse_sqrt(n, t_ref):
     return 1 / math.sqrt(max(n / BATCH / t_ref, 1))
 
 
+def warmed(n, warmup, after):
+    """diffusers' linear warm-up, then after(progress)."""
+    return n / warmup if n < warmup else after((n - warmup) / (T - warmup))
+
+
+WARM = {"warmup_mimg": 0.01}
 TAILS = ("linear", "cosine", "sqrt")
 # (name, fields, the formula)
 CASES = [
@@ -151,6 +159,20 @@ CASES = [
             lambda n, tail=tail: stable_decay(n, 0.25, tail, 0.02),
         )
         for tail in TAILS
+    ),
+    ("lora_constant", {}, lambda n: 1.0),
+    ("lora_constant_with_warmup", WARM, lambda n: min(n / 10_000, 1)),
+    ("lora_linear", WARM, lambda n: warmed(n, 10_000, lambda p: max(1 - p, 0))),
+    ("lora_cosine", WARM, lambda n: warmed(n, 10_000, cosine)),
+    (
+        "lora_cosine_with_restarts",
+        WARM | {"num_cycles": 3},
+        lambda n: warmed(n, 10_000, lambda p: cosine(3 * p % 1) if p < 1 else 0),
+    ),
+    (
+        "lora_polynomial",
+        WARM | {"power": 2.0, "lr_end": 0.1},
+        lambda n: warmed(n, 10_000, lambda p: 0.1 + 0.9 * max(1 - p, 0) ** 2),
     ),
     (
         "optax",
@@ -285,6 +307,26 @@ def test_diffusers_restarts_measure_progress_from_the_end_of_the_warmup():
     assert theirs == pytest.approx(0.5)
     ours = factors("cosine_restarts", {"cycle_mimg": T / 3e6}, [0.55 * T])
     assert ours[0] == pytest.approx((1 + math.cos(math.pi * 0.65)) / 2, rel=1e-5)
+
+
+GOLDEN = Path(__file__).parents[1] / "oracles" / "lora_schedules.json"
+
+
+@pytest.mark.parametrize(
+    "case",
+    json.loads(GOLDEN.read_text())["cases"],
+    ids=lambda case: f"{case['name']}-{case['warmup']}",
+)
+def test_the_schedules_of_lora_trainers_are_diffusers(case):
+    """At every step, and after the last; stored by tests/oracles/lora_schedules.py."""
+    batch, steps, rate = 8, case["steps"], case["rate"]
+    fields = case["given"] | {"warmup_mimg": case["warmup"] * batch / 1e6}
+    if case["name"] == "constant":
+        del fields["warmup_mimg"]
+    run = Run(steps * batch, batch, rate)
+    points = np.arange(len(case["rates"])) * batch
+    ours = rate * factors(f"lora_{case['name']}", fields, points, run)
+    np.testing.assert_allclose(ours, case["rates"], rtol=2e-6, atol=2e-7 * rate)
 
 
 def test_beta1_moves_inversely_to_the_rate():

@@ -5,12 +5,19 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_parallel import STEPS, load, make_batch
 
+import configs
 from edm_jax import tree
 from edm_jax.train import trainer
 from edm_jax.train.checkpoint import Checkpoints
 
+BATCH, STEPS = 32, 4
+TINY = {
+    "network.resolution": "4",
+    "network.channel_mult": "(1,)",
+    "network.dropout": "0.1",
+    "optimizer.batch_size": str(BATCH),
+}
 TUNED = {
     "optimizer.groups.encoder,embedding.frozen": "True",
     "optimizer.groups.label.rate": "0.5",
@@ -18,6 +25,19 @@ TUNED = {
     "optimizer.groups.rest.rate": "2",
 }
 FROZEN = ("unet/enc_", "unet/embedding/noise")
+
+
+def load(others, **training):
+    fields = {f"training.{name}": str(value) for name, value in training.items()}
+    path = f"{configs.letter_path('g')}:digits-tiny"
+    return configs.load(path, TINY | others | fields)
+
+
+def make_batch(step):
+    rng = np.random.default_rng(step)
+    image = rng.standard_normal((BATCH, 4, 4, 1)).astype(np.float32) / 2
+    label = rng.integers(0, 10, BATCH).astype(np.int32)
+    return {"image": image, "label": label, "index": np.arange(BATCH, dtype=np.int32)}
 
 
 @functools.cache
@@ -70,8 +90,7 @@ def test_frozen_parts_move_by_exactly_zero_and_their_state_does_not_exist():
 @pytest.mark.parametrize(
     ("devices", "training"),
     [
-        (8, {"microbatches": 4}),
-        (8, {"sharding": "full"}),
+        (8, {"sharding": "full", "microbatches": 2}),
         (2, {"parallel": "pmap"}),
     ],
     ids=str,
@@ -121,10 +140,9 @@ def flops(*frozen, sharding="none"):
 def test_what_only_frozen_parts_need_is_not_differentiated():
     """A backward pass is twice a forward one; of the head alone it is nearly none."""
     forward_and_back = flops()
-    only_head = flops("unet", "conditioning")
-    assert only_head < 0.45 * forward_and_back
+    only_head = flops("unet", "conditioning", sharding="full")
+    assert only_head < 0.4 * forward_and_back
     # The encoder's weights alone, if the embedding is frozen, too: nothing before
     # the decoder is differentiated.
     half = flops("encoder", "conditioning")
-    assert only_head < half < 0.85 * forward_and_back
-    assert flops("unet", "conditioning", sharding="full") < 0.45 * forward_and_back
+    assert only_head < half < 0.9 * forward_and_back
