@@ -139,7 +139,8 @@ def _draw(job: rebuild.Job, path: Path) -> None:
         raise ValueError(f"--draw={path}: end the name in .png, .pdf or .svg.")
     from edm_jax import report  # here: figures take long to import
 
-    stored = [(s.meta.nimg, s.meta.profile) for s in job.plan.sources]
+    metas = [s.meta for s in job.plan.sources]
+    stored = [(m.nimg + m.before_nimg, m.profile) for m in metas]
     drawing = report.draw_profiles(stored, job.plan.solutions, job.plan.coefficients)
     files.write_bytes(path, drawing.render(suffix))
     cli.say(f"Drawn: {path}")

@@ -8,7 +8,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,9 +110,9 @@ def from_files(
 ) -> Plan:
     """`make_plan` for snapshots on disk; only power functions are used.
 
-    Times are those of the run. The averages of a run that continues the clock of its
-    base's began earlier, so the solver counts from there, as targets with times of their
-    own do, such as windows.
+    The targets' times are those of the run. The averages of a run that continues the
+    clock of its base began earlier; the solutions count from there, as do the times
+    within a profile, such as a window's.
 
     Raises:
         ValueError: as `make_plan`; or the snapshots come from different configs, are
@@ -144,9 +143,7 @@ def from_files(
             "one run in the directory."
         )
     targets = [(nimg + before, profile) for nimg, profile in targets]
-    plan = make_plan(entries, targets, max_error, partial)
-    solutions = [replace(s, nimg=s.nimg - before) for s in plan.solutions]
-    return replace(plan, solutions=solutions) if before else plan
+    return make_plan(entries, targets, max_error, partial)
 
 
 def reconstruct(

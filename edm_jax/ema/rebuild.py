@@ -96,7 +96,7 @@ def _job(stored: Sequence[Snapshot], left_out: list[Damaged], request: Request) 
     metas = [
         SnapshotMeta(
             profile=solution.profile,
-            nimg=int(solution.nimg),
+            nimg=int(solution.nimg) - first.meta.before_nimg,
             update_interval=first.meta.update_interval,
             config_hash=first.meta.config_hash,
             dtype=request.dtype,

@@ -83,6 +83,19 @@ class Source:
             found[self.profile] = snapshots.flatten(_read(self.own))
         return [found[each] for each in profiles]
 
+    def check(self, profiles: Sequence[AnyProfile]) -> None:
+        """Raises ValueError if the snapshots cannot express a profile; reads no weights."""
+        rest = [each for each in profiles if not self._holds(each)]
+        ours = [each for each in self.stored if isinstance(each, Snapshot)]
+        if rest and any(each.meta.ancestry is not None for each in ours):
+            raise ValueError(
+                f"{ours[0].name} is a reconstruction, and training.start.ema='continue' "
+                "takes up the averages that a run tracked: name the run or a snapshot "
+                "of it."
+            )
+        if rest and ours:
+            posthoc.from_files(ours, [(float(self.nimg), each) for each in rest])
+
     def inputs(self, profiles: Sequence[AnyProfile]) -> list[Snapshot | Original]:
         """The files behind these averages."""
         if all(map(self._holds, profiles)):
@@ -116,6 +129,8 @@ def find(start: Weights, nimg: int | None = None) -> Source:
         FileNotFoundError: there are none.
         ValueError: they are damaged, or of another kind.
     """
+    if why := files.no_object_store(start.source):
+        raise ValueError(f"training.start.source={why}.")
     path = Path(os.path.expanduser(start.source))
     if (path / "config.json").exists():
         return _of_run(path, start, nimg)
@@ -295,7 +310,9 @@ def begin(config: RunConfig) -> Base | None:
         why = said if said.startswith("training.") else f"{start.source}: {said}"
         differing = _differences(source, config)
         raise ValueError(why + _listed(differing)) from None
-    inputs = [_identity(each) for each in source.inputs(_profiles(config, source))]
+    profiles = _profiles(config, source)
+    source.check(profiles)
+    inputs = [_identity(each) for each in source.inputs(profiles)]
     sums = "".join(each["checksum"] for each in inputs)
     record = {
         "schema": _SCHEMA,

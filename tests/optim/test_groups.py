@@ -90,6 +90,19 @@ def test_each_group_takes_its_own_steps_at_its_own_rate():
     )
 
 
+def test_a_groups_rate_is_a_function_of_the_images_alone():
+    """The same for any batch size, so for any number of devices and micro-batches."""
+    label = {"rate": 0.5, "schedule": {"name": "cosine"}}
+    parts = {"label": label, "rest": {"warmup": {"name": "linear", "rampup_mimg": 0.5}}}
+    nimg = jnp.float32(250_000)
+    for batch in (10, 400):
+        rates = chain.group_rates(optimizer_config(batch_size=batch, groups=parts), 1.0)
+        found = {name: float(rate(nimg)) for name, rate in rates.items()}
+        cosine = (1 + np.cos(np.pi / 4)) / 2
+        expected = {"label": 0.5 * RATE * cosine, "rest": RATE / 2}
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_one_group_of_everything_is_the_chain_without_groups_to_the_bit():
     for more in ({}, {"clip": {"name": "global_norm", "limit": 1.0}}):
         plain, _ = run(optimizer_config(forced_weight_norm=True, **more))

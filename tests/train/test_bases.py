@@ -18,7 +18,7 @@ from shared_steps import shared_steps
 import configs
 from edm_jax import data, ema, original, tree
 from edm_jax.diffusion import Denoiser
-from edm_jax.ema import snapshots
+from edm_jax.ema import rebuild, snapshots
 from edm_jax.optim import weight_norm
 from edm_jax.original import mapping
 from edm_jax.train import bases, step
@@ -202,11 +202,13 @@ def test_snapshots_of_a_continued_clock_are_rebuilt_on_that_clock(tmp_path):
         profile = ema.PowerProfile(0.08)
         expected = 2**3 * (profile.gamma + 1) / (profile.gamma + 4)
         made = ema.reconstruct(place, [profile])[profile]
-        assert made.solution.nimg == 2**20
+        assert made.solution.nimg == 2**20 + (before if base else 0)
         error = abs(made.params["w"][0] - expected)
         assert error < 1e-3 if base else error > 1e-2
-    job_meta = snapshots.list_snapshots(tmp_path / "False")[0].meta
-    assert job_meta.before_nimg == before
+    request = rebuild.Request([(None, ema.PowerProfile(0.08))])
+    _, [path] = rebuild.run(tmp_path / "False", request, tmp_path / "made")
+    meta = snapshots.open_snapshot(path).meta
+    assert (meta.nimg, meta.before_nimg) == (2**20, before)
     with pytest.raises(ValueError, match="clock"):
         ema.SnapshotMeta(profile, 1, 1, "", base={"before_nimg": -1})
 
