@@ -28,7 +28,6 @@ GUESTS = {
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
     "torch": {"export"},
-    "flatbuffers": {"export"},
     "tensorboardX": {"train"},
     "wandb": {"train"},
     "submitit": {"studies"},

@@ -212,7 +212,8 @@ def _object(path: PathLike, words: Mapping[str, str], key: str) -> dict[str, Any
     try:
         value = parse_json(words[key].encode())
     except KeyError:
-        raise Damaged(path, f"is no export: its header has no {key}.") from None
+        reason = f"is no export (its header has no {key}): name a file of export.py."
+        raise Damaged(path, reason) from None
     except ValueError as error:
         raise Damaged(path, f"is damaged: its {key} is not JSON ({error}).") from None
     if not isinstance(value, dict):

@@ -36,15 +36,8 @@ def write_stablehlo(
         platforms: a selection of PLATFORMS.
 
     Raises:
-        ImportError: `flatbuffers` is not installed, with which JAX writes it.
+        ValueError: there is no such platform.
     """
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            "StableHLO is written with flatbuffers, which is not installed: "
-            "pip install 'edm_jax[export]'."
-        ) from None
     write_bytes(path, bytes(exported(denoiser, tensors, platforms).serialize()))
     write_text(path.with_suffix(".py"), read_bytes(_EXAMPLE).decode())
 
