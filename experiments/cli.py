@@ -186,10 +186,12 @@ def decoded(options: argparse.Namespace, config: RunConfig) -> RunConfig:
         if not isinstance(decoder, latents.Vae):
             raise ValueError("--pixels needs the VAE's weights: --decoder=PATH.")
         decoder = dataclasses.replace(decoder, pixels=options.pixels)
-    if isinstance(decoder, latents.Vae):
-        decoder.coder  # noqa: B018  (before anything takes time)
     evaluation = dataclasses.replace(config.evaluation, decoder=decoder)
-    return dataclasses.replace(config, evaluation=evaluation)
+    config = dataclasses.replace(config, evaluation=evaluation)
+    if isinstance(decoder, latents.Vae):  # before anything takes time
+        latents.pictures_of(config)
+        decoder.coder  # noqa: B018
+    return config
 
 
 def recorded_config(run: Path) -> RunConfig:

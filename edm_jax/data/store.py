@@ -73,10 +73,22 @@ def fingerprint(data: "DataConfig") -> dict[str, Any]:
     info = builder.info
     sizes = {name: split.num_examples for name, split in sorted(info.splits.items())}
     found = {"name": info.full_name, "examples": sizes, "bytes": info.dataset_size}
-    record = Path(builder.data_path) / RECORD
-    if "://" not in str(builder.data_path) and record.exists():
-        found["contents"] = files.read_json(record).get("contents")
+    if "contents" in (made := _record(Path(builder.data_path))):
+        found["contents"] = made["contents"]
     return found
+
+
+def made_of(data: "DataConfig") -> dict[str, Any]:
+    """What `conversion` made a data set of; {} of others, and of other readers' data."""
+    named = Path(data.data_dir, data.name).expanduser()
+    found = _record(named).get("made_of", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _record(place: Path) -> dict[str, Any]:
+    path = place / RECORD
+    is_there = "://" not in str(place) and path.is_file()
+    return files.read_json(path) if is_there else {}
 
 
 def open_builder(data: "DataConfig") -> Any:

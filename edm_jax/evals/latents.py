@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from edm_jax import fields, files
+from edm_jax.data import store
 from edm_jax.data.pipeline import denormalize
 from edm_jax.fields import OneOf, Settings
 from edm_jax.models import vae
@@ -115,6 +116,13 @@ def pictures_of(config: Any) -> Callable[[np.ndarray], np.ndarray] | None:
     decoder = config.evaluation.decoder
     if not decoder.decodes:
         return None
+    encoded = store.made_of(config.data).get("pixels")
+    if isinstance(decoder, Vae) and encoded not in (None, decoder.pixels):
+        raise ValueError(
+            f"Data set {config.data.name!r} was encoded from pixels={encoded!r}, and they "
+            f"would be decoded as {decoder.pixels!r}: set evaluation.decoder.pixels, or "
+            f"--pixels, to {encoded!r}."
+        )
     return lambda images: decoder.pictures(denormalize(config.data, images))
 
 

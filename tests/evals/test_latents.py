@@ -190,11 +190,23 @@ def test_pictures_become_latents_and_latents_pictures_again(
     record = json.loads((tmp_path / "set" / "prepared.json").read_text())
     assert record["made_of"]["vae"] == coder.digest
     assert record["made_of"]["pixels"] == "unit"
+    for pixels in ("unit", "symmetric"):
+        run = types.SimpleNamespace(
+            data=config,
+            evaluation=types.SimpleNamespace(decoder=latents.Vae(folder, pixels)),
+        )
+        if pixels == "unit":
+            assert latents.pictures_of(run)
+            continue
+        with pytest.raises(ValueError, match="from pixels='unit'.*--pixels, to 'unit'"):
+            latents.pictures_of(run)
 
 
 def test_a_grid_of_latents_shows_decoded_pictures(tmp_path, folder, coder):
     means = coder.encode(random_weights.pictures(3, 16, 16))[..., :4]
-    place = types.SimpleNamespace(raw_mean=(0.5,) * 4, raw_std=(2.0,) * 4)
+    place = types.SimpleNamespace(
+        raw_mean=(0.5,) * 4, raw_std=(2.0,) * 4, data_dir="", name="mine"
+    )
     decoder = latents.Vae(folder)
     run = types.SimpleNamespace(
         data=place, evaluation=types.SimpleNamespace(decoder=decoder)
