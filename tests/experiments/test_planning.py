@@ -193,6 +193,7 @@ def command(monkeypatch, *arguments):
     cli.run(launch.main)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_run_and_leaves_no_trace(
     monkeypatch, capsys, tmp_path
 ):
@@ -205,6 +206,7 @@ def test_a_dry_run_says_what_would_run_and_leaves_no_trace(
     assert "Nothing was started" in printed and not directory.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_the_hours_and_what_they_cost(monkeypatch, capsys, tmp_path):
     options = "--workload=digits-tiny", f"--runs={tmp_path}/s", "--dry_run"
     monkeypatch.setattr(launch.hours, "chip_hours", lambda config, chip: 100.0)
@@ -220,6 +222,7 @@ def test_a_dry_run_says_the_hours_and_what_they_cost(monkeypatch, capsys, tmp_pa
     assert "The peak of v5e is not stated" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finished_launch_says_how_long_it_took_and_what_comes_next(
     monkeypatch, capsys, tmp_path
 ):
@@ -245,6 +248,7 @@ def test_tpu_commands_are_printed_for_every_run(monkeypatch, capsys, tmp_path):
         assert f"--config=configs/config_{letter}.py:digits-tiny" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -64,6 +64,7 @@ def test_an_invalid_list_is_refused(text):
         cli.number_list("--sigma_rel", text)
 
 
+@pytest.mark.slow
 def test_every_length_of_the_papers_range_comes_in_one_command(
     monkeypatch, capsys, trained
 ):
@@ -108,6 +109,7 @@ def test_other_profiles_are_named_in_words(monkeypatch, capsys, trained, tmp_pat
     np.testing.assert_allclose(snapshots.read(path)[0]["w"], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_profiles_are_drawn_with_their_ages(monkeypatch, capsys, trained, tmp_path):
     target = ["--profile=2*power:.06-power:.1", "--sigma_rel=0.1"]
     command = [f"--run={trained.path}", *target, f"--draw={tmp_path}/p.png"]
@@ -243,6 +245,7 @@ def test_force_makes_what_would_be_refused(monkeypatch, capsys, trained):
     assert "fit 4.2e-01" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_damaged_snapshot_is_left_out_and_named_or_refused(
     monkeypatch, capsys, trained
 ):

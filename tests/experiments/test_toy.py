@@ -86,6 +86,7 @@ def test_both_lengths_are_swept_and_drawn_and_nothing_is_measured_twice(
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
