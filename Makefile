@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: .venv/installed-dev
 	$(PYTEST)
 
-# A claim of every part that needs less than half a second, and a training of 30 steps.
+# What takes less than a third of a second, of every part, and a training of 30 steps.
 fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
 

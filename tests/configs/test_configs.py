@@ -149,6 +149,7 @@ def test_presets_are_the_papers(workload, values):
     assert noise == ((-0.8, 1.6, 35000.0) if rgb else (-0.4, 1.0, 70000.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("letter", configs.LETTERS)
 def test_every_letter_loads_on_every_workload_and_says_who_it_is(letter, workload):

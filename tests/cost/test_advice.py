@@ -35,6 +35,7 @@ def test_the_inputs_of_products_are_kept_and_with_remat_those_of_blocks():
         assert found == (bytes_of(kept), bytes_of(inside))
 
 
+@pytest.mark.slow
 def test_weights_are_no_activations(monkeypatch):
     config = configs.load(f"{G}:digits-tiny", {"network.channel_mult": "(1,)"})
     kept = iter([(110, 103), (120, 106)])  # of one row and of two

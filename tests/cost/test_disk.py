@@ -137,6 +137,7 @@ def test_snapshots_elsewhere_need_no_room_here(tmp_path, monkeypatch, bucket):
     disk.check(config, run.checkpoints, run.snapshots)
 
 
+@pytest.mark.slow
 def test_snapshots_on_another_disk_are_counted_there(tmp_path, monkeypatch):
     large = tmp_path / "large"
     config = configs.load(G + "digits", {"training.snapshot_dir": str(large)})

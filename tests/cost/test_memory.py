@@ -13,6 +13,7 @@ from edm_jax.cost import memory
 from edm_jax.train import parallel, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "state", "full"])
 def test_bytes_are_those_of_the_arrays_on_a_device(monkeypatch, sharding):
     monkeypatch.setattr(parallel, "_SMALLEST_SHARDED", 64)

@@ -61,6 +61,7 @@ def forward(a, side, scale=0.2, anisotropy=0.2, translation=0.125):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [(0, 0), (1, 0), (0, 1)])
 def test_all_transformations_together_are_the_papers_matrices(flips):
     a = [*flips, 0.7, 0.4, -1.1, 0.9, 0.3, -0.5]
@@ -85,6 +86,7 @@ def test_all_transformations_together_are_the_papers_matrices(flips):
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_quarter_turns_are_those_of_numpy(quarters):
     image, _ = transformed(SQUARE, a3=quarters * math.pi / 2)

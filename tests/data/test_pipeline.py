@@ -155,6 +155,7 @@ def test_the_order_is_that_of_numpys_frozen_bit_generator():
     assert found.tolist() == [3, 7, 4, 2, 1, 6, 5, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1, 14, 15, 40])
 def test_a_stream_started_at_a_step_is_the_undisturbed_one_from_there(data, start):
     whole = take(data_room.train_batches(data, batch_size=100, seed=5), start + 3)

@@ -30,6 +30,7 @@ def log_density(mixture, x, sigma):
     return np.log(np.maximum(total, 1e-300))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.02, 0.3, 5.0])
 def test_density_and_denoiser_agree_with_float64_and_its_slope(mixture, sigma):
     rng = np.random.default_rng(0)
@@ -49,6 +50,7 @@ def test_density_and_denoiser_agree_with_float64_and_its_slope(mixture, sigma):
     np.testing.assert_allclose(denoised.reshape(-1, 2), exact, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_of_the_density(mixture):
     x = mixture.sample(np.random.default_rng(0), 100_000)
     np.testing.assert_allclose(x.mean(axis=0), mixture.weight @ mixture.mean, atol=0.01)

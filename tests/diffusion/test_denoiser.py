@@ -214,6 +214,7 @@ def raw(seen):
     return seen | {"dropout_keys": jax.random.key_data(seen["dropout_keys"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [Flip(0.0), EdmUnflipped(probability=0.0)])
 def test_augmentation_that_never_happens_changes_no_bit(augment):
     metrics, seen = evaluate(BATCH, keys(4))

@@ -85,6 +85,7 @@ def mixture_denoiser(mixture):
     return denoise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "interval"), [(2.5, EVERYWHERE), (2.5, (0.3, 1.5))])
 def test_on_mixtures_the_guided_score_is_that_of_p_to_the_w_over_the_guides(
     weight, interval

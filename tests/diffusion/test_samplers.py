@@ -258,6 +258,7 @@ def test_initial_noise_is_white_and_of_unit_variance():
     np.testing.assert_allclose(flat.T @ flat / 1000, np.eye(16), atol=0.2)
 
 
+@pytest.mark.slow
 def test_churn_raises_the_noise_by_at_most_sqrt_2_and_within_its_range(noise):
     sigmas = NoiseLevels(num_steps=4).sigmas()
     for amount, raise_by in [(0.4, 1.1), (100.0, 2**0.5)]:

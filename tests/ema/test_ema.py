@@ -379,6 +379,7 @@ def test_the_integration_does_not_miss_short_averages():
         assert solution.fit_error > 0.9
 
 
+@pytest.mark.slow
 def test_a_constant_half_life_counts_what_it_leaves_on_the_initial_weights():
     stored = stored_profiles(64, (0.05, 0.10))
     t = stored[-1][0]

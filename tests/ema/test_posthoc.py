@@ -118,6 +118,7 @@ def test_any_profile_averages_a_random_walk_by_its_density(profile):
     assert relative_rms(params["w"], expected) < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("profile", "weights"),
     [
@@ -217,6 +218,7 @@ def test_a_stored_length_comes_back_unchanged_at_its_nimg(tmp_path):
     assert solution.nimg == 2048
 
 
+@pytest.mark.slow
 def test_missing_snapshots_cost_accuracy_only():
     stored, direct = walk(count=64)
     thinned = [each for i, each in enumerate(stored) if i not in (20, 41, 77, 90)]

@@ -189,6 +189,7 @@ def flip(path, offset=-40):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flipped", "cut", "foreign"])
 def test_a_damaged_snapshot_is_left_out_and_named(tmp_path, how):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
@@ -270,6 +271,7 @@ def test_two_targets_of_one_name_are_refused(tmp_path):
     assert different[0].label != different[1].label
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(tmp_path, monkeypatch):
     stored, out = store(tmp_path / "in"), tmp_path / "out"
     combine = combining.combine
@@ -404,6 +406,7 @@ def test_a_plan_counts_what_it_will_read_and_write(tmp_path):
     assert stored_target.plan.bytes_to_read == 4 * UNITS
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_expressed_is_left_out_and_the_others_are_made(
     tmp_path, monkeypatch
 ):

@@ -14,6 +14,7 @@ def rotated(spectrum, seed=0):
     return q @ np.diag(spectrum) @ q.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spectrum",
     [

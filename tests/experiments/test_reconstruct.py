@@ -224,6 +224,7 @@ def test_the_possible_targets_of_a_list_are_made(monkeypatch, capsys, trained):
     assert "cannot express power-0.005" in said
 
 
+@pytest.mark.slow
 def test_a_run_in_a_directory_with_glob_characters_is_found(
     monkeypatch, capsys, trained, tmp_path
 ):
@@ -273,6 +274,7 @@ def test_a_damaged_snapshot_is_left_out_and_named_or_refused(
         assert len(said) == 6 and "Left out: 36 more damaged snapshots." in said
 
 
+@pytest.mark.slow
 def test_an_object_store_serves_as_run_and_as_out(monkeypatch, capsys, trained, bucket):
     for path in trained.snapshots.iterdir():
         path.copy(f"{bucket}/snapshots/{path.name}")

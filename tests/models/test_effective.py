@@ -16,6 +16,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", "bg")
 def test_kernels_made_beforehand_give_the_same_image_to_the_bit(letter):
     path = f"{configs.letter_path(letter)}:digits-tiny"

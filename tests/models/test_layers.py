@@ -231,6 +231,7 @@ def test_layers_report_the_mean_square_of_their_outputs():
     np.testing.assert_allclose(mean_square, rms(y, axis=(0, 1, 2)) ** 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_the_example():
     x = jnp.ones((6, 4, 4, 3))
     keys = jax.random.split(jax.random.key(0), 6)

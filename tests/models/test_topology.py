@@ -63,6 +63,7 @@ def test_resampling_and_names():
     assert (found[0].name, found[0].place) == ("enc_64x64_conv", "64x64_conv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", "ag")
 def test_the_network_is_what_the_topology_says(letter):
     model = configs.load(f"{configs.letter_path(letter)}:cifar10").model

@@ -269,6 +269,7 @@ def test_every_block_draws_its_own_dropout(monkeypatch):
     assert len(salts) == len(set(salts)) == 10
 
 
+@pytest.mark.slow
 def test_dropout_is_at_its_resolutions_only(monkeypatch):
     rates = set()
     monkeypatch.setattr(

@@ -233,6 +233,7 @@ def test_the_cases_name_every_warmup():
     assert {name for name, *_ in WARMUP_CASES} == set(warmups.WARMUPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields", "theirs"),
     [
@@ -267,6 +268,7 @@ def test_where_conventions_agree_optax_has_the_same_values(name, fields, theirs)
     near(factors(name, fields, points), expected)
 
 
+@pytest.mark.slow
 def test_the_first_and_last_values_are_those_that_the_docstrings_give():
     def ends(name, **fields):
         return factors(name, fields, [0.0, T])

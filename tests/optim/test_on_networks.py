@@ -18,6 +18,7 @@ def load(letter, **overrides):
     return configs.load(f"{configs.letter_path(letter)}:digits-tiny", fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", "ag")
 def test_every_leaf_of_a_network_is_of_the_kind_that_its_name_says(letter):
     params = load(letter).model.shapes

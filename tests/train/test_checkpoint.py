@@ -492,6 +492,7 @@ def test_a_state_of_another_layout_is_refused_and_nothing_is_set_aside(
 # A full disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 20_000])
 def test_a_full_disk_is_one_sentence_and_loses_no_earlier_checkpoint(small_disk, room):
     path, filler = small_disk / "checkpoints", small_disk / "filler"

@@ -315,6 +315,7 @@ def test_a_second_signal_ends_the_process_at_once_even_in_a_long_call(number):
     process.stdout.close()
 
 
+@pytest.mark.slow
 def test_shares_of_the_processes_make_up_the_batch(data_dir):
     config = configs.load(
         f"{configs.letter_path('g')}:digits", {"data.data_dir": str(data_dir)}

@@ -363,6 +363,7 @@ def test_held_out_noise_levels_are_the_middles_of_equal_parts(heldout, load):
     np.testing.assert_allclose(ln_sigma, middles, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_denoising_does_not_depend_on_how_the_rows_fall_into_batches(heldout, whole):
     params, denoise = whole.final_state().params, heldout.inference.denoise
     inputs = heldout.noisy, heldout.sigma, heldout.label
@@ -478,6 +479,7 @@ def test_distance_is_reported_beside_that_of_two_sets_of_real_images(evaluated):
     assert 0 < result["pixel_frechet_floor"] < result["pixel_frechet"]
 
 
+@pytest.mark.slow
 def test_samples_come_from_the_best_length(load, whole, evaluated, denoiser):
     best = evaluated.result["best"]["sigma_rel"]
     params = posthoc.reconstruct(whole.run.snapshots, [best])[best].params

@@ -137,6 +137,7 @@ def test_in_bfloat16_losses_are_those_of_one_device_to_a_thousandth():
     np.testing.assert_allclose(losses(2, parallel="pmap"), losses(1), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sharding", "spread"),
     [
@@ -156,6 +157,7 @@ def test_sharded_state_takes_an_eighth_on_each_device(sharding, spread):
         assert ratio > 6 if field in spread else ratio == 1, field
 
 
+@pytest.mark.slow
 def test_each_copy_of_a_sharded_state_lies_on_neighbours():
     made = made_for(sharding="full", shards=4)
     weights = jax.tree.leaves(made.initial_state().params)
