@@ -250,6 +250,7 @@ def stored(tmp_path):
     return tiny_exports.store(tmp_path / "run", "g")
 
 
+@pytest.mark.slow
 def test_the_commands_export_a_snapshot_and_import_it(
     stored, tmp_path, monkeypatch, capsys
 ):
