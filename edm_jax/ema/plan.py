@@ -4,16 +4,17 @@ A plan is a list of lengths, of times and a number format. The errors of the ave
 can be made of it follow from the profiles alone; NumPy float64 only.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import threadpoolctl
 
 from edm_jax.ema import quadrature, solver
 from edm_jax.ema.meta import DTYPES, unit_roundoff
+from edm_jax.ema.optional import one_blas_thread
 from edm_jax.ema.profiles import PowerProfile
 from edm_jax.ema.solver import Solution, Stored
 
@@ -261,9 +262,9 @@ def _cheapest(
     return best
 
 
-def one_thread() -> threadpoolctl.threadpool_limits:
+def one_thread() -> contextlib.AbstractContextManager[object]:
     """Keeps BLAS to one thread: more would only wait for one another in small matrices."""
-    return threadpoolctl.threadpool_limits(1, user_api="blas")
+    return one_blas_thread()
 
 
 def _solve(plan: Plan, sigma_rels: Sequence[float], nimg: float) -> list[Solution]:

@@ -2,6 +2,7 @@
 
     edm-ema info checkpoints                               what the files are, what they can express
     edm-ema reconstruct checkpoints --sigma_rel=0.1,0.2    averages, in the files' own format
+    edm-ema plan 100000 --sigma_rel=0.03,0.2 --propose     what to track and store, beforehand
     edm-ema convert average.pt average.safetensors         weights alone, or in another's format
     edm-ema compare a.pt b.pt                              how far two files are from one another
 
@@ -22,10 +23,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
+from edm_jax.ema import plan as planning
 from edm_jax.ema import rebuild as ours
 from edm_jax.ema import snapshots
 from edm_jax.ema.posthoc import MAX_ERROR
 from edm_jax.ema.profiles import PowerProfile
+from edm_jax.fields import number_list
 from edm_jax.files import Damaged, human, is_full, printable
 from edm_jax.foreign import command, packages, rebuild, series, solving
 from edm_jax.foreign.command import say
@@ -101,6 +104,54 @@ def info(options: argparse.Namespace) -> None:
         print(
             f"  {s:<10.2f}  {solution.fit_error:<8.1e}  {solution.rounding_error:<8.1e}  "
             f"{solution.sum_abs:.3g}"
+        )
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Which averages a run of so many steps should track and store, and the errors."""
+    steps, every = options.steps, options.update_every
+    if steps < 1 or options.files < 1 or every < 1:
+        raise ValueError("--files and --update_every and the steps must be 1 or more.")
+    lengths = number_list("--sigma_rel", options.sigma_rel)
+    if not lengths:
+        raise ValueError("No length: add some, such as --sigma_rel=0.03,0.2.")
+    planned = planning.Plan(
+        tuple(number_list("--tracked", options.tracked)),
+        planning.uniform(float(steps), options.files),
+        options.dtype,
+        float(every),
+    )
+    if options.propose:
+        low, high = min(lengths), max(lengths)
+        found = planning.propose(
+            steps, low, high, options.max_error, ("float32", "float16")
+        )
+        if found is None:
+            raise ValueError(
+                f"Not even 512 averages express sigma_rel {low:g} to {high:g} within "
+                f"{options.max_error:g}: raise --max_error, or narrow --sigma_rel."
+            )
+        planned = planning.Plan(
+            found.sigma_rels, found.times, found.dtype, float(every)
+        )
+    tracked = ", ".join(f"{s:g}" for s in planned.sigma_rels)
+    bytes_ = (
+        len(planned.times)
+        * len(planned.sigma_rels)
+        * (2 + 2 * (planned.dtype == "float32"))
+    )
+    print(
+        f"sigma_rel {tracked} stored {len(planned.times)} times in {planned.dtype}: "
+        f"{bytes_} bytes for each weight."
+    )
+    times = [f"{t:.0f}" for t in planned.times]
+    shown = times if len(times) <= 6 else [*times[:4], "...", times[-1]]
+    print(f"at steps {', '.join(shown)}")
+    print("  sigma_rel   fit       walk      rounding  sum |x|")
+    for each in planning.predict(planned, lengths):
+        print(
+            f"  {each.sigma_rel:<10.3f}  {each.fit_error:<8.1e}  {each.walk_error:<8.1e}  "
+            f"{each.rounding_error:<8.1e}  {each.sum_abs:.3g}"
         )
 
 
@@ -280,6 +331,27 @@ def parser() -> argparse.ArgumentParser:
         "--max_error",
         type=float,
         help="leave out targets with a larger error (0.25; 0.1 of this package's snapshots)",
+    )
+    made = add(plan)
+    made.add_argument("steps", type=int, metavar="STEPS", help="of the whole run")
+    made.add_argument(
+        "--sigma_rel",
+        default="0.03,0.05,0.07,0.10,0.15,0.20,0.25",
+        help="the lengths wanted afterwards (%(default)s)",
+    )
+    made.add_argument("--tracked", default="0.05,0.10", help="(%(default)s)")
+    made.add_argument(
+        "--files", type=int, default=64, help="of each length (%(default)s)"
+    )
+    made.add_argument("--dtype", default="float32", choices=list(snapshots.DTYPES))
+    made.add_argument("--update_every", type=int, default=1, metavar="STEPS")
+    made.add_argument(
+        "--propose",
+        action="store_true",
+        help="find the plan of least disk for the lengths",
+    )
+    made.add_argument(
+        "--max_error", type=float, default=MAX_ERROR, help="of --propose (%(default)s)"
     )
     made = add(convert)
     made.add_argument("file", metavar="FILE")

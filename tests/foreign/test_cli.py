@@ -157,6 +157,20 @@ def test_what_cannot_be_done_is_one_sentence(place, capsys, arguments, words):
     assert words in said and said.count("\n") == 1
 
 
+def test_a_plan_is_made_and_proposed_before_training(capsys):
+    assert cli.main(["plan", "100000", "--sigma_rel=0.05,0.1,0.2", "--files=16"]) == 0
+    said = capsys.readouterr().out
+    assert "sigma_rel 0.05, 0.1 stored 16 times in float32: 128 bytes" in said
+    [stored] = [line for line in said.splitlines() if line.startswith("  0.050 ")]
+    assert float(stored.split()[1]) < 1e-12  # a length that is stored itself
+    assert cli.main(["plan", "100000", "--sigma_rel=0.05,0.2", "--propose"]) == 0
+    proposed = capsys.readouterr().out
+    errors = [float(line.split()[1]) for line in proposed.splitlines()[3:]]
+    assert errors and max(errors) <= 0.1
+    assert cli.main(["plan", "0"]) == 2
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
 def test_info_says_what_the_files_are_and_can_express(place, capsys):
     series_of = [str(place / "ema_pytorch"), "--tracked=0.05,0.28", "--update_every=5"]
     assert cli.main(["info", *series_of]) == 0
