@@ -5,7 +5,9 @@
 Writes snapshots x {.05, .10} of random weights, then measures, each in a process of its
 own and with the files out of the page cache (--warm: in it, as far as it goes): a bare
 read of the same files, all targets in one pass, and the obvious loop that loads every
-file for every target. The loop is timed for one target and scaled.
+file for every target. The loop is timed for one target and scaled. --against=CHECKOUT
+measures the pass of another version in turns with this one. Beside other work on the same
+processors only the seconds of CPU time can be compared.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import concurrent.futures
 import itertools
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,7 @@ from edm_jax.ema import rebuild, snapshots
 
 TRACKED = (0.05, 0.10)
 LEAVES = 64  # of the network
+HERE = Path(__file__).resolve().parent.parent
 
 
 def targets(count: int) -> list[tuple[None, ema.PowerProfile]]:
@@ -87,14 +91,24 @@ def obvious_loop(directory: Path) -> None:
             total[name] += row[0] * leaf
 
 
-def measure(what: str, directory: Path, arguments: list[str]) -> tuple[float, float]:
-    """Seconds and peak memory (GB) of one of the ways, in a process of its own."""
-    command = [sys.executable, __file__, f"--child={what}", f"--dir={directory}"]
+def measure(
+    what: str, directory: Path, arguments: list[str], checkout: Path = HERE
+) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and peak memory (GB) of a way, in a process of its own."""
+    command = [sys.executable, str(checkout / "benchmarks/posthoc.py")]
+    command += [f"--child={what}", f"--dir={directory}"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run(
-        command + arguments, capture_output=True, text=True, check=True
+        command + arguments,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
     )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds, memory = map(float, result.stdout.split())
-    return seconds, memory
+    return seconds, cpu, memory
 
 
 def peak_memory() -> int:
@@ -136,6 +150,12 @@ def main() -> None:
         "--dir", default="", help="where to put the files (a temporary)"
     )
     parser.add_argument("--warm", action="store_true", help="leave the page cache be")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="another version of this project",
+    )
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -153,18 +173,25 @@ def main() -> None:
             "pass": "all targets in one pass",
             "loop": "obvious loop, for all targets",
         }
+        if options.against:
+            ways["before"] = f"one pass of {options.against}"
         rates: dict[str, list[float]] = {what: [] for what in ways}
         for _ in range(options.rounds):
             for what, name in ways.items():
                 if not options.warm:
                     forget(directory)
-                seconds, memory = measure(
-                    what, directory, [f"--targets={options.targets}"]
+                other = options.against.resolve() if what == "before" else HERE
+                seconds, cpu, memory = measure(
+                    "pass" if what == "before" else what,
+                    directory,
+                    [f"--targets={options.targets}"],
+                    other,
                 )
                 seconds *= options.targets if what == "loop" else 1
                 rates[what].append(total / seconds / 1e9)
                 print(
-                    f"{name}: {seconds:.1f} s, {rates[what][-1]:.2f} GB/s, "
+                    f"{name}: {seconds:.1f} s, {cpu:.1f} s of CPU, "
+                    f"{rates[what][-1]:.2f} GB/s, "
                     f"peak memory {memory:.2f} GB",
                     flush=True,
                 )
