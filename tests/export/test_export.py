@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -37,9 +38,9 @@ TORCH = os.environ.get("EDM_JAX_TORCH_PYTHON", sys.executable)
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
-    """{letter: (snapshot, what is exported of it)}"""
+    """letter -> (snapshot, what is exported of it)"""
     place = tmp_path_factory.mktemp("runs")
-    return {c: tiny_exports.bundle_of(place / c, c) for c in "abcdefg"}
+    return functools.cache(lambda c: tiny_exports.bundle_of(place / c, c))
 
 
 class Module:
@@ -83,23 +84,25 @@ def shapes_of(text, monkeypatch):
     return made["Denoiser"]().shapes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", "abcdefg")
 def test_the_modules_parameters_are_those_of_the_file(letter, bundles, monkeypatch):
-    _, found = bundles[letter]
+    _, found = bundles(letter)
     held = {k: v.shape for k, v in names.to_pytorch(found.tensors).items()}
     assert shapes_of(tiny_exports.text_of(letter, found), monkeypatch) == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", "abcdefg")
 def test_golden_outputs_are_of_the_modules_as_they_are_now(letter, bundles):
     """tests/models/test_unet.py compares those outputs with ours."""
-    text = tiny_exports.text_of(letter, bundles[letter][1])
+    text = tiny_exports.text_of(letter, bundles(letter)[1])
     with np.load(ORACLES / "exported_modules.npz") as golden:
         assert exported_modules.digest(text) == golden[f"{letter}_text"]
 
 
 def test_the_module_uses_every_setting_that_it_is_given(bundles):
-    tree = ast.parse(tiny_exports.text_of("g", bundles["g"][1]))
+    tree = ast.parse(tiny_exports.text_of("g", bundles("g")[1]))
     [given] = [
         ast.literal_eval(node.value)
         for node in tree.body
@@ -119,7 +122,7 @@ def test_an_operation_from_a_users_file_is_refused(bundles):
     config["network"]["activation"] = {"name": "mine.py:Mine"}
     network = type(tiny_config("g")).of(config).network
     with pytest.raises(ValueError, match="a file of yours"):
-        export.module(network, Denoiser(tiny_config("g").model, 0.5), bundles["g"][1])
+        export.module(network, Denoiser(tiny_config("g").model, 0.5), bundles("g")[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -148,7 +151,7 @@ def test_weights_of_two_formats_come_back_to_the_byte(tmp_path):
 def test_a_plain_export_is_a_snapshot_and_any_reader_of_safetensors_reads_it(
     bundles, tmp_path
 ):
-    snapshot, found = bundles["g"]
+    snapshot, found = bundles("g")
     path = tmp_path / "weights.safetensors"
     export.write_weights(path, found)
     ours, _ = snapshots.read(path)
@@ -194,7 +197,7 @@ def test_a_bare_state_dict_comes_back_by_the_file_that_it_began_as(tmp_path):
 
 @pytest.mark.slow
 def test_stablehlo_computes_the_same_for_any_batch(bundles, tmp_path):
-    tensors = bundles["g"][1].tensors
+    tensors = bundles("g")[1].tensors
     model = tiny_config("g").model
     path = tmp_path / "jax_denoiser.stablehlo"
     platforms = "cpu", "cuda", "tpu"
@@ -210,7 +213,7 @@ def test_stablehlo_computes_the_same_for_any_batch(bundles, tmp_path):
 @pytest.mark.slow
 def test_networks_with_group_norm_are_exported_for_any_batch(bundles):
     model = tiny_config("a").model
-    found = export.exported(Denoiser(model, 0.5), bundles["a"][1].tensors, ["cpu"])
+    found = export.exported(Denoiser(model, 0.5), bundles("a")[1].tensors, ["cpu"])
     assert str(found.out_avals[0].shape) == "(batch, 8, 8, 3)"
 
 
@@ -327,7 +330,7 @@ def test_a_damaged_file_is_one_sentence(
     bundles, tmp_path, monkeypatch, capsys, find, put, sentence
 ):
     path = tmp_path / "weights.safetensors"
-    export.write_state_dict(path, bundles["g"][1])
+    export.write_state_dict(path, bundles("g")[1])
     damage(path, find, put)
     arguments = [path, f"--run={tmp_path / 'new'}"]
     assert_sentence(monkeypatch, capsys, import_weights.main, arguments, sentence)
@@ -338,7 +341,7 @@ def test_a_run_of_another_config_is_not_imported_into(
     bundles, stored, tmp_path, monkeypatch, capsys
 ):
     path = tmp_path / "weights.safetensors"
-    export.write_weights(path, bundles["f"][1])
+    export.write_weights(path, bundles("f")[1])
     run, snapshot = stored
     before = snapshot.read_bytes()
     arguments = [path, f"--run={run.path}"]
