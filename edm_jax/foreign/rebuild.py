@@ -138,9 +138,11 @@ def run(
         ValueError: `out` is where the inputs are, the disk is too full, or as `combine`.
     """
     paths = job.paths(out, plain)
-    for path in paths:
-        if path in {each.path for each in job.series.stored}:
-            raise ValueError(f"{path} is one of the inputs: choose another --out.")
+    if out.resolve() in {each.path.parent.resolve() for each in job.series.stored}:
+        raise ValueError(
+            f"{out} holds the files themselves, to which outputs would be added: choose "
+            "another --out."
+        )
     _check_space(job, out)
     writers: list[Any] = []
     double = any(source.dtype.itemsize > 4 for source in job.plan.sources)

@@ -147,6 +147,10 @@ def test_distances_are_those_of_the_numbers(place, capsys):
             "no power-function profile",
         ),
         (["reconstruct", "PLACE/plain", "--sigma_rel=.2", "--nimg=9"], "no file at 9"),
+        (
+            ["reconstruct", "PLACE/plain", "--sigma_rel=.2", "--out=PLACE/plain/."],
+            "holds the files themselves",
+        ),
         (["convert", "PLACE/plain/ckpt_40.pt", "x.pt"], "does not end in .safetensors"),
         (["compare", "PLACE/plain/ckpt_40.pt", "PLACE"], "not an Orbax checkpoint"),
     ],
