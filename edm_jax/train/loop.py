@@ -82,7 +82,7 @@ def train(
         trainer = make_trainer(config)
     else:
         run.base = base.provenance
-        trainer = make_trainer(config, None, base.before_nimg)
+        trainer = make_trainer(config, before_nimg=base.before_nimg)
     training, batch_size = config.training, config.optimizer.batch_size
     total = config.total_steps
     run.set_status(
@@ -404,18 +404,21 @@ class _Loop:
             for each in snapshots.scan(self.run_dir.snapshots).snapshots
             if each.meta.nimg <= nimg
         ]
+        # On the clock of the averages, as they are rebuilt.
+        before = max((each.meta.before_nimg for each in found), default=0)
         stored = [
-            (float(each.meta.nimg), each.meta.profile)
+            (float(each.meta.nimg + before), each.meta.profile)
             for each in found
             if isinstance(each.meta.profile, PowerProfile)
         ]
         if not stored:
             return
         roundoff = max(each.unit_roundoff for each in found)
-        needed = [t for t, _ in stored if t <= self.monitor.best_nimg][-1:]
+        best = self.monitor.best_nimg + before
+        needed = [t for t, _ in stored if t <= best][-1:]
         dropped = keep.dropped(stored, roundoff, needed)
         for each in found:
-            if each.meta.nimg in dropped:
+            if each.meta.nimg + before in dropped:
                 each.path.unlink()
 
     def best_snapshot(self, last: int) -> int:

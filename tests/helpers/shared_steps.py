@@ -23,13 +23,13 @@ def cached(make_trainer):
     """`make_trainer`, which makes one trainer of configs that compile the same."""
     trainers = {}
 
-    def same_trainer(config, *rest):
+    def same_trainer(config, **more):
         fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         training = {k: v for k, v in vars(config.training).items() if k not in HOST}
         fields |= {"data": config.data.augment, "evaluation": None}
-        key = repr(fields | {"training": training})
+        key = repr((fields | {"training": training}, more))
         if key not in trainers:
-            trainers[key] = make_trainer(config, *rest)
+            trainers[key] = make_trainer(config, **more)
         return dataclasses.replace(trainers[key], config=config)
 
     return same_trainer
