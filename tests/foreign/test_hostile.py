@@ -157,6 +157,7 @@ def test_claims_of_msgpack_are_checked(tmp_path, data, words):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_any_damage_is_one_sentence(place, tmp_path, kind):
     sound = (place / SAMPLES[kind]).read_bytes()

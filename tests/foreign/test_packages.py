@@ -152,6 +152,7 @@ def test_diffusers_folders_are_written_as_folders(place, tmp_path):
     assert series.open_series(path).stored[0].time == 4
 
 
+@pytest.mark.slow
 def test_orbax_checkpoints_become_one_that_orbax_restores(place, tmp_path):
     import orbax.checkpoint as ocp
 

@@ -32,6 +32,7 @@ def test_checkpoints_share_each_moment_as_linear_interpolation_does():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [ema.PowerProfile(0.1), ema.UniformProfile(700.0)])
 @pytest.mark.parametrize("basis", ["plain", "traditional", "power"])
 def test_the_error_is_that_of_a_random_walk(basis, profile):
