@@ -48,6 +48,7 @@ def run(opt, params=None, steps=6):
     return path, state
 
 
+@pytest.mark.slow
 def adam_by_hand(name, rates, decay=0.0):
     """Kingma and Ba's Algorithm 1 in float64, with decoupled decay."""
     w = np.asarray(tree.flatten(toy_params())[name], np.float64)
@@ -90,6 +91,7 @@ def test_each_group_takes_its_own_steps_at_its_own_rate():
     )
 
 
+@pytest.mark.slow
 def test_a_groups_rate_is_a_function_of_the_images_alone():
     """The same for any batch size, so for any number of devices and micro-batches."""
     label = {"rate": 0.5, "schedule": {"name": "cosine"}}
@@ -147,6 +149,7 @@ def test_a_frozen_group_moves_by_nothing_and_has_no_state():
     assert norm == pytest.approx(RATE * 1e-3, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -113,6 +113,7 @@ def test_a_network_ignores_channels_that_the_source_did_not_have(letter):
     }
 
 
+@pytest.mark.slow
 def test_levels_correspond_at_another_resolution():
     there, here = network(), network(resolution="16", attention_resolutions="(8,)")
     there = dataclasses.replace(there, attention_resolutions=(4,))
