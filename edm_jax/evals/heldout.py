@@ -79,7 +79,7 @@ class HeldOut:
         _check_shape(split["image"].shape[1:], config)
         self.image = np.repeat(split["image"], evaluation.num_sigmas, axis=0)
         self.label = np.repeat(split["label"], evaluation.num_sigmas, axis=0)
-        rows = len(self.image)
+        rows, self._num_sigmas = len(self.image), evaluation.num_sigmas
         rng = np.random.default_rng(0)
         # Stratified: the middle of each of `rows` equal parts of the distribution.
         quantiles = (rng.permutation(rows) + 0.5) / rows
@@ -98,10 +98,16 @@ class HeldOut:
 
         1 is the loss of a network that outputs zero.
         """
+        return float(np.mean(self._losses(params)))
+
+    def losses(self, params: Params) -> np.ndarray:
+        """The loss of each held-out image: the mean over its noise levels."""
+        return self._losses(params).reshape(-1, self._num_sigmas).mean(axis=1)
+
+    def _losses(self, params: Params) -> np.ndarray:
         inputs = self.noisy, self.sigma, self.label
         residual = self.inference.denoise(params, *inputs) - self.image
-        error = np.mean(np.square(residual), axis=(1, 2, 3))
-        return float(np.mean(self._weight * error))
+        return self._weight * np.mean(np.square(residual), axis=(1, 2, 3))
 
     def magnitudes(self, params: Params) -> dict[str, dynamics.Magnitudes]:
         """Activations over one batch of the rows, and weights (Fig. 3)."""

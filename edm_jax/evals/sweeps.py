@@ -19,6 +19,7 @@ from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.posthoc import Reconstruction
 from edm_jax.ema.profiles import PowerProfile, decimal
 from edm_jax.ema.snapshots import Snapshot
+from edm_jax.evals import search
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.runs import directory
 
@@ -191,11 +192,14 @@ class Memory:
             known = {}
         points = known.get("points") if known.get("snapshots") == made_of else None
         points = points if isinstance(points, dict) else {}
-        self.points: dict[str, float] = {
-            key: value for key, value in points.items() if isinstance(value, float)
+        # Numbers, or lists of them by row.
+        self.points: dict[str, Any] = {
+            key: value
+            for key, value in points.items()
+            if isinstance(value, (float, list))
         }
 
-    def remember(self, key: str, value: float) -> None:
+    def remember(self, key: str, value: float | list[float]) -> None:
         """Adds a point, and writes the file."""
         self.points[key] = value
         known = {"snapshots": self._made_of, "points": self.points}
@@ -273,6 +277,24 @@ class Sweeps:
                     done += 1
                     self._report("groups of weights", done, len(missing))
         return [self._curve(nimg, group, fixed, wanted, found, "") for group in groups]
+
+    def search(self, family: search.Family) -> search.Found:
+        """The best average of a family at the end, by a search in a bracket."""
+        nimg = posthoc.last_nimg(self._stored)
+
+        def measure(value: float) -> np.ndarray:
+            key = json.dumps([nimg, family.words(value)])
+            if not isinstance(self._memory.points.get(key), list):
+                profile = family.profile(value)
+                made = reconstruct(self._stored, [profile], nimg, posthoc.MAX_ERROR)
+                losses = self._heldout.losses(made[profile].params)
+                self._memory.remember(key, losses.tolist())
+            seen.add(key)
+            self._report(f"search of {family}", len(seen), search.MOST)
+            return np.array(self._memory.points[key])
+
+        seen: set[str] = set()
+        return search.minimum(measure, family.low, family.high)
 
     def _curve(
         self,
