@@ -195,6 +195,7 @@ def test_every_optimizer_is_derived_by_hand():
 SHAPES = [(3, 3, 16, 8), (3, 3, 2, 32), (40, 8), (3, 3, 8, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("polish", "least", "most"), [(0, 0.65, 1.25), (3, 0.99, 1.01)]
@@ -226,6 +227,7 @@ def test_muons_update_of_a_kernel_is_nearly_orthogonal_with_adams_rms(
         assert rms / math.sqrt(max(matrix.shape)) == pytest.approx(0.2, rel=0.32)
 
 
+@pytest.mark.slow
 def test_muon_leaves_gains_and_biases_to_adam():
     tree = {"layer": {"kernel": jnp.ones((4, 3)), "bias": jnp.full(3, 0.2)}}
     tree["layer"]["gain"] = jnp.asarray(-0.5)
@@ -250,6 +252,7 @@ def walk(opt, steps=4, params=None, state=None, start=0):
     return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adam", "adamw", "nadam", "amsgrad", "sgd", "lamb"])
 def test_a_beta1_that_moves_is_that_of_the_images_past_skipped_updates(method):
     """One cycle over 100 images in batches of 10; with fixed beta1, the method's own rule."""
@@ -360,6 +363,7 @@ def test_an_invalid_combination_is_refused_with_the_reason(changes, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opt",
     [
