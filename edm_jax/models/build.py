@@ -7,16 +7,14 @@ params = model.init(seed=0)
 import dataclasses
 import functools
 import math
-import zlib
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from edm_jax.models import layers, ops
-from edm_jax.models.inits import Undrawn
+from edm_jax.models.inits import draw_all
 from edm_jax.models.unet import Network, Params, UNetSpec
 
 
@@ -27,20 +25,8 @@ class Model:
     spec: UNetSpec
 
     def init(self, seed: int) -> Params:
-        """Draws the float32 parameters as NumPy arrays.
-
-        Each leaf has its own random stream, seeded by its name: layers that two networks
-        share have the same initial values.
-        """
-
-        def draw(path: tuple[Any, ...], leaf: Undrawn) -> np.ndarray:
-            name = "/".join(key.key for key in path)
-            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
-
-        return jax.tree_util.tree_map_with_path(
-            draw, self._undrawn, is_leaf=lambda x: isinstance(x, Undrawn)
-        )
+        """Draws the float32 parameters as NumPy arrays: `inits.draw_all`."""
+        return draw_all(self._undrawn, seed)
 
     def apply(
         self, params: Params, *inputs: Any, statistics: bool = False
@@ -57,6 +43,15 @@ class Model:
         network = Network(self.spec)
         (f, u), sown = network.apply({"params": params}, *inputs, mutable=mutable)
         return f, u, sown.get("mean_squares", {})
+
+    @property
+    def network(self) -> "Model":
+        """The network whose parameters `weights` returns: this one."""
+        return self
+
+    def weights(self, params: Params) -> Params:
+        """The network's parameters: `params` as they are, without an adapter."""
+        return params
 
     @property
     def shapes(self) -> Params:

@@ -6,11 +6,13 @@ the same for every device.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -163,6 +165,23 @@ class Undrawn(nn.meta.AxisMetadata):
 
     def remove_axis(self, index: int, params: Any) -> "Undrawn":
         raise NotImplementedError("Parameters are not stacked.")
+
+
+def draw_all(undrawn: Any, seed: int) -> Any:
+    """Draws a tree of `Undrawn` leaves as float32 NumPy arrays.
+
+    Each leaf has its own random stream, seeded by its name: layers that two networks
+    share have the same initial values.
+    """
+
+    def draw(path: tuple[Any, ...], leaf: Undrawn) -> np.ndarray:
+        name = "/".join(key.key for key in path)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        return leaf.draw(rng, leaf.value.shape, leaf.fan_in).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(
+        draw, undrawn, is_leaf=lambda x: isinstance(x, Undrawn)
+    )
 
 
 def declare(
