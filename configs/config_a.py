@@ -78,6 +78,10 @@ def get_config(workload: str = "digits") -> ConfigDict:
     # For float32 products. With "default", GPUs use TF32 and TPUs bfloat16.
     net.matmul_precision = "highest"
 
+    # What is trained of weights that --init_from names: none: all; lora, sphere, ...: an
+    # adapter alone.
+    config.adapter = choice("none")
+
     config.loss = loss = ConfigDict()
     loss.sigma_data = 0.5
     loss.P_mean = -1.2

@@ -30,6 +30,7 @@ from edm_jax.fields import number_list  # noqa: F401  for the commands
 from edm_jax.platform import INSTALL, keep_plugin_errors, plugin_error, prepare
 from edm_jax.runs import claims, signals, store
 from edm_jax.runs.directory import RunDir, read_json, snapshot_place
+from edm_jax.train import bases
 from edm_jax.train.config import RunConfig
 
 OBJECT_STORES = ("gs", "s3", "az")  # those of fsspec that etils knows
@@ -131,7 +132,7 @@ def open_run(
 ) -> tuple[RunDir, RunConfig]:
     """The run that --run means and its config, as recorded there."""
     path = _taken_over(options)
-    config = recorded_config(path)
+    config = bases.of_run(recorded_config(path), path)
     # The status of a run in training is its trainer's to write.
     return RunDir(path, config, writing=claims.is_free(path)), config
 

@@ -46,6 +46,7 @@ _DTYPES = "bfloat16", "float16", "float32"
 
 def forward_macs(model: Model) -> int:
     """Multiply-accumulates of the denoiser for one image, as `count_macs` counts."""
+    model = model.network
     denoiser = Denoiser(model, 0.5)
     params, inputs = model.shapes, model.inputs()
     return count_macs(lambda *args: denoiser(*args).image, params, *inputs)

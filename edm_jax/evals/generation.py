@@ -60,6 +60,9 @@ class Generator:
         platform.prepare()
         self._devices = Devices(devices)
         self.batch_size = self._devices.batch_size(batch_size)
+        self._weights = denoiser.model.weights
+        self._guide_weights = guide.model.weights if guide else None
+        denoiser, guide = _plain(denoiser), guide and _plain(guide)
         spec = denoiser.model.spec
         self._shape = (spec.resolution, spec.resolution, spec.channels)
         self._sample = jax.jit(
@@ -89,6 +92,9 @@ class Generator:
             guidance: needed with a guide.
         """
         numbers, labels = np.asarray(seeds, np.uint32), np.asarray(labels, np.int32)
+        params = self._weights(params)
+        if guidance is not None and self._guide_weights is not None:
+            guidance = guidance._replace(params=self._guide_weights(guidance.params))
         params, guidance = self.place((params, guidance))
         for start in range(0, len(numbers), self.batch_size):
             count = min(self.batch_size, len(numbers) - start)
@@ -112,6 +118,11 @@ class Generator:
             images += list(batch)
             on_progress(len(images), len(seeds))
         return np.stack(images)
+
+
+def _plain(denoiser: Denoiser) -> Denoiser:
+    """The denoiser on the network's own parameters, into which adapters are merged."""
+    return dataclasses.replace(denoiser, model=denoiser.model.network)
 
 
 def _make_sample(

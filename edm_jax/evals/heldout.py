@@ -1,5 +1,6 @@
 """A denoiser in use: batched inference, the held-out loss, and the magnitudes."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class Inference:
         self._devices = Devices(devices)
         self.batch_size = self._devices.batch_size(batch_size)
         options = platform.compiler_options(self._devices.platform)
+        self._weights = denoiser.model.weights
+        denoiser = dataclasses.replace(denoiser, model=denoiser.model.network)
         self._forward = jax.jit(
             lambda *inputs: denoiser(*inputs).image,
             out_shardings=self._devices.rows,
@@ -47,7 +50,7 @@ class Inference:
     def denoise(self, params: Params, x: Any, sigma: Any, label: Any) -> np.ndarray:
         """D of any number of images (N, H, W, C); NumPy float32."""
         outputs = []
-        params = self._devices.place(params)
+        params = self._devices.place(self._weights(params))
         for start in range(0, len(x), self.batch_size):
             inputs = self._batch(start, x, sigma, label)
             outputs.append(np.asarray(self._forward(params, *inputs)))
@@ -56,7 +59,8 @@ class Inference:
     def mean_squares(self, params: Params, x: Any, sigma: Any, label: Any) -> Params:
         """Mean squares of every layer's features over the first batch of the images."""
         inputs = self._batch(0, x, sigma, label)
-        return self._statistics(self._devices.place(params), *inputs)
+        params = self._devices.place(self._weights(params))
+        return self._statistics(params, *inputs)
 
     def _batch(self, start: int, *inputs: Any) -> Any:
         # The last batch is filled up with rows from the start.
@@ -88,6 +92,7 @@ class HeldOut:
         noise = rng.standard_normal(self.image.shape).astype(np.float32)
         self.noisy = self.image + self.sigma[:, None, None, None] * noise
         self.abstract_params = denoiser.model.shapes
+        self._weights = denoiser.model.weights
         self.inference = Inference(denoiser, min(evaluation.batch_size, rows))
         self._weight = diffusion.loss_weight(
             self.sigma.astype(np.float64), denoiser.sigma_data
@@ -115,7 +120,7 @@ class HeldOut:
         mean_squares = self.inference.mean_squares(params, *inputs)
         return {
             "activations": dynamics.activation_magnitudes(mean_squares),
-            "weights": dynamics.weight_magnitudes(params),
+            "weights": dynamics.weight_magnitudes(self._weights(params)),
         }
 
     def units(self, params: Params) -> dict[str, np.ndarray]:

@@ -28,19 +28,27 @@ from edm_jax.fields import Count, Fraction, Positive, Settings
 from edm_jax.models.build import Model
 from edm_jax.models.inits import INITS, Draw, Undrawn, draw_all, normal, zeros
 from edm_jax.models.layers import Array, normalize_units
+from edm_jax.models.places import select
 from edm_jax.models.unet import Params
 
+# Apart from the keys of a step's examples.
+_DROPOUT_SALT = 0x10A
 _TINY = 1e-30  # keeps quotients and square roots of an all-zero unit finite
 Leaves = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class NoAdapter(Settings):
+class Adapter(Settings):
+    """Base of the entries of ADAPTERS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoAdapter(Adapter):
     """The network's own weights are trained."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Lora(Settings):
+class Lora(Adapter):
     """W + D; the layer may normalize the sum (arXiv 2106.09685).
 
     A starts uniform(+-1 / sqrt(fan_in)), which is Kaiming's with a = sqrt(5), and B at
@@ -57,7 +65,9 @@ class Lora(Settings):
             of a gradient, such as Adam, and its square for SGD.
         dropout: the share of the `rank` components that a training step leaves out.
         init: how A is drawn, one of `describe.py --menu=init`.
-        targets: the layers that are adapted; '' is all of them.
+        targets: the layers that are adapted, separated by commas: encoder, decoder,
+            embedding, label, attention, logvar, or patterns of names such as
+            unet/dec_*/conv0/*; '' is all of them.
     """
 
     rank: Count = 8
@@ -279,6 +289,19 @@ class Adapted:
     key: Array | None = None
 
     @property
+    def is_unbound(self) -> bool:
+        """Whether the base is not known, as that of a config alone."""
+        return self.base is no_base
+
+    def in_step(self, base: Params, key: Array) -> "Adapted":
+        """The same in a training step, which takes the base as an argument.
+
+        key: of this step, for the dropout.
+        """
+        key = jax.random.fold_in(key, _DROPOUT_SALT) if self.adapter.dropout else None
+        return dataclasses.replace(self, base=lambda: base, key=key)
+
+    @property
     def spec(self) -> Any:
         return self.network.spec
 
@@ -296,6 +319,11 @@ class Adapted:
     def weights(self, params: Params) -> Params:
         """The network's parameters with the adapter merged into them."""
         return _merge_one(self.adapter, self.base(), params)
+
+    def change(self, updates: Params, before: Params) -> tuple[Params, Params]:
+        """What `updates` of the adapter do to the network's parameters, and those."""
+        after, merged = jax.tree.map(jnp.add, before, updates), self.weights(before)
+        return jax.tree.map(jnp.subtract, self.weights(after), merged), merged
 
     @property
     def shapes(self) -> Params:
@@ -320,14 +348,19 @@ class Adapted:
     @functools.cached_property
     def _undrawn(self) -> Params:
         shapes = tree.flatten(self.network.shapes)
-        kernels = {
-            name.removesuffix("/kernel"): leaf.shape
-            for name, leaf in shapes.items()
-            if name.endswith("/kernel")
-        }
+        kernels = [name for name in shapes if name.endswith("/kernel")]
+        targets = select(kernels, self.adapter.targets, "adapter.targets")
         return tree.unflatten(
-            {name: self.adapter.leaves(kernels[name]) for name in kernels}
+            {
+                name.removesuffix("/kernel"): self.adapter.leaves(shapes[name].shape)
+                for name in targets
+            }
         )
+
+
+def no_base() -> Params:
+    """The base of a network whose config alone is known; raises ValueError."""
+    raise ValueError("The adapter's base is not known: open it with its run.")
 
 
 def _first(layers: list[str], name: str) -> int:

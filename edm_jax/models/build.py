@@ -49,9 +49,18 @@ class Model:
         """The network whose parameters `weights` returns: this one."""
         return self
 
+    @property
+    def is_unbound(self) -> bool:
+        """Whether it needs weights that are not known: only with an adapter."""
+        return False
+
     def weights(self, params: Params) -> Params:
         """The network's parameters: `params` as they are, without an adapter."""
         return params
+
+    def change(self, updates: Params, before: Params) -> tuple[Params, Params]:
+        """The change of the network's parameters, and those before it."""
+        return updates, before
 
     @property
     def shapes(self) -> Params:

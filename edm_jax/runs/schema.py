@@ -6,7 +6,7 @@ from typing import Any
 
 from edm_jax import files
 
-SCHEMA = 12
+SCHEMA = 13
 # {version: {field that it added: the value that older runs had}}; GROUP[NAME].FIELD is a
 # field of one entry of a menu.
 _ADDED = {
@@ -46,6 +46,7 @@ _ADDED = {
     10: {"training.start.name": "scratch"},
     11: {"ema.keep.name": "all"},
     12: {"optimizer.groups": {}, "optimizer.depth_decay": 1.0},
+    13: {"adapter.name": "none"},
 }
 
 

@@ -6,6 +6,7 @@ run compares the files with it.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -36,6 +37,8 @@ from edm_jax.train.starts import Weights
 _log = logging.getLogger(__name__)
 RECORD = "base.json"
 _SCHEMA = 1
+# Of the record, what snapshots of an adapter also say.
+ADAPTED = ("adapter", "weights")
 _DEFAULT = PowerProfile(0.1)
 # Fields that a fine-tune may change without another function of the same weights.
 _OWN = re.compile(
@@ -260,6 +263,7 @@ class Base:
     def provenance(self) -> dict[str, Any]:
         """What the run's snapshots say of their base."""
         names = ("source", "checksum", "nimg", "profile")
+        names += ADAPTED if self.config.is_adapted else ()
         told = {name: self.record[name] for name in names}
         return told | {"before_nimg": self.before_nimg}
 
@@ -274,7 +278,7 @@ class Base:
         """
         config, start = self.config, _start(self.config)
         source = find(start, self.record["run_nimg"])
-        here = snapshots.flatten(config.model.init(seed))
+        here = snapshots.flatten(config.model.network.init(seed))
         shapes = {name: each.shape for name, each in here.items()}
         found = transplant.fit(source.shapes, shapes, start, config.network)
         profiles = _profiles(config, source)
@@ -284,7 +288,9 @@ class Base:
             )
             for each in source.weights(profiles)
         ]
-        params = chain.initial(config.optimizer, made[0])
+        params = made[0]
+        if not config.is_adapted:
+            params = chain.initial(config.optimizer, params)
         names = config.ema.profiles()
         return params, dict(zip(names, made[1:], strict=True)) if made[1:] else None
 
@@ -301,7 +307,7 @@ def begin(config: RunConfig) -> Base | None:
     source = find(start)
     here = {
         name: tuple(leaf.shape)
-        for name, leaf in tree.flatten(config.model.shapes).items()
+        for name, leaf in tree.flatten(config.model.network.shapes).items()
     }
     try:
         found = transplant.fit(source.shapes, here, start, config.network)
@@ -329,7 +335,61 @@ def begin(config: RunConfig) -> Base | None:
         "dropped": found.dropped,
         "differences": _differences(source, config),
     }
-    return Base(config, record)
+    base = Base(config, record)
+    if config.is_adapted:
+        record["adapter"] = config.to_dict()["adapter"]
+        record["weights"] = weights_checksum(base.initial(config.seed)[0])
+    return base
+
+
+def weights_checksum(params: Params) -> str:
+    """A checksum of weights, float32, wherever they are stored."""
+    digest = xxhash.xxh3_64()
+    for name, leaf in sorted(snapshots.flatten(params).items()):
+        digest.update(name.encode())
+        digest.update(snapshots.as_bytes(np.asarray(leaf, np.float32).ravel()))
+    return digest.hexdigest()
+
+
+def bound(config: RunConfig, base: Base | None = None) -> RunConfig:
+    """The config, whose adapter changes the weights of `base`; read when first needed.
+
+    Args:
+        config: any run's; one that trains no adapter is returned as it is.
+        base: what the run recorded; None is what the config's start names now.
+
+    Raises:
+        ValueError: when they are read, as `Base.initial`, or if they have changed.
+    """
+    if not config.is_adapted:
+        return config
+
+    @functools.cache
+    def load() -> Params:
+        found = base or begin(config)
+        assert found is not None
+        params = found.initial(config.seed)[0]
+        if weights_checksum(params) != found.record["weights"]:
+            raise ValueError(
+                f"The weights of {found.record['source']}, which the adapter changes, "
+                "are no longer those that it was trained on: restore them."
+            )
+        return params
+
+    return config.with_base(load)
+
+
+def of_run(config: RunConfig, run: Path) -> RunConfig:
+    """A trained run's config, whose adapter changes the base that the run recorded."""
+    if not config.is_adapted:
+        return config
+    record = directory.read_json(run / RECORD)
+    if not record:
+        raise ValueError(
+            f"{run / RECORD} is missing: it says which weights the adapter changes. "
+            "Restore it from a copy."
+        )
+    return bound(config, Base(config, record))
 
 
 def settle(config: RunConfig, run: Path, writing: bool, allow: bool) -> Base | None:

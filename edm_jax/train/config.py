@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from edm_jax import fields, menu, tree
@@ -13,8 +13,10 @@ from edm_jax.diffusion.denoiser import LossConfig
 from edm_jax.ema.config import EmaConfig
 from edm_jax.evals.config import EvaluationConfig
 from edm_jax.fields import Bound, Count, Index, Positive, Settings
+from edm_jax.models.adapters import ADAPTERS, Adapted, Adapter, NoAdapter, no_base
 from edm_jax.models.build import Model, build
 from edm_jax.models.ops import NetworkConfig
+from edm_jax.models.unet import Params
 from edm_jax.optim import groups
 from edm_jax.optim.chain import OptimizerConfig
 from edm_jax.optim.plateau import Plateau
@@ -70,6 +72,7 @@ class RunConfig(Settings):
     seed: Index
     data: DataConfig
     network: NetworkConfig
+    adapter: Annotated[Adapter, menu.Entry(ADAPTERS)]
     loss: LossConfig
     optimizer: OptimizerConfig
     ema: EmaConfig
@@ -107,6 +110,21 @@ class RunConfig(Settings):
             yield (
                 "training.start.source is empty: name a run, a snapshot of one, or a "
                 "snapshot of the original code."
+            )
+        if self.is_adapted and not isinstance(training.start, Weights):
+            yield (
+                "adapter changes weights that stay as they are, so training.start must "
+                "name them: --init_from=RUN."
+            )
+        if self.is_adapted and getattr(training.start, "ema", "") == "continue":
+            yield (
+                "adapter is new, so there is no average of it to continue: set "
+                "training.start.ema=restart."
+            )
+        if self.is_adapted and training.sharding == "full":
+            yield (
+                "adapter is small, and training.sharding=full would shard nothing else: "
+                "set training.sharding=state."
             )
         if self._nimg < opt.batch_size:
             yield (
@@ -151,8 +169,8 @@ class RunConfig(Settings):
             )
 
     @property
-    def model(self) -> Model:
-        """The network, with a u(sigma) head if the loss has one."""
+    def model(self) -> Model | Adapted:
+        """The network, with a u(sigma) head if the loss has one, and with its adapter."""
         return self._model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -160,9 +178,23 @@ class RunConfig(Settings):
         return {k: v for k, v in self.__dict__.items() if k != "_model"}
 
     @functools.cached_property
-    def _model(self) -> Model:
+    def _model(self) -> Model | Adapted:
         told = self.data.augment.labels
-        return build(self.network, self.loss.uncertainty, self.training.remat, told)
+        uncertainty, remat = self.loss.uncertainty, self.training.remat
+        model = build(self.network, uncertainty, remat, told)
+        return Adapted(model, self.adapter, no_base) if self.is_adapted else model
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter alone is trained."""
+        return not isinstance(self.adapter, NoAdapter)
+
+    def with_base(self, base: Callable[[], Params]) -> "RunConfig":
+        """The config, whose adapter changes the weights that `base` returns."""
+        bound = dataclasses.replace(self)
+        adapted = Adapted(self.model.network, self.adapter, base)
+        bound.__dict__["_model"] = adapted
+        return bound
 
     @property
     def total_steps(self) -> int:

@@ -28,7 +28,7 @@ class Diagnosis:
         self._trainer, self._agree = trainer, agree
         loss, model = trainer.config.loss, trainer.denoiser.model
         self._model = model
-        model = model.keeping_activations()
+        model = model.network.keeping_activations()
         denoiser = dataclasses.replace(trainer.denoiser, model=model)
         drawn = trainer.config.data.augment, loss.label_dropout
         check = diffusion.make_layer_check(denoiser, loss.P_mean, loss.P_std, *drawn)
@@ -44,7 +44,7 @@ class Diagnosis:
 
     @functools.cached_property
     def _order(self) -> list[str]:
-        return self._model.forward_order()
+        return self._model.network.forward_order()
 
     def first_bad(
         self, state: TrainState, batch: Batch, step: int, by_leaf: list[int]
@@ -69,7 +69,7 @@ class Diagnosis:
         bad = {name for name, count in zip(names, by_leaf, strict=True) if count}
         if not bad:
             return "gradient after loss_scale is divided out"
-        last = max(bad, key=self._order.index)
+        last = max(bad, key=self._model.forward_order().index)
         return f"gradient of {last.rpartition('/')[0]}"
 
     def _forward(self, state: TrainState, batch: Batch, step: int) -> float:
@@ -77,6 +77,7 @@ class Diagnosis:
         if not np.isfinite(batch["image"]).all():
             return -1.0
         params, key = self._trainer.step.fetch((state.params, state.key))
+        params = self._model.weights(params)
         at = jnp.int32(step)
         # Each device holds as many rows at a time as in the step.
         count = jax.local_device_count() * self._trainer.config.training.microbatches

@@ -78,6 +78,7 @@ def train(
     """
     data.prepare(config.data)
     base = bases.settle(config, run.path, hosts.is_first(), allow_base)
+    config = bases.bound(config, base)
     if base is None:
         trainer = make_trainer(config)
     else:

@@ -4,8 +4,9 @@ A checkpoint is the same for either form and any number of devices: global array
 which each process writes and reads its part.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +47,16 @@ def make_mesh(devices: list[Any], shards: int = 0) -> Mesh:
     return Mesh(grid, ("copies", "shards"), axis_types=(AxisType.Auto,) * 2)
 
 
+class Constants(NamedTuple):
+    """Arguments of the step that it does not change, besides state and batch."""
+
+    shapes: tuple[Any, ...] = ()
+    load: Callable[[], tuple[Any, ...]] = tuple  # their values, once they are needed
+
+
+_NO_CONSTANTS = Constants()
+
+
 class JitStep:
     """The step under jit: batch sharded over a mesh, state replicated or sharded (ZeRO).
 
@@ -57,6 +68,7 @@ class JitStep:
             averages) or 'full' (parameters, too).
         shards: the devices that share one copy of it, as `training.shards`.
         dtypes: the dtypes in which sharded parameters are gathered for each step.
+        constants: further arguments of the step.
     """
 
     def __init__(
@@ -67,7 +79,9 @@ class JitStep:
         sharding: str = "none",
         shards: int = 0,
         dtypes: Any = None,
+        constants: Constants = _NO_CONSTANTS,
     ):
+        self._constants = constants
         mesh = make_mesh(devices, shards)
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, ROWS)
@@ -109,7 +123,10 @@ class JitStep:
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """Lowers the step for shapes only; allocates nothing."""
         shapes = {name: _struct(x, self._rows) for name, x in batch.items()}
-        return self._step.lower(self.abstract(state), shapes)
+        constants = jax.tree.map(
+            lambda x: _struct(x, self._whole), self._constants.shapes
+        )
+        return self._step.lower(self.abstract(state), shapes, *constants)
 
     def __call__(self, state: TrainState, batch: Batch):
         """Takes a step. `batch` holds this process's rows as NumPy arrays."""
@@ -117,7 +134,11 @@ class JitStep:
             name: jax.make_array_from_process_local_data(self._rows, x)
             for name, x in batch.items()
         }
-        return self._step(state, batch)
+        return self._step(state, batch, *self._loaded)
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, ...]:
+        return jax.tree.map(lambda x: _put(x, self._whole), self._constants.load())
 
     def fetch(self, tree: Any) -> Any:
         """One whole copy, on a device of this process; all processes must call it."""
@@ -137,8 +158,10 @@ class PmapStep:
         sharding: str = "none",
         shards: int = 0,
         dtypes: Any = None,
+        constants: Constants = _NO_CONSTANTS,
     ):
         del abstract, shards, dtypes
+        self._constants = constants
         if sharding != "none":
             raise ValueError(f"sharding={sharding!r} does not work with pmap: use jit.")
         self._devices = list(make_mesh(devices).devices.flat)
@@ -156,7 +179,7 @@ class PmapStep:
         """Shapes of a state of global arrays, for restoring."""
         return jax.tree.map(lambda x: _struct(x, self._whole), state)
 
-    def place(self, state: TrainState) -> TrainState:
+    def place(self, state: Any) -> Any:
         """Puts a state of NumPy or global arrays on the devices."""
 
         def stack(x: Any) -> np.ndarray:
@@ -194,7 +217,8 @@ class PmapStep:
             )
 
         rows = {name: split(x) for name, x in batch.items()}
-        return self._step.lower(jax.tree.map(stacked, state), rows)
+        state, constants = jax.tree.map(stacked, (state, self._constants.shapes))
+        return self._step.lower(state, rows, *constants)
 
     def __call__(self, state: TrainState, batch: Batch):
         """Takes a step. `batch` holds this process's rows as NumPy arrays."""
@@ -202,7 +226,12 @@ class PmapStep:
         return self._step(
             state,
             {n: x.reshape(count, -1, *x.shape[1:]) for n, x in batch.items()},
+            *self._loaded,
         )
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, ...]:
+        return self.place(self._constants.load())
 
     def fetch(self, tree: Any) -> Any:
         """One whole copy, on a device of this process."""

@@ -104,6 +104,7 @@ def make_train_step(
     weights: Callable[[Params], Params] = lambda params: params,
     over_devices: Callable[..., Gradient] = lambda gradient, kept: gradient,
     trained: Trained = ALL,
+    change: Callable[[Params, Params], tuple[Params, Params]] = lambda *both: both,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """step(state, batch) -> (state, metrics).
 
@@ -116,7 +117,8 @@ def make_train_step(
     function of one device's rows into that of all rows, with a single mean over devices
     for all micro-batches together; its second argument keeps, of a tree of parameters,
     what the gradient has. trained: the parameters that `tx` changes; nothing is
-    differentiated by the others.
+    differentiated by the others. change: turns updates and parameters into those of
+    the network's weights, whose relative size is the effective learning rate.
     """
 
     def scaled_loss(params: Params, batch: Batch, keys: jax.Array):
@@ -157,7 +159,7 @@ def make_train_step(
         }
         metrics |= {
             "grad_rms": _rms(grads) / loss_scale,
-            "effective_lr": dynamics.effective_learning_rates(updates, before),
+            "effective_lr": dynamics.effective_learning_rates(*change(updates, before)),
             "nonfinite": nonfinite.nonfinite_count(opt_state),
             "nonfinite_by_leaf": nonfinite.nonfinite_by_leaf(grads),
         }

@@ -1,7 +1,6 @@
 """Assembles a run from its config: denoiser, parallel step, initial state."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +54,8 @@ class Trainer:
         """
         opt, seed = self.config.optimizer, self.config.seed
         tx = chain.make_optimizer(opt, self.config.training.duration_mimg)
-        if base := base or bases.begin(self.config):
+        adapted = self.config.is_adapted
+        if base := None if adapted else base or bases.begin(self.config):
             return self.step.build(
                 lambda begun: train_step.init_state(
                     begun[0], tx, self.profiles, seed, begun[1]
@@ -92,6 +92,8 @@ def make_trainer(
             f"{len(devices)} devices x {training.microbatches} training.microbatches; "
             f"choose a multiple of {parts}."
         )
+    if config.model.is_unbound:
+        config = bases.bound(config)
     denoiser = diffusion.Denoiser(config.model, loss.sigma_data)
     profiles = config.ema.profiles()
     before = before_nimg / opt.batch_size
@@ -101,20 +103,46 @@ def make_trainer(
         kernels = effective(config.model)
         trained = dataclasses.replace(denoiser, model=kernels.model)
     drawn = config.data.augment, loss.label_dropout
-    make_step = functools.partial(
-        train_step.make_train_step,
-        diffusion.make_loss(trained, loss.P_mean, loss.P_std, *drawn),
-        chain.make_optimizer(opt, training.duration_mimg),
-        weights,
-        opt.loss_scale,
-        training.microbatches,
-        trained=opt.trained,
-        **({"weights": kernels.weights} if kernels else {}),
-    )
+
+    def make_step(
+        model: Any = trained.model, **over: Any
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+        of_model = dataclasses.replace(trained, model=model)
+        return train_step.make_train_step(
+            diffusion.make_loss(of_model, loss.P_mean, loss.P_std, *drawn),
+            chain.make_optimizer(opt, training.duration_mimg),
+            weights,
+            opt.loss_scale,
+            training.microbatches,
+            trained=opt.trained,
+            change=model.change,
+            **({"weights": kernels.weights} if kernels else {}),
+            **over,
+        )
+
+    def make_adapted_step(**over: Any) -> Callable[..., Any]:
+        def step(state: TrainState, batch: Batch, base: Params) -> Any:
+            key = jax.random.fold_in(state.key, state.step)
+            return make_step(config.model.in_step(base, key), **over)(state, batch)
+
+        return step
+
     shapes = abstract_state(config)
     form = parallel.FORMS[training.parallel]
     dtypes = kernels.dtypes if kernels else None
-    step = form(make_step, devices, shapes, training.sharding, training.shards, dtypes)
+    constants = parallel.Constants()
+    if config.is_adapted:
+        network, load = config.model.network, config.model.base
+        constants = parallel.Constants((network.shapes,), lambda: (load(),))
+    step = form(
+        make_adapted_step if config.is_adapted else make_step,
+        devices,
+        shapes,
+        training.sharding,
+        training.shards,
+        dtypes,
+        constants,
+    )
     current_averages = jax.jit(train_step.make_current_averages(weights, opt.trained))
     return Trainer(config, denoiser, profiles, shapes, step, current_averages)
 
