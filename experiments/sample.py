@@ -7,6 +7,10 @@ kept, so that after Ctrl-C the same command resumes. With a guide (arXiv 2406.02
     python experiments/sample.py --run=runs/ladder-digits/g-seed0 \\
         --guide=runs/ladder-digits/c-seed0 --guidance=2.0 --interval=0.28,5.42
 
+An adapter that was trained on the run's weights changes them, several add up:
+
+    python experiments/sample.py --run=runs/digits-g-seed0 --adapter=runs/adapter:0.8
+
 --preset takes the values of a paper: `describe.py --menu=preset` lists them.
 """
 
@@ -25,7 +29,7 @@ from edm_jax.diffusion.presets import PRESETS
 from edm_jax.evals import evaluation, gallery, generation, latents
 from edm_jax.files import user_path
 from edm_jax.train.config import RunConfig
-from experiments import cli, guides
+from experiments import adapters, cli, guides
 from experiments.guides import UNCONDITIONAL
 
 
@@ -40,7 +44,10 @@ def main() -> None:
     of = config.network.num_classes, config.data.classes
     labels = _labels(options.classes, seeds, *of)
     main = guides.Network(run, config, options.weights or "")
-    net = guides.trained(main, options.sigma_rel, options.force)
+    if options.adapter:
+        net = adapters.applied(options, main, options.force)
+    else:
+        net = guides.trained(main, options.sigma_rel, options.force)
     guide, guidance = _guidance(options, main)
     made_of = {
         "weights": net.made_of,
@@ -89,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         type=os.path.expanduser,
         help="a reconstructed .safetensors file to sample from instead",
     )
-    add("--force", action="store_true", help="accept any error of the reconstruction")
+    adapters.add_options(parser)
+    add("--force", action="store_true", help="accept any error of the reconstruction, "
+        "and adapters of other weights")  # fmt: skip
     add("--seeds", default="0-99", help="such as 0-9 or 3,7 (%(default)s)")
     add("--classes", default="", help="one, or several in turn, such as 3 or 0,3,5-7; "
         "random: drawn from the seed (the seed modulo the number of classes)")  # fmt: skip
