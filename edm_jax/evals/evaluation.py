@@ -1,5 +1,6 @@
 """How good a trained run is: its best EMA length, and what evaluators measure there."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,13 @@ class Subject(Samples):
             raise ValueError(f"{run.path} has no snapshots yet; train it first.")
         self.nimg = posthoc.last_nimg(self.stored)
         self.sweep, self.params = _sweep(config, self.heldout, self.stored, on_progress)
+
+    def heldout_of(self, classes: Sequence[int]) -> HeldOut:
+        """The held-out images of other classes than the run's, and their loss."""
+        config: Any = self.config
+        data_config = dataclasses.replace(config.data, classes=tuple(classes))
+        config = dataclasses.replace(config, data=data_config)
+        return HeldOut(self.denoiser, config)
 
 
 class Midway(Samples):

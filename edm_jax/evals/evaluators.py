@@ -10,6 +10,7 @@ from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
 from edm_jax.evals import frechet, gallery, metrics, scoring
 from edm_jax.evals.density import Density
 from edm_jax.evals.latents import pictures_of
+from edm_jax.evals.fine_tuning import FineTuning
 from edm_jax.fields import Count, Settings
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ EVALUATORS = {
     "sample_grid": SampleGrid,
     "pixel_frechet": PixelFrechet,
     "decay_averages": DecayAverages,
+    "fine_tuning": FineTuning,
     "density": Density,
     "effnetlite0": Learned,
     "fd_effnetlite0": LearnedFrechet,

@@ -57,6 +57,11 @@ def _greatest(kind: str, since: float = 0.0) -> Callable[[Run], float | None]:
     return greatest
 
 
+def _mean_rate(run: Run) -> float | None:
+    _, rates = run.logs["train"].curve("effective_lr", "all")
+    return float(np.mean(rates)) if len(rates) else None
+
+
 # fmt: off
 _ENTRIES = (
     Column("heldout_loss", "held-out loss", 4,
@@ -104,6 +109,19 @@ _ENTRIES = (
     Column("decay_wsd", "average for a decay of the last fifth", 4,
            "held-out loss of the average that stands for one, at constant rate",
            shown=False, loss=True),
+    Column("others_loss", "other classes", 4,
+           "held-out loss of the classes that fine-tuning leaves out", shown=False,
+           loss=True),
+    Column("base_loss", "base", 4, "held-out loss of the weights it started from",
+           shown=False),
+    Column("base_others_loss", "base, other classes", 4,
+           "held-out loss of the base of the classes that fine-tuning leaves out",
+           shown=False),
+    Column("drift", "drift", 3,
+           "RMS turn of the weights' units from the base's, 2 sin(angle / 2)",
+           shown=False),
+    Column("effective_rate", "effective rate", 2,
+           "mean of |dw| / |w| over the steps and all kernels", _mean_rate, shown=False),
     Column("weight_growth", "weights grow by", ".2f",
            "mean magnitude at the end over that at the start, where largest",
            _greatest("weights")),

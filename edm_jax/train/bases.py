@@ -352,16 +352,16 @@ def weights_checksum(params: Params) -> str:
 
 
 def bound(config: RunConfig, base: Base | None = None) -> RunConfig:
-    """The config, whose adapter changes the weights of `base`; read when first needed.
+    """The config with its base's weights, which are read when they are first needed.
 
     Args:
-        config: any run's; one that trains no adapter is returned as it is.
+        config: a run's; one that starts from scratch is returned as it is.
         base: what the run recorded; None is what the config's start names now.
 
     Raises:
         ValueError: when they are read, as `Base.initial`, or if they have changed.
     """
-    if not config.is_adapted:
+    if not isinstance(config.training.start, Weights):
         return config
 
     @functools.cache
@@ -369,7 +369,7 @@ def bound(config: RunConfig, base: Base | None = None) -> RunConfig:
         found = base or begin(config)
         assert found is not None
         params = found.initial(config.seed)[0]
-        if weights_checksum(params) != found.record["weights"]:
+        if config.is_adapted and weights_checksum(params) != found.record["weights"]:
             raise ValueError(
                 f"The weights of {found.record['source']}, which the adapter changes, "
                 "are no longer those that it was trained on: restore them."
@@ -380,10 +380,10 @@ def bound(config: RunConfig, base: Base | None = None) -> RunConfig:
 
 
 def of_run(config: RunConfig, run: Path) -> RunConfig:
-    """A trained run's config, whose adapter changes the base that the run recorded."""
-    if not config.is_adapted:
-        return config
+    """A trained run's config with the base that it recorded."""
     record = directory.read_json(run / RECORD)
+    if not record and not config.is_adapted:
+        return config
     if not record:
         raise ValueError(
             f"{run / RECORD} is missing: it says which weights the adapter changes. "

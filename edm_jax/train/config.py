@@ -175,7 +175,7 @@ class RunConfig(Settings):
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: other processes build their own model."""
-        return {k: v for k, v in self.__dict__.items() if k != "_model"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_model", "_base")}
 
     @functools.cached_property
     def _model(self) -> Model | Adapted:
@@ -189,11 +189,21 @@ class RunConfig(Settings):
         """Whether an adapter alone is trained."""
         return not isinstance(self.adapter, NoAdapter)
 
+    @property
+    def base(self) -> Callable[[], Params] | None:
+        """Returns the weights that the run started from; None if they are not known."""
+        return self.__dict__.get("_base")
+
     def with_base(self, base: Callable[[], Params]) -> "RunConfig":
-        """The config, whose adapter changes the weights that `base` returns."""
+        """The config of a run that started from the weights that `base` returns.
+
+        If it has an adapter, that changes these weights.
+        """
         bound = dataclasses.replace(self)
-        adapted = Adapted(self.model.network, self.adapter, base)
-        bound.__dict__["_model"] = adapted
+        bound.__dict__["_base"] = base
+        if self.is_adapted:
+            adapted = Adapted(self.model.network, self.adapter, base)
+            bound.__dict__["_model"] = adapted
         return bound
 
     @property

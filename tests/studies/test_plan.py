@@ -13,6 +13,7 @@ from experiments import launch
 
 ROOT = Path(__file__).parents[2]
 STUDIES = (
+    "adapters",
     "betas",
     "decay_or_average",
     "ema_lengths",
