@@ -11,7 +11,7 @@ from edm_jax import ema, files, menu, tree
 from edm_jax.ema import snapshots
 from edm_jax.ema.snapshots import SnapshotMeta
 from edm_jax.evals import sweeps
-from edm_jax.models.adapters import ADAPTERS, Adapted, Part, merge, no_base
+from edm_jax.models.adapters import ADAPTERS, Adapted, Part, merge
 from edm_jax.models.unet import Params
 from edm_jax.runs import directory
 from edm_jax.train import bases
@@ -136,7 +136,7 @@ def _check_shapes(wanted: Params, found: Params, source: str) -> None:
 
 
 def _check(each: Stored, network: Any, checksum: str, source: str, force: bool) -> None:
-    adapted = Adapted(network, each.adapter, no_base)
+    adapted = Adapted(network.spec, each.adapter)
     wanted, found = (
         {k: tuple(v.shape) for k, v in tree.flatten(params).items()}
         for params in (adapted.shapes, each.params)

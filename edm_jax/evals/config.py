@@ -1,7 +1,7 @@
 """How a run is evaluated: a config's `evaluation` fields."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Protocol
 
 from edm_jax import menu
@@ -15,6 +15,7 @@ from edm_jax.evals.latents import DECODERS, Decoder, NotDecoded
 from edm_jax.fields import Count, Fault, Finite, Positive, Settings, Several
 from edm_jax.models.build import Model
 from edm_jax.models.ops import NetworkConfig
+from edm_jax.models.unet import Params
 
 _NOT_DECODED = NotDecoded()
 
@@ -67,3 +68,7 @@ class Config(Protocol):
     def evaluation(self) -> EvaluationConfig: ...
     @property
     def model(self) -> Model: ...
+    @property
+    def is_adapted(self) -> bool: ...
+    @property
+    def base(self) -> Callable[[], Params] | None: ...

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +25,7 @@ import numpy as np
 from edm_jax import menu, tree
 from edm_jax.fields import Count, Fraction, Positive, Settings
 from edm_jax.models.build import Model
-from edm_jax.models.inits import INITS, Draw, Undrawn, draw_all, normal, zeros
+from edm_jax.models.inits import INITS, Draw, Undrawn, normal, zeros
 from edm_jax.models.layers import Array, normalize_units
 from edm_jax.models.places import select
 from edm_jax.models.unet import Params
@@ -272,21 +271,39 @@ def _keep(adapter: Any, shape: tuple[int, ...], key: Array, path: str) -> Array:
     return jax.random.bernoulli(key, share, (rank,)) / share
 
 
+def no_base() -> Params:
+    """The base of a network whose config alone is known; raises ValueError."""
+    raise ValueError("The adapter's base is not known: open it with its run.")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Adapted:
+class Adapted(Model):
     """A network of which an adapter alone is trained: its parameters are the adapter's.
 
     Attributes:
-        network: the network as it is without the adapter.
         adapter: an entry of ADAPTERS.
         base: returns the network's own parameters.
         key: of the dropout in a training step.
     """
 
-    network: Model
     adapter: Any
-    base: Callable[[], Params]
+    base: Callable[[], Params] = no_base
     key: Array | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # weights are not compared
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @property
+    def network(self) -> Model:
+        """The network without the adapter."""
+        return self._network
+
+    @functools.cached_property
+    def _network(self) -> Model:
+        return Model(self.spec)
 
     @property
     def is_unbound(self) -> bool:
@@ -298,16 +315,8 @@ class Adapted:
 
         key: of this step, for the dropout.
         """
-        key = jax.random.fold_in(key, _DROPOUT_SALT) if self.adapter.dropout else None
-        return dataclasses.replace(self, base=lambda: base, key=key)
-
-    @property
-    def spec(self) -> Any:
-        return self.network.spec
-
-    def init(self, seed: int) -> Params:
-        """Draws the adapter's parameters, as `Model.init` does the network's."""
-        return draw_all(self._undrawn, seed)
+        own = jax.random.fold_in(key, _DROPOUT_SALT) if self.adapter.dropout else None
+        return dataclasses.replace(self, base=lambda: base, key=own)
 
     def apply(
         self, params: Params, *inputs: Any, statistics: bool = False
@@ -325,15 +334,6 @@ class Adapted:
         after, merged = jax.tree.map(jnp.add, before, updates), self.weights(before)
         return jax.tree.map(jnp.subtract, self.weights(after), merged), merged
 
-    @property
-    def shapes(self) -> Params:
-        """The shapes of the adapter's parameters; allocates nothing."""
-        return nn.meta.unbox(self._undrawn)
-
-    def inputs(self, batch: int = 1) -> tuple[Any, ...]:
-        """`Model.inputs`."""
-        return self.network.inputs(batch)
-
     def forward_order(self) -> list[str]:
         """Names of the adapter's parameters, in the order of the layers' use."""
         flat, order = tree.flatten(self.shapes), self.network.forward_order()
@@ -342,8 +342,8 @@ class Adapted:
 
     def keeping_activations(self) -> "Adapted":
         """`Model.keeping_activations`."""
-        network = self.network.keeping_activations()
-        return dataclasses.replace(self, network=network)
+        spec = self.network.keeping_activations().spec
+        return dataclasses.replace(self, spec=spec)
 
     @functools.cached_property
     def _undrawn(self) -> Params:
@@ -356,11 +356,6 @@ class Adapted:
                 for name in targets
             }
         )
-
-
-def no_base() -> Params:
-    """The base of a network whose config alone is known; raises ValueError."""
-    raise ValueError("The adapter's base is not known: open it with its run.")
 
 
 def _first(layers: list[str], name: str) -> int:

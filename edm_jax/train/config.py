@@ -13,7 +13,7 @@ from edm_jax.diffusion.denoiser import LossConfig
 from edm_jax.ema.config import EmaConfig
 from edm_jax.evals.config import EvaluationConfig
 from edm_jax.fields import Bound, Count, Index, Positive, Settings
-from edm_jax.models.adapters import ADAPTERS, Adapted, Adapter, NoAdapter, no_base
+from edm_jax.models.adapters import ADAPTERS, Adapted, Adapter, NoAdapter
 from edm_jax.models.build import Model, build
 from edm_jax.models.ops import NetworkConfig
 from edm_jax.models.unet import Params
@@ -169,7 +169,7 @@ class RunConfig(Settings):
             )
 
     @property
-    def model(self) -> Model | Adapted:
+    def model(self) -> Model:
         """The network, with a u(sigma) head if the loss has one, and with its adapter."""
         return self._model
 
@@ -178,11 +178,11 @@ class RunConfig(Settings):
         return {k: v for k, v in self.__dict__.items() if k not in ("_model", "_base")}
 
     @functools.cached_property
-    def _model(self) -> Model | Adapted:
+    def _model(self) -> Model:
         told = self.data.augment.labels
         uncertainty, remat = self.loss.uncertainty, self.training.remat
         model = build(self.network, uncertainty, remat, told)
-        return Adapted(model, self.adapter, no_base) if self.is_adapted else model
+        return Adapted(model.spec, self.adapter) if self.is_adapted else model
 
     @property
     def is_adapted(self) -> bool:
@@ -202,8 +202,7 @@ class RunConfig(Settings):
         bound = dataclasses.replace(self)
         bound.__dict__["_base"] = base
         if self.is_adapted:
-            adapted = Adapted(self.model.network, self.adapter, base)
-            bound.__dict__["_model"] = adapted
+            bound.__dict__["_model"] = Adapted(self.model.spec, self.adapter, base)
         return bound
 
     @property

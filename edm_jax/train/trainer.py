@@ -1,6 +1,7 @@
 """Assembles a run from its config: denoiser, parallel step, initial state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from edm_jax import diffusion, ema, platform
+from edm_jax.models.adapters import Adapted
 from edm_jax.models.effective import effective
 from edm_jax.models.unet import Params
 from edm_jax.optim import chain
@@ -120,10 +122,10 @@ def make_trainer(
             **over,
         )
 
-    def make_adapted_step(**over: Any) -> Callable[..., Any]:
+    def make_adapted_step(adapted: Adapted, **over: Any) -> Callable[..., Any]:
         def step(state: TrainState, batch: Batch, base: Params) -> Any:
             key = jax.random.fold_in(state.key, state.step)
-            return make_step(config.model.in_step(base, key), **over)(state, batch)
+            return make_step(adapted.in_step(base, key), **over)(state, batch)
 
         return step
 
@@ -131,11 +133,12 @@ def make_trainer(
     form = parallel.FORMS[training.parallel]
     dtypes = kernels.dtypes if kernels else None
     constants = parallel.Constants()
-    if config.is_adapted:
-        network, load = config.model.network, config.model.base
-        constants = parallel.Constants((network.shapes,), lambda: (load(),))
+    of_model: Callable[..., Any] = make_step
+    if isinstance(model := config.model, Adapted):
+        of_model = functools.partial(make_adapted_step, model)
+        constants = parallel.Constants((model.network.shapes,), lambda: (model.base(),))
     step = form(
-        make_adapted_step if config.is_adapted else make_step,
+        of_model,
         devices,
         shapes,
         training.sharding,

@@ -159,7 +159,7 @@ def network(request):
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_new_adapter_is_the_base_to_the_bit(network, name):
     _, model, base, _ = network
-    adapted = Adapted(model, CHANGING[name](), lambda: base)
+    adapted = Adapted(model.spec, CHANGING[name](), lambda: base)
     for found in (
         adapted.weights(adapted.init(3)),
         merge(base, [Part(CHANGING[name](), adapted.init(4), 0.3)]),
@@ -173,7 +173,7 @@ def test_merged_beforehand_equals_merged_in_the_graph(network, name):
     letter, model, base, inputs = network
     if letter == "a" and name not in ("lora", "dora"):
         pytest.skip("as in G: the rest is the kernels', which other tests compare")
-    adapted = Adapted(model, CHANGING[name](rank=4), lambda: base)
+    adapted = Adapted(model.spec, CHANGING[name](rank=4), lambda: base)
     rng = np.random.default_rng(5)
     params = jax.tree.map(
         lambda w: w + rng.normal(0, 0.1, w.shape).astype(np.float32), adapted.init(0)
@@ -203,7 +203,7 @@ def test_a_full_rank_takes_the_first_step_of_full_fine_tuning(network):
     full = gradient(base)
     for name, rate, atol in (("lora", 0.05, 1e-5), ("sphere", 2e-3, 1e-3)):
         adapter = CHANGING[name](rank=4096, alpha=4096.0, init="orthogonal")
-        adapted = Adapted(model, adapter, lambda: base)
+        adapted = Adapted(model.spec, adapter, lambda: base)
         params = adapted.init(0)
         # The chain rule from W to the adapter, and a step of gradient descent.
         _, pull_back = jax.vjp(adapted.weights, params)

@@ -64,6 +64,12 @@ def version_6(fields):
 def version_9(fields):
     """Removes the fields that version 10 added."""
     del fields["training"]["start"]
+    return version_10(fields)
+
+
+def version_10(fields):
+    """Removes the fields that version 11 added."""
+    del fields["adapter"]
     return fields
 
 

@@ -25,6 +25,7 @@ TUNED = [
     f"--config.training.snapshot_mimg={MORE * BATCH / 2e6}",
     f"--config.training.checkpoint_mimg={MORE * BATCH / 2e6}",
     "--config.optimizer.warmup.name=none",
+    "--config.optimizer.schedule.name=constant",
     "--config.adapter.name=sphere",
     "--config.adapter.rank=2",
     "--config.adapter.dropout=0.25",
@@ -98,7 +99,9 @@ def test_the_effective_rate_is_that_of_the_merged_weights(base, tuned):
     )
     state = made.initial_state()
     weights = made.denoiser.model.weights
-    batch = next(data.train_batches(config.data, BATCH, 0, 10))
+    batch = next(
+        data.train_batches(config.data, batch_size=BATCH, seed=0, num_classes=10)
+    )
     before = flat(weights(jax.tree.map(np.array, state.params)))
     state, metrics = made.step(state, batch)
     after = flat(weights(state.params))
@@ -116,15 +119,12 @@ def test_a_run_that_stops_resumes_to_the_bit(base, tuned, monkeypatch):
     path = base.parent / "stopped"
     half = [each for each in TUNED if "duration" not in each]
     half.append(f"--config.training.duration_mimg={MORE * BATCH / 2e6}")
-    constant = ["--config.optimizer.schedule.name=constant"]
-    whole = base.parent / "whole"
-    run(train, monkeypatch, f"--init_from={base}", f"--run={whole}", *TUNED, *constant)
-    run(train, monkeypatch, f"--init_from={base}", f"--run={path}", *half, *constant)
-    run(train, monkeypatch, f"--init_from={base}", f"--run={path}", *TUNED, *constant,
+    run(train, monkeypatch, f"--init_from={base}", f"--run={path}", *half)
+    run(train, monkeypatch, f"--init_from={base}", f"--run={path}", *TUNED,
         "--allow=training.duration_mimg")  # fmt: skip
     for name in ("power-0.050", "power-0.100"):
         file = f"snapshots/{name}-{MORE * BATCH:012}.safetensors"
-        a, b = (flat(snapshots.read(each / file)[0]) for each in (whole, path))
+        a, b = (flat(snapshots.read(each / file)[0]) for each in (tuned, path))
         for leaf in a:
             np.testing.assert_array_equal(a[leaf], b[leaf])
 
