@@ -45,6 +45,7 @@ def runs(workload: str) -> list[RunSpec]:
         "optimizer.schedule.name": "constant",
         "optimizer.warmup.name": "none",
         "evaluation.evaluators": "heldout_loss,fine_tuning",
+        "evaluation.sigma_rels": (0.05, 0.1, 0.15),
     }
     specs = []
     for name, factors in FACTORS.items():
