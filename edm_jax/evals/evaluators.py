@@ -9,8 +9,8 @@ from edm_jax.ema import posthoc, snapshots
 from edm_jax.ema.profiles import DecayProfile, TraditionalProfile
 from edm_jax.evals import frechet, gallery, metrics, scoring
 from edm_jax.evals.density import Density
-from edm_jax.evals.latents import pictures_of
 from edm_jax.evals.fine_tuning import FineTuning
+from edm_jax.evals.latents import pictures_of
 from edm_jax.fields import Count, Settings
 
 if TYPE_CHECKING:
