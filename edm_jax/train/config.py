@@ -121,6 +121,11 @@ class RunConfig(Settings):
                 "adapter is new, so there is no average of it to continue: set "
                 "training.start.ema=restart."
             )
+        if self.is_adapted and any(group.frozen for _, group in opt.groups):
+            yield (
+                "adapter is trained as a whole, so no group of optimizer.groups can be "
+                "frozen: choose its layers with adapter.targets."
+            )
         if self.is_adapted and training.sharding == "full":
             yield (
                 "adapter is small, and training.sharding=full would shard nothing else: "

@@ -64,11 +64,11 @@ def version_6(fields):
 def version_9(fields):
     """Removes the fields that version 10 added."""
     del fields["training"]["start"]
-    return version_10(fields)
+    return version_12(fields)
 
 
-def version_10(fields):
-    """Removes the fields that version 11 added."""
+def version_12(fields):
+    """Removes the fields that version 13 added."""
     del fields["adapter"]
     return fields
 
