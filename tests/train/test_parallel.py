@@ -13,7 +13,7 @@ from edm_jax.cost import hlo
 from edm_jax.train import parallel, trainer
 from edm_jax.train.checkpoint import Checkpoints
 
-BATCH, STEPS = 32, 10
+BATCH, STEPS = 32, 20
 # As small as a U-Net with dropout, attention and forced weight normalization gets.
 TINY = {
     "network.resolution": "4",
