@@ -231,7 +231,7 @@ class PmapStep:
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, ...]:
-        return self.place(self._constants.load())
+        return tuple(map(self.place, self._constants.load()))
 
     def fetch(self, tree: Any) -> Any:
         """One whole copy, on a device of this process."""
