@@ -64,9 +64,8 @@ class Lora(Adapter):
             of a gradient, such as Adam, and its square for SGD.
         dropout: the share of the `rank` components that a training step leaves out.
         init: how A is drawn, one of `describe.py --menu=init`.
-        targets: the layers that are adapted, separated by commas: encoder, decoder,
-            embedding, label, attention, logvar, or patterns of names such as
-            unet/dec_*/conv0/*; '' is all of them.
+        targets: the layers that are adapted, as a pattern of optimizer.groups, such as
+            decoder,!attention or unet/dec_*/conv0/*; '' is all of them.
     """
 
     rank: Count = 8

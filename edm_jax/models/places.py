@@ -1,46 +1,63 @@
-"""Parts of a network by name: patterns of its parameters' names."""
+"""Parts of a network by name: patterns of its parameters' paths.
+
+A pattern is words separated by commas: parts, globs such as unet/dec_*/conv0/*, and with a
+! before it what is left out.
+"""
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from edm_jax.fields import suggest
 
-# {word: the parameters that it stands for, such as 'unet/enc_8x8_block0/branch/conv0/kernel'}
-PLACES = {
-    "encoder": "unet/enc_*",
-    "decoder": "unet/dec_*",
-    "embedding": "unet/embedding/*",
-    "label": "unet/embedding/label/*",
-    "attention": "unet/*/attention/*",
-    "gains": "*/gain",
-    "logvar": "logvar*",
+# {part: (what belongs to it, what of that does not)}, as globs.
+PARTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "unet": (["unet/*"], ["unet/embedding/*"]),
+    "conditioning": (["unet/embedding/*"], []),
+    "encoder": (["unet/enc_*"], []),
+    "decoder": (["unet/dec_*", "unet/out_*"], []),
+    "embedding": (["unet/embedding/*"], ["unet/embedding/label/*"]),
+    "label": (["unet/embedding/label/*"], []),
+    "attention": (["*/attention/*"], []),
+    "gains": (["*/gain"], []),
+    "biases": (["*/bias"], ["*norm*/bias"]),
+    "norms": (["*norm*/scale", "*norm*/bias"], []),
+    "logvar": (["logvar*"], []),
 }
 
 
-def select(names: Iterable[str], patterns: str, field: str) -> list[str]:
-    """The names that any of several patterns matches, in order.
+def matches(pattern: str, path: str) -> bool:
+    """Whether one of a pattern's words includes a parameter, and none leaves it out."""
+    words = _words(pattern)
+    kept = [word for word in words if word[0] != "!"] or ["*"]
+    cut = [word[1:] for word in words if word[0] == "!"]
+    return any(_has(word, path) for word in kept) and not any(
+        _has(word, path) for word in cut
+    )
 
-    Args:
-        names: of parameters.
-        patterns: separated by commas: words of PLACES, or patterns with * and ?. '' is
-            all names.
-        field: the config's field, for messages.
+
+def select(paths: Iterable[str], pattern: str, field: str) -> list[str]:
+    """The paths that a pattern matches, in order; '' matches all.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: a word of the pattern matches nothing; the message names `field`.
     """
-    names = list(names)
-    wanted = [word.strip() for word in patterns.split(",")] if patterns else ["*"]
-    globs = {word: PLACES.get(word, word) for word in wanted}
-    for word, glob in globs.items():
-        if not fnmatch.filter(names, glob):
+    paths = list(paths)
+    for word in _words(pattern):
+        if not any(_has(word.removeprefix("!"), path) for path in paths):
             raise ValueError(
                 f"{field} has {word!r}, which matches no parameter: give any of "
-                f"{', '.join(PLACES)}, or a pattern such as unet/dec_*/conv0/*."
-                f"{suggest(word, PLACES)}"
+                f"{', '.join(PARTS)}, or a pattern such as unet/dec_*/conv0/*."
+                f"{suggest(word, PARTS)}"
             )
-    return [
-        name
-        for name in names
-        if any(fnmatch.fnmatchcase(name, glob) for glob in globs.values())
-    ]
+    return [path for path in paths if matches(pattern, path)]
+
+
+def _words(pattern: str) -> list[str]:
+    return [word.strip() for word in pattern.split(",") if word.strip()]
+
+
+def _has(word: str, path: str) -> bool:
+    inside, outside = PARTS.get(word, ([word], []))
+    return any(fnmatch.fnmatchcase(path, glob) for glob in inside) and not any(
+        fnmatch.fnmatchcase(path, glob) for glob in outside
+    )

@@ -6,7 +6,6 @@ exactly one. Frozen parameters are neither differentiated nor shown to the optim
 """
 
 import dataclasses
-import fnmatch
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import optax
 from edm_jax import fields, menu, tree
 from edm_jax.fields import Positive, Settings, suggest
 from edm_jax.models import layers
+from edm_jax.models.places import PARTS, matches
 from edm_jax.models.unet import Params
 from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
 from edm_jax.optim.penalties import PENALTIES, Penalty
@@ -24,20 +24,6 @@ from edm_jax.optim.schedules import SCHEDULES, Schedule
 from edm_jax.optim.warmups import WARMUPS, Warmup
 
 REST = "rest"
-# {name: (what belongs to it, what of that does not)}, as globs.
-PARTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-    "unet": (["unet/*"], ["unet/embedding/*"]),
-    "conditioning": (["unet/embedding/*"], []),
-    "encoder": (["unet/enc_*"], []),
-    "decoder": (["unet/dec_*", "unet/out_*"], []),
-    "embedding": (["unet/embedding/*"], ["unet/embedding/label/*"]),
-    "label": (["unet/embedding/label/*"], []),
-    "attention": (["*/attention/*"], []),
-    "gains": (["*/gain"], []),
-    "biases": (["*/bias"], ["*norm*/bias"]),
-    "norms": (["*norm*/scale", "*norm*/bias"], []),
-    "logvar": (["logvar*"], []),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +106,7 @@ def members(groups: Groups, names: Sequence[str]) -> dict[str, list[str]]:
             several.
     """
     found = {
-        pattern: [name for name in names if _matches(pattern, name)]
+        pattern: [name for name in names if matches(pattern, name)]
         for pattern, _ in groups
         if pattern != REST
     }
@@ -154,23 +140,6 @@ def members(groups: Groups, names: Sequence[str]) -> dict[str, list[str]]:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more parameters" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}{' is' if len(names) == 1 else ''}"
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Whether one of a pattern's words includes a parameter, and none excludes it."""
-    words = [word.strip() for word in pattern.split(",") if word.strip()]
-    kept = [word for word in words if word[0] != "!"] or ["*"]
-    cut = [word[1:] for word in words if word[0] == "!"]
-    return any(_has(word, name) for word in kept) and not any(
-        _has(word, name) for word in cut
-    )
-
-
-def _has(word: str, name: str) -> bool:
-    inside, outside = PARTS.get(word, ([word], []))
-    return any(fnmatch.fnmatchcase(name, glob) for glob in inside) and not any(
-        fnmatch.fnmatchcase(name, glob) for glob in outside
-    )
 
 
 @dataclasses.dataclass(frozen=True)
