@@ -275,11 +275,14 @@ def test_dropout_is_at_its_resolutions_only(monkeypatch):
     monkeypatch.setattr(
         layers, "dropout", lambda x, rate, *_: rates.add((x.shape[1], rate)) or x
     )
-    assert model_of("d").shapes
-    assert rates == {(8, 0.1), (4, 0.1)}
+    # A rate of its own: the shapes of a model like another's are not traced again.
+    rate = {"network.dropout": "0.17"}
+    assert model_of("d", overrides=rate).shapes
+    assert rates == {(8, 0.17), (4, 0.17)}
     rates.clear()
-    assert model_of("d", overrides={"network.dropout_resolutions": "4,"}).shapes
-    assert rates == {(8, 0.0), (4, 0.1)}
+    some = rate | {"network.dropout_resolutions": "4,"}
+    assert model_of("d", overrides=some).shapes
+    assert rates == {(8, 0.0), (4, 0.17)}
     with pytest.raises(ValueError, match="resolutions has 16, but the levels are 8, 4"):
         model_of("d", overrides={"network.dropout_resolutions": "16,4"})
 
