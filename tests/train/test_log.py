@@ -33,7 +33,7 @@ def make_log(monkeypatch, records):
     )
     name = types.SimpleNamespace
     config = name(
-        optimizer=name(batch_size=10),
+        optimizer=name(batch_size=10, groups=()),
         training=name(duration_mimg=1.0),
         network=name(compute_dtype="float32"),
         total_steps=9,
