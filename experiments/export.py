@@ -3,6 +3,7 @@
     python experiments/export.py --run=runs/ladder-digits/g-seed0 --sigma_rel=0.1
     python experiments/export.py --run=runs/ladder-digits/g-seed0 --profile=halflife:0.002
     python experiments/export.py --run=RUN --weights=RUN/snapshots/FILE --to=torch
+    python experiments/export.py --run=BASE --adapter=RUN:0.8
 
 weights.safetensors holds the weights under the names and in the layout of this project,
 and the config. torch_denoiser.py with torch_denoiser.safetensors is the denoiser for
@@ -15,16 +16,21 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from edm_jax import ema, export
-from edm_jax.ema import rebuild
+from edm_jax.ema import rebuild, snapshots
+from edm_jax.ema.meta import SnapshotMeta
 from edm_jax.evals import sweeps
 from edm_jax.files import human, user_path
 from edm_jax.foreign import command
 from edm_jax.runs.directory import RunDir
 from edm_jax.runs.schema import SCHEMA
-from experiments import cli, guides
+from edm_jax.train import bases
+from edm_jax.train.config import RunConfig
+from edm_jax.train.starts import Weights
+from experiments import adapters, cli, guides
 
 FORMS = ("safetensors", "torch", "stablehlo")
 
@@ -36,10 +42,17 @@ def main() -> None:
     platforms = _words("--platforms", options.platforms, export.PLATFORMS)
     run, config = cli.open_run(options)
     denoiser = guides.Network(run, config).denoiser
-    path = _snapshot(options, run)
-    guides.fitting(path, config.model.shapes)
-    found = export.bundle(path, {"schema": SCHEMA, **config.to_dict()})
-    out = options.out or run.path / "exported" / Path(path).stem
+    if config.is_adapted:
+        raise ValueError(
+            f"{run.path} holds an adapter: export it with its base, by --run=BASE "
+            f"--adapter={run.path}."
+        )
+    with tempfile.TemporaryDirectory() as merged:
+        path = _merged(options, run, config, merged) or _snapshot(options, run)
+        guides.fitting(path, config.model.shapes)
+        found = export.bundle(path, {"schema": SCHEMA, **config.to_dict()})
+    name = Path(path).stem + ("-adapted" if options.adapter else "")
+    out = options.out or run.path / "exported" / name
     out.mkdir(parents=True, exist_ok=True)
     written = []
     if "safetensors" in forms or "stablehlo" in forms:
@@ -69,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         type=os.path.expanduser,
         help="a snapshot, or a reconstructed .safetensors file",
     )
+    adapters.add_options(parser)
     add = parser.add_argument
     add("--nimg", type=int, help="time of the average in images (the last snapshot's)")
     add("--force", action="store_true", help="accept any error of the reconstruction")
@@ -85,6 +99,28 @@ def _words(option: str, text: str, known: tuple[str, ...]) -> list[str]:
         if word not in known:
             raise ValueError(f"{option}={text!r}: choose of {', '.join(known)}.")
     return words
+
+
+def _merged(
+    options: argparse.Namespace, run: RunDir, config: RunConfig, directory: str
+) -> str:
+    """A snapshot of the weights with every --adapter merged in; '' without one."""
+    if not options.adapter:
+        return ""
+    if options.profile or options.nimg is not None:
+        raise ValueError("--adapter goes with --sigma_rel or --weights alone.")
+    network = guides.Network(run, config, options.weights or "")
+    params, made_of = adapters.applied(options, network, options.force)[1:]
+    start = Weights(options.weights or str(run.path), options.sigma_rel or 0.0)
+    base = bases.find(start)
+    meta = SnapshotMeta(
+        base.profile,
+        base.nimg,
+        config.optimizer.batch_size,
+        run.config_hash,
+        ancestry={"method": "adapters", "of": made_of},
+    )
+    return os.fspath(snapshots.write(directory, params, meta))
 
 
 def _snapshot(options: argparse.Namespace, run: RunDir) -> str:

@@ -17,7 +17,8 @@ from edm_jax.ema import snapshots
 from edm_jax.evals.heldout import HeldOut
 from edm_jax.models.adapters import ADAPTERS, Part, merge
 from edm_jax.train import bases, step, trainer
-from experiments import adapters, cli, sample, train
+from edm_jax.train.starts import Weights
+from experiments import adapters, cli, export, sample, train
 
 STEPS, MORE = 12, 6
 TUNED = [
@@ -157,6 +158,24 @@ def test_sampling_sums_adapters_and_refuses_other_weights(
     with pytest.raises(ValueError, match="trained on other weights"):
         run(sample, monkeypatch, f"--run={base}", "--sigma_rel=0.05",
             f"--adapter={file}", "--seeds=0")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_export_holds_the_merged_weights(base, tuned, monkeypatch, tmp_path):
+    to = ["--to=safetensors", f"--out={tmp_path}", "--sigma_rel=0.1"]
+    run(export, monkeypatch, f"--run={base}", f"--adapter={tuned}:0.5", *to)
+    params, meta = snapshots.read(tmp_path / "weights.safetensors")
+    stored = adapters.read(f"{tuned}:0.5")
+    plain = bases.find(Weights(str(base), 0.1))
+    own = tree.unflatten(plain.weights([plain.profile])[0])
+    merged = flat(merge(own, [Part(stored.adapter, stored.params, 0.5)]))
+    found = flat(params)
+    assert found.keys() == merged.keys()
+    assert all(np.array_equal(found[name], merged[name]) for name in merged)
+    assert any(not np.array_equal(found[name], flat(own)[name]) for name in merged)
+    assert meta.ancestry["method"] == "adapters" and meta.nimg == STEPS * BATCH
+    with pytest.raises(ValueError, match=f"--run=BASE --adapter={tuned}"):
+        run(export, monkeypatch, f"--run={tuned}", *to)
 
 
 @pytest.mark.slow
