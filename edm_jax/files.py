@@ -61,12 +61,16 @@ def kind_of(descriptor: int) -> str:
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "special")
 
 
+class NoPath(argparse.ArgumentTypeError, ValueError):
+    """What a user typed is not a path in a file system."""
+
+
 def user_path(text: str) -> Path:
     """A path that a user typed, for argparse's `type`; ~ is the home directory."""
     if not text:
-        raise argparse.ArgumentTypeError("the path is empty: name one")
+        raise NoPath("the path is empty: name one")
     if why := no_object_store(text):
-        raise argparse.ArgumentTypeError(why)
+        raise NoPath(why)
     return Path(os.path.expanduser(text))
 
 

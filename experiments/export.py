@@ -51,7 +51,8 @@ def main() -> None:
         path = _merged(options, run, config, merged) or _snapshot(options, run)
         guides.fitting(path, config.model.shapes)
         found = export.bundle(path, {"schema": SCHEMA, **config.to_dict()})
-    name = Path(path).stem + ("-adapted" if options.adapter else "")
+    adapted = (Path(text).name.replace(":", "-") for text in options.adapter)
+    name = "-".join([Path(path).stem, *adapted])
     out = options.out or run.path / "exported" / name
     out.mkdir(parents=True, exist_ok=True)
     written = []

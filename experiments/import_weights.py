@@ -24,6 +24,8 @@ from experiments import cli, guides
 def main() -> None:
     """Parse the command line and import."""
     options = _parser().parse_args()
+    if (options.run / "config.json").exists():
+        raise ValueError(f"--run={options.run} is a run already: name a new directory.")
     found = export.read(options.file, options.like)
     config = configs.from_json(found.config, options.like or options.file)
     here = dataclasses.replace(config.training, snapshot_dir="")

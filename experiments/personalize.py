@@ -50,7 +50,19 @@ def main() -> None:
     taught = _check(options, config)
     path = options.run or Path("runs") / f"{Path(options.base).name}-class{taught}"
     place = path / "data"
-    if not (place / "heldout.npz").exists():
+    made_of = {
+        "base": os.path.abspath(options.base),
+        "images": os.path.abspath(options.images),
+        "class": taught,
+        "prior": bool(options.prior),
+        "prior_images": options.prior_images,
+    }
+    if (place / "heldout.npz").exists():
+        if files.read_json(place / "made_of.json") != made_of:
+            raise ValueError(
+                f"{path} was taught from other pictures or samples: choose another --run."
+            )
+    else:
         pictures = _pictures(options.images, config)
         before = guides.trained(guides.Network(base_run, config), None, False)
         generate = Generator(
@@ -58,6 +70,7 @@ def main() -> None:
         )
         samples, labels = _prior(options, config, taught, generate, before.params)
         place.mkdir(parents=True, exist_ok=True)
+        files.write_json(place / "made_of.json", made_of)
         _write(place / "train.npz", [pictures, samples], [taught, labels])
         first = generate(before.params, range(SEEN), [taught] * SEEN)
         _write(place / "before.npz", [data.denormalize(config.data, first)], [taught])

@@ -82,6 +82,8 @@ def main() -> None:
 
 def _foreign(options: argparse.Namespace) -> None:
     """Averages of another code's files."""
+    if options.draw or options.dtype != "float32":
+        raise ValueError("--draw and --dtype go with --run: --snapshots takes neither.")
     job = command.prepare(options, command.targets(options))
     if options.dry_run:
         return

@@ -114,7 +114,7 @@ def _config_of_base(
 ) -> RunConfig:
     """The config of the run that --init_from names, with overrides."""
     source = files.user_path(overrides["training.start.source"])
-    run = source.absolute().parent.parent if source.suffix else source
+    run = source if (source / "config.json").exists() else source.absolute().parents[1]
     if not (run / "config.json").exists():
         raise ValueError(
             f"--init_from={options.init_from}: it is not in a run directory, so nothing "

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NamedTuple
 import optax
 
 from edm_jax import fields, menu, tree
-from edm_jax.fields import Positive, Settings, suggest
+from edm_jax.fields import Positive, Settings
 from edm_jax.models import layers
-from edm_jax.models.places import PARTS, matches
+from edm_jax.models.places import select
 from edm_jax.models.unet import Params
 from edm_jax.optim.optimizers import OPTIMIZERS, Optimizer
 from edm_jax.optim.penalties import PENALTIES, Penalty
@@ -106,7 +106,7 @@ def members(groups: Groups, names: Sequence[str]) -> dict[str, list[str]]:
             several.
     """
     found = {
-        pattern: [name for name in names if matches(pattern, name)]
+        pattern: select(names, pattern, f"optimizer.groups.{pattern}")
         for pattern, _ in groups
         if pattern != REST
     }
@@ -114,8 +114,9 @@ def members(groups: Groups, names: Sequence[str]) -> dict[str, list[str]]:
     if twice := sorted({name for name in taken if taken.count(name) > 1}):
         both = [pattern for pattern, each in found.items() if twice[0] in each]
         raise ValueError(
-            f"optimizer.groups: {_listed(twice)} in both {both[0]!r} and {both[1]!r}: "
-            f"leave them out of one, such as with '{both[0]},!{both[1]}'."
+            f"optimizer.groups: {_listed(twice)} {'is' if len(twice) == 1 else 'are'} in "
+            f"both {both[0]!r} and {both[1]!r}: leave one out of the other, with a ! before "
+            "each of its words."
         )
     left = [name for name in names if name not in set(taken)]
     if any(pattern == REST for pattern, _ in groups):
@@ -127,19 +128,13 @@ def members(groups: Groups, names: Sequence[str]) -> dict[str, list[str]]:
         )
     for pattern, each in found.items():
         if not each:
-            raise ValueError(
-                f"optimizer.groups.{pattern} matches no parameter."
-                if pattern == REST
-                else f"optimizer.groups.{pattern} matches no parameter; parts are "
-                f"{', '.join(PARTS)}, and paths look like {names[0]}."
-                f"{suggest(pattern, PARTS)}"
-            )
+            raise ValueError(f"optimizer.groups.{pattern} matches no parameter.")
     return {pattern: found[pattern] for pattern, _ in groups}
 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more parameters" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}{' is' if len(names) == 1 else ''}"
+    return f"{', '.join(names[:3])}{more}"
 
 
 @dataclasses.dataclass(frozen=True)

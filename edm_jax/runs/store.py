@@ -85,8 +85,9 @@ class StoredRun:
     def pull(self, without: tuple[str, ...] = ()) -> Path:
         """Brings the copy up to date with the store.
 
-        A copy that is ahead of the store, as after a crash between two sends, stays as it
-        is; so does that of a run in training on this machine.
+        What this machine has trained since it last sent, as after a crash, stays, unless
+        another machine has trained the run in the meantime; so does the copy of a run in
+        training here. Results of other commands stay in any case.
 
         Args:
             without: Directories to leave out, such as 'checkpoints/'.
@@ -102,15 +103,18 @@ class StoredRun:
             known, listed = index.get("files", {}), manifest.get("files", {})
             is_ahead = index.get("revision") == manifest.get("revision")
             if not is_ahead:
+                # Of a course of training that another machine has overtaken.
                 for name in set(_names(self.here)) - set(listed):
-                    (self.here / name).unlink(missing_ok=True)
+                    if name in known or name.startswith(LARGE):
+                        (self.here / name).unlink(missing_ok=True)
                 _remove_empty(self.here)
             for name, (size, tag) in sorted(listed.items()):
                 place = self.here / name
-                if name.startswith(without) or (
-                    name in known
-                    and (is_ahead or known[name] == [*(_stamp(place) or ()), tag])
-                ):
+                stamp, [*before, old] = _stamp(place), known.get(name, [None])
+                is_ours = stamp is not None and (
+                    old == tag or (is_ahead and stamp != before)
+                )
+                if name.startswith(without) or is_ours:
                     continue
                 self._fetch(name, place, size)
                 known[name] = [*(_stamp(place) or ()), tag]
@@ -118,11 +122,16 @@ class StoredRun:
             self._write_index(found, manifest.get("revision"))
         return self.here
 
-    def push(self) -> bool:
-        """Sends what has changed here since it was sent; False if nothing has."""
+    def push(self, owns: bool = False) -> bool:
+        """Sends what has changed here since it was sent; False if nothing has.
+
+        Args:
+            owns: Whether this process trains the run: then what it has removed here is
+                removed there, checkpoints and snapshots too.
+        """
         with self._locked():
-            manifest, index = self._manifest(), self._index()
-            listed, known = dict(manifest.get("files", {})), index.get("files", {})
+            index = self._index()
+            known = index.get("files", {})
             # Checkpoints first: what a resumed run finds beside one is then no older.
             present: dict[str, list[Any]] = {}
             for of_checkpoints in (True, False):
@@ -131,24 +140,31 @@ class StoredRun:
                         with contextlib.suppress(FileNotFoundError):
                             present[name] = self._send(name, known.get(name))
             # The trainer may have removed a checkpoint while it was sent.
-            gone = {
-                name for name in {**known, **present} if not _stamp(self.here / name)
-            }
-            present = {name: each for name, each in present.items() if name not in gone}
-            if present == known:
+            missing = {n for n in {**known, **present} if not _stamp(self.here / n)}
+            gone = {name for name in missing if owns or not name.startswith(LARGE)}
+            kept = {n: each for n, each in (known | present).items() if n not in gone}
+            if kept == known:
                 return False
             # Of what others have sent since, only the files changed here are replaced.
-            sent = {n: each for n, each in present.items() if each != known.get(n)}
+            sent = {
+                name: each
+                for name, each in kept.items()
+                if each != known.get(name) or (owns and name.startswith(LARGE))
+            }
+            manifest = self._manifest()  # now: sending may have taken minutes
+            listed = dict(manifest.get("files", {}))
             listed |= {name: [size, tag] for name, (size, _, tag) in sent.items()}
             listed = {name: each for name, each in listed.items() if name not in gone}
-            is_whole = index.get("revision") == manifest.get("revision")
-            revision = uuid.uuid4().hex
+            revision = manifest.get("revision")
+            if owns or revision is None:
+                revision = uuid.uuid4().hex
+                index["revision"] = revision
             stored = {"schema": SCHEMA, "revision": revision, "files": listed}
             self._fs.pipe_file(self._path(MANIFEST), json.dumps(stored).encode())
             for name in gone:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(self._path(name))
-            self._write_index(present, revision if is_whole else index.get("revision"))
+            self._write_index(kept, index.get("revision"))
         return True
 
     @contextlib.contextmanager
@@ -183,13 +199,13 @@ class StoredRun:
         finally:
             stop.set()
             renews.join()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 self._put_claim(claim, outcome="ended", end_time=utc_now())
 
     def _send_last(self) -> None:
         try:
-            self.push()
-        except OSError as error:
+            self.push(owns=True)
+        except Exception as error:  # libraries of stores raise errors of their own
             raise OSError(
                 f"{self.url} cannot be written ({error}); all is in {self.here}, and the "
                 "same command sends it."
@@ -202,7 +218,7 @@ class StoredRun:
         on_loss: Callable[[str], None],
     ) -> None:
         while not stop.wait(claim["expiry_s"] / 6):
-            with contextlib.suppress(OSError):  # a store that is away for a moment
+            with contextlib.suppress(Exception):  # a store that is away for a moment
                 if self._latest()[0] != claim["number"]:
                     on_loss(f"{self.url} was taken over; this process stops.")
                     return
@@ -212,9 +228,9 @@ class StoredRun:
         was_told = False
         while not stop.wait(SEND_EVERY_S):
             try:
-                self.push()
+                self.push(owns=True)
                 was_told = False
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001
                 if not was_told:
                     _log.warning(
                         "%s cannot be written (%s); retrying.", self.url, error

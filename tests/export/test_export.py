@@ -345,7 +345,7 @@ def test_a_run_of_another_config_is_not_imported_into(
     run, snapshot = stored
     before = snapshot.read_bytes()
     arguments = [path, f"--run={run.path}"]
-    sentence = "holds a run with another config"
+    sentence = "is a run already"
     assert_sentence(monkeypatch, capsys, import_weights.main, arguments, sentence)
     assert snapshot.read_bytes() == before
     shutil.rmtree(run.path)

@@ -241,7 +241,10 @@ def test_the_command_reconstructs_them(place, tmp_path):
 )
 @pytest.mark.slow
 def test_a_torch_loop_is_reconstructed_without_torch_and_loaded_by_it(tmp_path):
-    python, loop = os.environ["EDM_JAX_TORCH_PYTHON"], ROOT / "tests/oracles/torch_loop.py"
+    python, loop = (
+        os.environ["EDM_JAX_TORCH_PYTHON"],
+        ROOT / "tests/oracles/torch_loop.py",
+    )
     subprocess.run([python, loop, "train", tmp_path], check=True)
     found = series.open_series(tmp_path / "checkpoints", Settings(key="model"))
     job = rebuild.prepare(found, [(None, ema.PowerProfile(0.2))])

@@ -234,11 +234,15 @@ def test_the_parts_partition_the_network():
         ),
         (
             {"groups__encoder__rate": 1, "groups__attention__rate": 1},
-            r"in both '\w+' and '\w+': leave them out .*,!",
+            r"are in both '\w+' and '\w+': leave one out .* !",
         ),
         (
             {"groups__encodr__rate": 1, "groups__rest__rate": 1},
-            "encodr matches no parameter.*Did you mean 'encoder'",
+            "encodr has 'encodr', which matches no parameter.*Did you mean 'encoder'",
+        ),
+        (
+            {"groups__decoder,!attension__rate": 1, "groups__rest__rate": 1},
+            "has '!attension', which matches no parameter",
         ),
         ({"groups__rest__frozen": True}, "all frozen: leave one to train"),
         (

@@ -42,17 +42,17 @@ def contents(path):
 def test_another_machine_has_what_was_sent_and_no_more(run, machine):
     write(run, status="a", checkpoints__10__x="ten", claims__0001="mine")
     write(run, **{"metrics.partial": "half", "checkpoints__20-tmp__x": "half"})
-    assert run.push() and not run.push()
+    assert run.push(owns=True) and not run.push(owns=True)
     machine("second")
     assert contents(run.pull()) == {"status": "a", "checkpoints/10/x": "ten"}
 
 
 def test_what_was_removed_here_is_removed_there(run, machine):
     write(run, status="a", checkpoints__10__x="ten")
-    run.push()
+    run.push(owns=True)
     (run.here / "checkpoints/10/x").unlink()
     write(run, checkpoints__20__x="twenty")
-    run.push()
+    run.push(owns=True)
     assert not run._fs.exists(run._path("checkpoints/10/x"))
     machine("second")
     assert contents(run.pull()) == {"status": "a", "checkpoints/20/x": "twenty"}
@@ -60,7 +60,7 @@ def test_what_was_removed_here_is_removed_there(run, machine):
 
 def test_nobody_sees_a_sending_that_broke_off(run, machine, monkeypatch):
     write(run, status="old", checkpoints__10__x="ten")
-    run.push()
+    run.push(owns=True)
     write(run, status="new", checkpoints__20__x="twenty", checkpoints__20__y="more")
 
     def fails(self, name, known):
@@ -71,27 +71,27 @@ def test_nobody_sees_a_sending_that_broke_off(run, machine, monkeypatch):
     sent = StoredRun._send
     monkeypatch.setattr(StoredRun, "_send", fails)
     with pytest.raises(OSError, match="away"):
-        run.push()
+        run.push(owns=True)
     monkeypatch.setattr(StoredRun, "_send", sent)
     first = run.here
     machine("second")
     assert contents(run.pull()) == {"status": "old", "checkpoints/10/x": "ten"}
     machine("first")
     assert contents(run.pull())["status"] == "new"  # it is ahead: nothing is lost
-    assert run.push()
+    assert run.push(owns=True)
     machine("second")
     assert contents(run.pull()) == contents(first)
 
 
 def test_a_copy_that_another_machine_has_overtaken_is_replaced(run, machine):
     write(run, status="10", checkpoints__10__x="ten")
-    run.push()
+    run.push(owns=True)
     write(run, status="20", checkpoints__20__x="twenty")  # and this machine dies
     first = run.here
     machine("second")
     run.pull()
     write(run, status="30", checkpoints__30__x="thirty")
-    run.push()
+    run.push(owns=True)
     second = contents(run.here)
     machine("first")
     assert run.pull() == first
@@ -102,12 +102,12 @@ def test_a_reader_without_checkpoints_neither_loses_nor_undoes_what_a_trainer_se
     run, machine
 ):
     write(run, metrics="1\n", checkpoints__10__x="ten")
-    run.push()
+    run.push(owns=True)
     machine("reader")
     assert contents(run.pull(without=("checkpoints/",))) == {"metrics": "1\n"}
     machine("first")
     write(run, metrics="1\n2\n", checkpoints__20__x="twenty")
-    run.push()
+    run.push(owns=True)
     machine("reader")
     write(run, evaluation="good")
     run.push()
@@ -120,6 +120,44 @@ def test_a_reader_without_checkpoints_neither_loses_nor_undoes_what_a_trainer_se
     }
     machine("reader")  # whose copy was behind when it sent
     assert contents(run.pull(without=("checkpoints/",)))["metrics"] == "1\n2\n"
+
+
+def test_results_that_were_not_sent_stay_whatever_another_machine_sends(run, machine):
+    write(run, metrics="1\n", checkpoints__10__x="ten")
+    run.push(owns=True)
+    machine("reader")
+    run.pull(without=("checkpoints/",))
+    write(run, sweep="half")  # interrupted before it is sent
+    machine("first")
+    write(run, metrics="1\n2\n")
+    run.push(owns=True)
+    machine("reader")
+    run.pull(without=("checkpoints/",))
+    assert contents(run.here) == {"metrics": "1\n2\n", "sweep": "half"}
+
+
+def test_training_that_was_not_sent_stays_when_a_reader_sends_its_results(run, machine):
+    write(run, status="10", checkpoints__10__x="ten")
+    run.push(owns=True)
+    write(run, status="20", checkpoints__20__x="twenty")  # the store is away
+    machine("reader")
+    run.pull()
+    write(run, evaluation="good")
+    run.push()
+    machine("first")
+    found = contents(run.pull())
+    assert found["status"] == "20" and found["evaluation"] == "good"
+    assert found["checkpoints/20/x"] == "twenty"
+
+
+def test_a_reader_that_frees_its_disk_removes_no_checkpoint_there(run, machine):
+    write(run, status="10", checkpoints__10__x="ten")
+    run.push(owns=True)
+    (run.here / "checkpoints/10/x").unlink()
+    write(run, evaluation="good")
+    run.push()
+    machine("second")
+    assert contents(run.pull())["checkpoints/10/x"] == "ten"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +182,7 @@ def test_a_damaged_list_is_named_and_nothing_is_written(run, text):
 
 def test_an_object_that_lost_bytes_is_named(run, machine):
     write(run, snapshots__a="whole")
-    run.push()
+    run.push(owns=True)
     run._fs.pipe_file(run._path("snapshots/a"), b"who")
     machine("second")
     with pytest.raises(ValueError, match=r"snapshots/a has 3 bytes of the 5"):
@@ -199,7 +237,7 @@ def test_a_study_on_a_store_is_its_runs(run):
     for letter in "ba":
         each = StoredRun(run.url.removesuffix("g") + letter)
         write(each, status=letter)
-        each.push()
+        each.push(owns=True)
     study = run.url.removesuffix("/g")
     found = store.stored_runs(study)
     assert [each.url for each in found] == [f"{study}/a", f"{study}/b"]
