@@ -7,7 +7,7 @@
 SOURCE is a folder or uncompressed ZIP of pictures or of the original code's data, or a .npz
 or .npy file. An OUT that ends with .zip becomes the original's ZIP, any other a folder of
 array_record files, which TFDS reads without TensorFlow. After an interruption the same
-command goes on where it was; OUT appears when it is whole.
+command resumes; OUT appears once it is complete.
 """
 
 import argparse

@@ -101,7 +101,7 @@ def convert(
     encode: Encode | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Done:
-    """Converts splits, or goes on where it was interrupted.
+    """Converts splits, or resumes an interrupted conversion.
 
     Args:
         sources: the splits.
@@ -116,7 +116,7 @@ def convert(
     Raises:
         FileExistsError: OUT is there, or the unfinished part of another conversion.
         ValueError: an example is bad, or none is good.
-        OSError: the disk is full or failing; the same call goes on.
+        OSError: the disk is full or failing; the same call resumes.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already: remove it, or name another.")

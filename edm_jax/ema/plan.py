@@ -71,7 +71,7 @@ class Plan:
         return self.times[-1]
 
     def disk_bytes(self, weights: int) -> int:
-        """The bytes of all snapshots of a network of so many weights."""
+        """The bytes of all snapshots of a network with this many weights."""
         each = weights * DTYPES[self.dtype].itemsize
         return len(self.times) * len(self.sigma_rels) * each
 

@@ -108,7 +108,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    """Which averages a run of so many steps should track and store, and the errors."""
+    """The averages that a run of a given length should track and store, and their errors."""
     steps, every = options.steps, options.update_every
     if steps < 1 or options.files < 1 or every < 1:
         raise ValueError("--files and --update_every and the steps must be 1 or more.")

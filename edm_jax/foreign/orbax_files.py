@@ -22,7 +22,8 @@ from edm_jax.foreign.layout import DTYPES, ITEMSIZE, Array, Layout, Pieces
 _META = "_METADATA"
 _DATABASE = ("d", "manifest.ocdbt")
 _CODES = {"bfloat16": "BF16"} | {dtype: code for code, dtype in DTYPES.items()}
-_RATIO, _SPARE = 64, 2**26  # compressed bytes may claim so many times more, and these
+# Arrays may claim this many times their compressed bytes, and this many bytes more.
+_RATIO, _SPARE = 64, 2**26
 _CACHE = 2**27
 
 

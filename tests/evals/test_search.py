@@ -97,7 +97,7 @@ class HeldOut:
 
 
 def test_a_search_of_snapshots_resumes_from_its_points(tmp_path):
-    # The weights rise as time goes on: an average that is 1 old holds 4 - 1.
+    # The weights rise with time: an average that is 1 old holds 4 - 1.
     rising = {s: 4 * (1 - ema.PowerProfile(s).moments(1).mean_age) for s in (0.05, 0.1)}
     for i in range(1, 33):
         for s, weight in rising.items():
