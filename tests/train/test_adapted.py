@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
-from driven_run import BATCH, arguments
+from driven_run import BATCH
 from shared_steps import shared_steps
+from trained_base import run, trained_base
 
 import configs
 from edm_jax import data, tree
@@ -33,11 +33,6 @@ TUNED = [
 ]
 
 
-def run(command, monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, options)])
-    command.main()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _steps_are_shared():
     with shared_steps():
@@ -47,12 +42,7 @@ def _steps_are_shared():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A short run of config G."""
-    place = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        command = arguments(place / "run", place / "tfds", STEPS)
-        data.prepare(cli.parse_config(train.parser(), command)[1].data)
-        run(train, patch, *command)
-    return place / "run"
+    return trained_base(tmp_path_factory.mktemp("base"), STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,20 @@
 import json
 import os
 import signal
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from driven_run import BATCH, Driven, arguments
+from driven_run import BATCH, Driven
 from oracle_original import denoise
 from pickle_writer import snapshot as pickle_snapshot
 from pickle_writer import tree as pickle_tree
 from shared_steps import shared_steps
+from trained_base import run, trained_base
 
 import configs
-from edm_jax import data, ema, original, tree
+from edm_jax import ema, original, tree
 from edm_jax.diffusion import Denoiser
 from edm_jax.ema import rebuild, snapshots
 from edm_jax.optim import weight_norm
@@ -29,8 +29,7 @@ TUNED = f"--config.training.duration_mimg={MORE * BATCH / 1e6}"
 
 
 def run_train(monkeypatch, *command):
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command)])
-    train.main()
+    run(train, monkeypatch, *command)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,12 +41,7 @@ def _steps_are_shared():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A run of 40 steps with snapshots after 20 and 40."""
-    place = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        command = arguments(place / "run", place / "tfds", STEPS)
-        data.prepare(cli.parse_config(train.parser(), command)[1].data)
-        run_train(patch, *command)
-    return place / "run"
+    return trained_base(tmp_path_factory.mktemp("base"), STEPS)
 
 
 def of(path, **fields):
